@@ -1,0 +1,94 @@
+//! What is asked of the kernel about processes and their namespaces: hold a buddy's process and namespaces, notice its end, find who else
+//! is inside.
+//!
+//! It deliberately does not know the engine, slots or leases. Names, pids and inode numbers are no identity (they come back), so a buddy is
+//! *held*: a pidfd for its process and an open descriptor per namespace. While the descriptors are open the inode numbers cannot be given to
+//! another namespace, which is what makes [`NamespaceId`] comparable.
+
+pub mod linux;
+
+use std::collections::HashMap;
+use std::fmt;
+
+use futures::future::BoxFuture;
+
+use crate::engine::NamespaceKind;
+
+/// Device and inode of a namespace file. Meaningful only while somebody holds the namespace open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NamespaceId {
+    /// `st_dev` of nsfs.
+    pub dev: u64,
+    /// `st_ino`.
+    pub ino: u64,
+}
+
+/// A process found inside a namespace.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Process {
+    /// In the host's pid namespace.
+    pub pid: u32,
+    /// `comm`, for people; may be empty.
+    pub command: String,
+}
+
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "process {} ({})", self.pid, self.command)
+    }
+}
+
+/// Members by namespace; a namespace asked for without members is there with an empty list.
+pub type Members = HashMap<NamespaceId, Vec<Process>>;
+
+/// Why the kernel could not be asked. "Cannot be told" is never "nobody there".
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum KernelError {
+    /// The process ended before, or while, it was taken hold of.
+    #[error("process {pid} is gone")]
+    Gone {
+        /// Which one.
+        pid: u32,
+    },
+    /// Needs root or CAP_SYS_PTRACE.
+    #[error("not permitted to read {what}; nspool needs root, or CAP_SYS_PTRACE")]
+    NotPermitted {
+        /// The path, or the system call.
+        what: String,
+    },
+    /// Anything else, e.g. out of descriptors.
+    #[error("{what}: {message}")]
+    Failed {
+        /// The path, or the system call.
+        what: String,
+        /// The kernel's words.
+        message: String,
+    },
+}
+
+/// A held process: its pidfd and its namespaces. Dropping it lets go.
+pub trait Held: Send + Sync + fmt::Debug {
+    /// In the host's pid namespace.
+    fn pid(&self) -> u32;
+    /// By its pidfd: true until it has ended (zombies have ended).
+    fn is_alive(&self) -> bool;
+    /// Comes back when it has ended; at once if it had. Cancel safe, any number of waiters.
+    fn exited(&self) -> BoxFuture<'_, ()>;
+    /// Of a kind it is held with; `Net` always.
+    fn namespace(&self, kind: NamespaceKind) -> Option<NamespaceId>;
+}
+
+/// The kernel, as far as nspool asks it. `linux::Linux` is the real one, `engine::fake` has one for tests.
+pub trait Kernel: Send + Sync + 'static {
+    /// Opens a pidfd and the namespaces of `kinds`, in this order: pidfd, namespaces, then checks that the process still lives, so that what
+    /// was opened was this process's.
+    fn hold(&self, pid: u32, kinds: &[NamespaceKind]) -> Result<Box<dyn Held>, KernelError>;
+    /// The namespace of that kind that this daemon's host uses (pid 1's).
+    fn host_namespace(&self, kind: NamespaceKind) -> Result<NamespaceId, KernelError>;
+    /// All processes (any thread counts for its process) in each of the given namespaces of a kind. One look begun after the call: concurrent
+    /// calls share looks, so that a thousand waiting slots cost two scans, not a thousand. Processes that end meanwhile are left out;
+    /// anything else that cannot be read is an error.
+    fn members<'a>(&'a self, kind: NamespaceKind, of: &'a [NamespaceId]) -> BoxFuture<'a, Result<Members, KernelError>>;
+    /// CLOCK_BOOTTIME: goes on while the machine sleeps, begins anew at each boot.
+    fn since_boot(&self) -> std::time::Duration;
+}
