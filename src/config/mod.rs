@@ -105,7 +105,7 @@ impl Default for Pool {
             max_waiting: 1024,
             quota_per_uid: None,
             remember: Duration::from_secs(600),
-            remember_max: 65_536,
+            remember_max: 16_384,
             trim_after: Duration::from_secs(30),
             watch_backlog: 4096,
         }

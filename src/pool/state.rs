@@ -1,1 +1,736 @@
-//! (being written)
+//! The pool as a pure state machine: every slot's state, the free lists, the leases, the waiters. No clock, no I/O, no tokio, no randomness:
+//! time, tokens and facts come in as arguments, what is to be done goes out as [`Effect`]s.
+//!
+//! ```text
+//!  Vacant{Idle ⇄ Filling ⇄ BackingOff} ─registered─► Ready ─allocate─► Leased ─the lease ends─► Vacating ─vacated─► Ready (reuse = "always")
+//!      ▲                                              │ doom            │ died: lease LOST       │    │
+//!      │                                              ▼                 ▼                        │    └─ vacated (otherwise) ─► Retiring
+//!      ├──────────────── removed ───────────────── Retiring ◄───────────┘                        │ occupied
+//!      │                                              │ occupied ─► Quarantined ◄────────────────┘
+//!      └──────────────── detached ───────────────────────────────── Quarantined ─vacated─► Retiring
+//! ```
+//!
+//! What it promises: I1 (one state each, all counts follow from [`State::set_state`], the only place that changes one), I2 (a use has at most one
+//! lease; a stale [`UseKey`] changes nothing and is counted), constant time for every operation on the way of an Allocate, a Release or a
+//! buddy's death. What it deliberately does not know: engines, nannies, the wire.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::deadlines::Deadlines;
+use super::ended::Ended;
+use super::leases::{Lease, LeaseIndex};
+use super::list::{Links, List};
+use super::target::{Demand, share};
+use super::types::{Cause, Denied, LeaseNote, Moment, Namespace, NetworkIndex, PoolEvent, RequestKey, SlotIndex, Token, UseKey};
+use super::waiters::{WaiterId, Waiters};
+
+/// Where a slot is in its life. Each variant's exits are in the picture above.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SlotState {
+    /// No buddy, and none wanted.
+    Idle,
+    /// No buddy yet: its nanny prepares one.
+    Filling,
+    /// No buddy: the last preparation failed, the next is due later.
+    BackingOff,
+    /// A proven buddy in the free list.
+    Ready,
+    /// A use of it is lent out.
+    Leased,
+    /// The use is over: the fence goes up, and nobody may be left.
+    Vacating,
+    /// Somebody is left inside.
+    Quarantined,
+    /// On its way out: fenced, proven empty, removed.
+    Retiring,
+}
+
+/// All states, in the order of their counters.
+pub const STATES: [SlotState; 8] = [
+    SlotState::Idle,
+    SlotState::Filling,
+    SlotState::BackingOff,
+    SlotState::Ready,
+    SlotState::Leased,
+    SlotState::Vacating,
+    SlotState::Quarantined,
+    SlotState::Retiring,
+];
+
+impl SlotState {
+    /// The word that people and programs see. The three without a buddy are all `vacant` to them.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Idle | Self::Filling | Self::BackingOff => "vacant",
+            Self::Ready => "ready",
+            Self::Leased => "leased",
+            Self::Vacating => "vacating",
+            Self::Quarantined => "quarantined",
+            Self::Retiring => "retiring",
+        }
+    }
+
+    fn has_buddy(self) -> bool {
+        match self {
+            Self::Idle | Self::Filling | Self::BackingOff => false,
+            Self::Ready | Self::Leased | Self::Vacating | Self::Quarantined | Self::Retiring => true,
+        }
+    }
+}
+
+/// What becomes of a buddy once a vouched-for use is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Afterwards {
+    /// Retired.
+    Retire,
+    /// Ready again.
+    Reuse,
+}
+
+/// Sizes and bounds; all may change while it runs but the networks.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// How many networks there are.
+    pub networks: u32,
+    /// Slots kept ready, over all networks.
+    pub ready: u32,
+    /// Buddies that may exist, over all networks.
+    pub max: u32,
+    /// The reuse policy.
+    pub afterwards: Afterwards,
+    /// See `config::Pool`.
+    pub linger: Duration,
+    /// See `config::Pool`.
+    pub max_detached: u32,
+    /// See `config::Pool`.
+    pub max_waiting: u32,
+    /// See `config::Pool`.
+    pub quota_per_uid: Option<u32>,
+    /// See `config::Pool`.
+    pub remember: Duration,
+    /// See `config::Pool`.
+    pub remember_max: u32,
+    /// See `config::Pool`.
+    pub trim_after: Duration,
+}
+
+/// What the shell has to do after a call; in order.
+#[derive(Debug)]
+pub enum Effect {
+    /// The slot's order may have changed: its nanny should look.
+    Nudge(SlotIndex),
+    /// A waiter got a lease.
+    Granted(WaiterId, LeaseIndex),
+    /// A waiter got a no.
+    Refused(WaiterId, Denied),
+    /// Tell the watchers.
+    Event(PoolEvent),
+    /// A lease is over; how.
+    Ended(UseKey, &'static str),
+}
+
+/// What the nanny of a slot should do now: a level, to be read again after each nudge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Nothing.
+    Rest,
+    /// Prepare a buddy of this generation.
+    Fill {
+        /// For its name and labels.
+        generation: u64,
+    },
+    /// The last preparation failed: say [`State::backoff_over`] when the backoff is over.
+    BackOff,
+    /// Watch over the buddy.
+    Tend(UseKey),
+    /// Put up the fence, see that nobody is left, say [`State::vacated`] or [`State::occupied`].
+    Vacate(UseKey),
+    /// Wait until nobody is left, then say [`State::vacated`].
+    Await(UseKey),
+    /// Fence, see that nobody is left, remove, say [`State::removed`].
+    Retire(UseKey),
+}
+
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub state: SlotState,
+    pub since: Moment,
+    pub network: NetworkIndex,
+    pub generation: u64,
+    pub use_number: u64,
+    pub namespace: Option<Arc<Namespace>>,
+    pub lease: Option<LeaseIndex>,
+    /// Why its buddy is not to be used again after this.
+    pub doom: Option<Arc<str>>,
+    pub failures: u32,
+    pub last_error: Option<Arc<str>>,
+    /// Who holds it in quarantine.
+    pub occupants: Arc<[String]>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Network {
+    pub ready: List,
+    pub idle: List,
+    pub counts: [u32; STATES.len()],
+    pub surplus_since: Option<Moment>,
+}
+
+impl Network {
+    pub(super) fn count(&self, state: SlotState) -> u32 {
+        self.counts[state as usize]
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct State {
+    pub(super) rules: Rules,
+    pub(super) slots: Vec<Slot>,
+    pub(super) links: Links,
+    pub(super) networks: Vec<Network>,
+    pub(super) leases: slab::Slab<Lease>,
+    pub(super) by_token: HashMap<Token, LeaseIndex>,
+    pub(super) by_request: HashMap<RequestKey, super::leases::Known>,
+    pub(super) by_container: HashMap<Arc<str>, SlotIndex>,
+    pub(super) by_connection: HashMap<super::types::ConnectionId, Vec<LeaseIndex>>,
+    pub(super) leases_per_uid: HashMap<u32, u32>,
+    pub(super) deadlines: Deadlines,
+    pub(super) ended: Ended,
+    pub(super) waiters: Waiters,
+    pub(super) effects: Vec<Effect>,
+    next_generation: u64,
+    pub(super) lost: u32,
+    detached: u32,
+    pub(super) cordoned: bool,
+    pub(super) draining: bool,
+    pub(super) stopping: bool,
+    pub(super) engine_up: bool,
+    /// Something was ready since the start.
+    pub(super) filled_once: bool,
+    pub(super) misses: u64,
+    pub(super) allocations: u64,
+    pub(super) stale: u64,
+    /// A moving average of how long a preparation takes.
+    pub(super) fill_time: Option<Duration>,
+}
+
+impl State {
+    /// An empty pool whose first buddy gets `first_generation`. Fills nothing before [`State::resize`].
+    #[must_use]
+    pub fn new(rules: Rules, first_generation: u64) -> Self {
+        let networks = (0..rules.networks).map(|_| Network::default()).collect();
+        Self {
+            waiters: Waiters::new(rules.networks),
+            ended: Ended::default(),
+            rules,
+            networks,
+            slots: Vec::new(),
+            links: Links::default(),
+            leases: slab::Slab::new(),
+            by_token: HashMap::new(),
+            by_request: HashMap::new(),
+            by_container: HashMap::new(),
+            by_connection: HashMap::new(),
+            leases_per_uid: HashMap::new(),
+            deadlines: Deadlines::default(),
+            effects: Vec::new(),
+            next_generation: first_generation,
+            lost: 0,
+            detached: 0,
+            cordoned: false,
+            draining: false,
+            stopping: false,
+            engine_up: false,
+            filled_once: false,
+            misses: 0,
+            allocations: 0,
+            stale: 0,
+            fill_time: None,
+        }
+    }
+
+    /// What is to be done, in order. Empty it after every call.
+    pub fn take_effects(&mut self) -> std::vec::Drain<'_, Effect> {
+        self.effects.drain(..)
+    }
+
+    /// Slots there are, by number; never shrinks.
+    #[must_use]
+    pub fn slot_count(&self) -> u32 {
+        u32::try_from(self.slots.len()).unwrap_or(u32::MAX)
+    }
+
+    /// What the nanny of `slot` should do now.
+    #[must_use]
+    pub fn order(&self, slot: SlotIndex) -> Order {
+        let key = self.key(slot);
+        match self.slots[slot as usize].state {
+            SlotState::Idle => Order::Rest,
+            SlotState::Filling => Order::Fill { generation: key.generation },
+            SlotState::BackingOff => Order::BackOff,
+            SlotState::Ready | SlotState::Leased => Order::Tend(key),
+            SlotState::Vacating => Order::Vacate(key),
+            SlotState::Quarantined => Order::Await(key),
+            SlotState::Retiring => Order::Retire(key),
+        }
+    }
+
+    pub(super) fn key(&self, slot: SlotIndex) -> UseKey {
+        let place = &self.slots[slot as usize];
+        UseKey { slot, generation: place.generation, use_number: place.use_number }
+    }
+
+    /// Whether `key` is the slot's present; counts it when it is stale.
+    fn is_present(&mut self, key: UseKey) -> bool {
+        let present = (key.slot as usize) < self.slots.len() && self.key(key.slot) == key;
+        self.stale += u64::from(!present);
+        present
+    }
+
+    /// The one place where a slot changes its state: counters, lists and the nanny's nudge move together.
+    pub(super) fn set_state(&mut self, now: Moment, slot: SlotIndex, state: SlotState) {
+        let place = &mut self.slots[slot as usize];
+        let network = &mut self.networks[place.network as usize];
+        match place.state {
+            SlotState::Ready => self.links.remove(&mut network.ready, slot),
+            SlotState::Idle => self.links.remove(&mut network.idle, slot),
+            SlotState::Filling
+            | SlotState::BackingOff
+            | SlotState::Leased
+            | SlotState::Vacating
+            | SlotState::Quarantined
+            | SlotState::Retiring => {}
+        }
+        network.counts[place.state as usize] -= 1;
+        network.counts[state as usize] += 1;
+        place.state = state;
+        place.since = now;
+        match state {
+            SlotState::Ready => self.links.push_front(&mut network.ready, slot),
+            // The lowest numbers are filled first after a start, the longest vacant later: a slot that just failed is not the next to try.
+            SlotState::Idle => self.links.push_back(&mut network.idle, slot),
+            SlotState::Filling
+            | SlotState::BackingOff
+            | SlotState::Leased
+            | SlotState::Vacating
+            | SlotState::Quarantined
+            | SlotState::Retiring => {}
+        }
+        if state != SlotState::Leased {
+            self.effects.push(Effect::Nudge(slot));
+        }
+    }
+
+    // ---- size ----------------------------------------------------------------------------------------------------------------------
+
+    /// Follows new sizes at once: fills, or gives up vacant, then ready slots; leased ones go when they come back.
+    ///
+    /// # Errors
+    /// [`Denied::BadSize`] when `ready` is above `max`, or `max` is 0; nothing changes then.
+    pub fn resize(&mut self, now: Moment, ready: u32, max: u32) -> Result<(), Denied> {
+        if ready > max || max == 0 {
+            return Err(Denied::BadSize { ready, max });
+        }
+        let shrinks = ready < self.rules.ready;
+        (self.rules.ready, self.rules.max) = (ready, max);
+        self.grow_to(now, max);
+        for network in 0..self.rules.networks {
+            if shrinks {
+                for _ in 0..self.demand(network).surplus() {
+                    self.give_up_coldest(now, network, "the pool was made smaller");
+                }
+            }
+            self.rebalance(now, network);
+        }
+        Ok(())
+    }
+
+    /// New rules but for the sizes and the number of networks, which stay as they are.
+    pub fn set_rules(&mut self, now: Moment, rules: Rules) {
+        self.rules = Rules { networks: self.rules.networks, ready: self.rules.ready, max: self.rules.max, ..rules };
+        for network in 0..self.rules.networks {
+            self.rebalance(now, network);
+        }
+    }
+
+    fn grow_to(&mut self, now: Moment, max: u32) {
+        self.links.grow_to(max as usize);
+        for slot in self.slot_count()..max {
+            let network = NetworkIndex::try_from(slot % self.rules.networks).unwrap_or(0);
+            self.slots.push(Slot {
+                state: SlotState::Idle,
+                since: now,
+                network,
+                generation: 0,
+                use_number: 0,
+                namespace: None,
+                lease: None,
+                doom: None,
+                failures: 0,
+                last_error: None,
+                occupants: Arc::new([]),
+            });
+            let network = &mut self.networks[network as usize];
+            network.counts[SlotState::Idle as usize] += 1;
+            self.links.push_back(&mut network.idle, slot);
+        }
+    }
+
+    pub(super) fn demand(&self, network: u32) -> Demand {
+        let count = |state| self.networks[network as usize].count(state);
+        let networks = self.rules.networks;
+        Demand {
+            ready_target: if self.stopping { 0 } else { share(self.rules.ready, network, networks) },
+            max: if self.stopping { 0 } else { share(self.rules.max, network, networks) },
+            ready: count(SlotState::Ready),
+            filling: count(SlotState::Filling),
+            existing: STATES.iter().filter(|state| state.has_buddy()).map(|state| count(*state)).sum(),
+            retiring: count(SlotState::Retiring),
+            waiting: self.waiters.demand_of(network),
+        }
+    }
+
+    /// Makes what is there follow what is wanted, for one network. Cheap when nothing is to do.
+    pub(super) fn rebalance(&mut self, now: Moment, network: u32) {
+        for _ in 0..self.demand(network).to_fill() {
+            let Some(slot) = self.networks[network as usize].idle.front() else { break };
+            self.slots[slot as usize].generation = self.next_generation;
+            self.slots[slot as usize].use_number = 1;
+            self.next_generation += 1;
+            self.set_state(now, slot, SlotState::Filling);
+        }
+        if self.demand(network).excess() > 0 {
+            self.give_up_excess(now, network);
+        }
+        let place = &mut self.networks[network as usize];
+        let surplus = place.count(SlotState::Ready) > share(self.rules.ready, network, self.rules.networks);
+        place.surplus_since = surplus.then(|| place.surplus_since.unwrap_or(now));
+    }
+
+    /// Vacant ones first, then ready ones. What is leased goes when it comes back ([`State::vacated`] looks at the excess).
+    fn give_up_excess(&mut self, now: Moment, network: u32) {
+        let any_filling = self.networks[network as usize].count(SlotState::Filling) > 0;
+        let filling: Vec<SlotIndex> = (0..if any_filling { self.slot_count() } else { 0 })
+            .filter(|slot| {
+                let place = &self.slots[*slot as usize];
+                place.state == SlotState::Filling && u32::from(place.network) == network
+            })
+            .collect();
+        for slot in filling.into_iter().rev().take(self.demand(network).excess() as usize) {
+            self.set_state(now, slot, SlotState::Idle);
+        }
+        for _ in 0..self.demand(network).excess() {
+            self.give_up_coldest(now, network, "the pool was made smaller");
+        }
+    }
+
+    fn give_up_coldest(&mut self, now: Moment, network: u32, why: &str) {
+        if let Some(slot) = self.networks[network as usize].ready.back() {
+            self.doom(slot, why);
+            self.set_state(now, slot, SlotState::Retiring);
+        }
+    }
+
+    fn doom(&mut self, slot: SlotIndex, why: &str) {
+        let place = &mut self.slots[slot as usize];
+        if place.doom.is_none() {
+            place.doom = Some(why.into());
+        }
+    }
+
+    // ---- what nannies say ----------------------------------------------------------------------------------------------------------
+
+    /// A buddy is there: started, proven, furnished. From here on the slot is Ready, or on its way out if it is not wanted any more.
+    pub fn registered(&mut self, now: Moment, slot: SlotIndex, generation: u64, namespace: Arc<Namespace>) {
+        let place = &mut self.slots[slot as usize];
+        assert!(!place.state.has_buddy(), "slot {slot} has a buddy already");
+        let wanted = place.generation == generation && place.state == SlotState::Filling;
+        let took = now.saturating_sub(place.since);
+        (place.generation, place.use_number) = (generation, 1);
+        place.doom = None;
+        place.last_error = None;
+        place.occupants = Arc::new([]);
+        let network = u32::from(place.network);
+        self.by_container.insert(Arc::clone(&namespace.container_id), slot);
+        place.namespace = Some(namespace);
+        if wanted {
+            self.fill_time = Some(self.fill_time.map_or(took, |average| (average * 7 + took) / 8));
+            self.make_ready(now, slot);
+        } else {
+            self.doom(slot, "not wanted any more");
+            self.set_state(now, slot, SlotState::Retiring);
+        }
+        self.rebalance(now, network);
+    }
+
+    /// A preparation failed and left nothing behind. The slot rests until [`State::backoff_over`]; another one may take its place.
+    pub fn fill_failed(&mut self, now: Moment, slot: SlotIndex, generation: u64, error: &str) {
+        let place = &mut self.slots[slot as usize];
+        place.failures = place.failures.saturating_add(1);
+        place.last_error = Some(error.into());
+        if place.state == SlotState::Filling && place.generation == generation {
+            let network = u32::from(place.network);
+            self.set_state(now, slot, SlotState::BackingOff);
+            self.rebalance(now, network);
+        }
+    }
+
+    /// The slot may be filled again.
+    pub fn backoff_over(&mut self, now: Moment, slot: SlotIndex) {
+        if self.slots[slot as usize].state == SlotState::BackingOff {
+            self.set_state(now, slot, SlotState::Idle);
+            self.rebalance(now, u32::from(self.slots[slot as usize].network));
+        }
+    }
+
+    /// The slot's buddy has lived long enough: its failures are forgotten.
+    pub fn healthy(&mut self, slot: SlotIndex) {
+        self.slots[slot as usize].failures = 0;
+    }
+
+    /// Keeps an error for the operator without changing anything else.
+    pub fn note_error(&mut self, slot: SlotIndex, error: &str) {
+        self.slots[slot as usize].last_error = Some(error.into());
+    }
+
+    fn make_ready(&mut self, now: Moment, slot: SlotIndex) {
+        self.filled_once = true;
+        self.set_state(now, slot, SlotState::Ready);
+        if !self.cordoned && !self.stopping {
+            self.serve_waiter(now, slot);
+        }
+    }
+
+    /// The buddy died, was paused, or is not the one it was. A lease on it is LOST.
+    pub fn buddy_gone(&mut self, now: Moment, key: UseKey, why: &str) {
+        // The use may have moved on between the death and its report: only another generation makes it stale.
+        let present = (key.slot as usize) < self.slots.len() && self.slots[key.slot as usize].generation == key.generation;
+        if !present {
+            self.stale += 1;
+            return;
+        }
+        self.doom(key.slot, why);
+        match self.slots[key.slot as usize].state {
+            SlotState::Leased => {
+                self.lose(now, key.slot, why);
+                self.set_state(now, key.slot, SlotState::Retiring);
+            }
+            SlotState::Ready => self.set_state(now, key.slot, SlotState::Retiring),
+            SlotState::Vacating | SlotState::Quarantined | SlotState::Retiring => {}
+            SlotState::Idle | SlotState::Filling | SlotState::BackingOff => self.stale += 1,
+        }
+        self.slots[key.slot as usize].last_error = Some(why.into());
+        self.rebalance(now, u32::from(self.slots[key.slot as usize].network));
+    }
+
+    /// The fence is up and nobody is inside. `next` is what the next use hands out; the slot is Ready again if policy and doom allow it, else
+    /// it is on its way out.
+    pub fn vacated(&mut self, now: Moment, key: UseKey, next: Arc<Namespace>) {
+        if !self.is_present(key) {
+            return;
+        }
+        let place = &mut self.slots[key.slot as usize];
+        let network = u32::from(place.network);
+        place.occupants = Arc::new([]);
+        match place.state {
+            SlotState::Vacating => {
+                let reuse = place.doom.is_none() && self.rules.afterwards == Afterwards::Reuse && self.demand(network).excess() == 0;
+                let place = &mut self.slots[key.slot as usize];
+                if reuse {
+                    place.namespace = Some(next);
+                    place.use_number += 1;
+                    self.make_ready(now, key.slot);
+                } else {
+                    self.set_state(now, key.slot, SlotState::Retiring);
+                }
+            }
+            SlotState::Quarantined => self.set_state(now, key.slot, SlotState::Retiring),
+            SlotState::Idle | SlotState::Filling | SlotState::BackingOff | SlotState::Ready | SlotState::Leased | SlotState::Retiring => {
+                self.stale += 1;
+            }
+        }
+        self.rebalance(now, network);
+    }
+
+    /// Somebody is still inside: `who`, for people. Said again when that changes.
+    pub fn occupied(&mut self, now: Moment, key: UseKey, who: Vec<String>) {
+        if !self.is_present(key) {
+            return;
+        }
+        self.slots[key.slot as usize].occupants = who.into();
+        match self.slots[key.slot as usize].state {
+            SlotState::Vacating | SlotState::Retiring => {
+                self.doom(key.slot, "somebody stayed inside after the lease");
+                self.set_state(now, key.slot, SlotState::Quarantined);
+            }
+            SlotState::Quarantined => {}
+            SlotState::Idle | SlotState::Filling | SlotState::BackingOff | SlotState::Ready | SlotState::Leased => self.stale += 1,
+        }
+    }
+
+    /// A use cannot be ended as it should (a fence that fails, a joiner that stays configured): the buddy goes.
+    pub fn spoiled(&mut self, now: Moment, key: UseKey, why: &str) {
+        if self.is_present(key) && self.slots[key.slot as usize].state == SlotState::Vacating {
+            self.doom(key.slot, why);
+            self.slots[key.slot as usize].last_error = Some(why.into());
+            self.set_state(now, key.slot, SlotState::Retiring);
+        }
+    }
+
+    /// Gives the slot of a quarantined buddy free; the caller goes on watching the buddy outside of the slots. `false`: as many are detached as
+    /// may, or it is not quarantined any more; the slot keeps it.
+    pub fn detach(&mut self, now: Moment, key: UseKey) -> bool {
+        if !self.is_present(key)
+            || self.slots[key.slot as usize].state != SlotState::Quarantined
+            || self.detached >= self.rules.max_detached
+        {
+            return false;
+        }
+        self.detached += 1;
+        self.clear(now, key.slot);
+        true
+    }
+
+    /// A detached buddy that a predecessor left counts as well.
+    pub fn adopt_detached(&mut self) {
+        self.detached += 1;
+    }
+
+    /// A detached buddy has been removed.
+    pub fn detached_removed(&mut self) {
+        self.detached -= 1;
+    }
+
+    /// The buddy has been removed from the engine.
+    pub fn removed(&mut self, now: Moment, key: UseKey) {
+        if self.is_present(key) && self.slots[key.slot as usize].state == SlotState::Retiring {
+            self.clear(now, key.slot);
+        }
+    }
+
+    fn clear(&mut self, now: Moment, slot: SlotIndex) {
+        let place = &mut self.slots[slot as usize];
+        if let Some(namespace) = place.namespace.take() {
+            self.by_container.remove(&namespace.container_id);
+        }
+        place.doom = None;
+        place.occupants = Arc::new([]);
+        let network = u32::from(place.network);
+        self.set_state(now, slot, SlotState::Idle);
+        self.rebalance(now, network);
+    }
+
+    // ---- what operators and the daemon say -----------------------------------------------------------------------------------------
+
+    /// Hands out nothing more; waiters are refused. `draining` is for the words only.
+    pub fn cordon(&mut self, draining: bool) {
+        (self.cordoned, self.draining) = (true, draining);
+        let denied = if draining { Denied::Draining } else { Denied::Cordoned };
+        self.refuse_waiters(&denied);
+        self.effects.push(Effect::Event(PoolEvent::Cordon { cordoned: true, draining }));
+    }
+
+    /// Opens the doors again.
+    pub fn uncordon(&mut self) {
+        (self.cordoned, self.draining) = (false, false);
+        self.effects.push(Effect::Event(PoolEvent::Cordon { cordoned: false, draining: false }));
+    }
+
+    /// Retires the buddy of a slot: at once if it is ready, after its lease if it is leased; `force` makes that lease LOST now. Answers the state
+    /// it was found in.
+    ///
+    /// # Errors
+    /// [`Denied::UnknownSlot`].
+    pub fn recycle(&mut self, now: Moment, slot: SlotIndex, force: bool) -> Result<SlotState, Denied> {
+        let Some(place) = self.slots.get(slot as usize) else { return Err(Denied::UnknownSlot { slot }) };
+        let (found, network) = (place.state, u32::from(place.network));
+        match found {
+            SlotState::Ready => {
+                self.doom(slot, "recycled");
+                self.set_state(now, slot, SlotState::Retiring);
+            }
+            SlotState::Leased => {
+                self.doom(slot, "recycled");
+                if force {
+                    self.lose(now, slot, "recycled by an operator");
+                    self.set_state(now, slot, SlotState::Vacating);
+                }
+            }
+            SlotState::Vacating => self.doom(slot, "recycled"),
+            SlotState::BackingOff => self.set_state(now, slot, SlotState::Idle),
+            SlotState::Idle | SlotState::Filling | SlotState::Quarantined | SlotState::Retiring => {}
+        }
+        self.rebalance(now, network);
+        Ok(found)
+    }
+
+    /// Whether the engine answers. While it does not, no `joiners` lease ends: nobody could tell whether somebody joined.
+    pub fn set_engine_up(&mut self, up: bool) {
+        self.engine_up = up;
+    }
+
+    /// The end: every lease ends, every buddy is to be retired once empty, nothing is filled.
+    pub fn stop(&mut self, now: Moment) {
+        self.stopping = true;
+        self.refuse_waiters(&Denied::Stopping);
+        let all: Vec<LeaseIndex> = self.leases.iter().map(|(index, _)| index).collect();
+        for lease in all {
+            self.end_lease(now, lease, Cause::Stopping);
+        }
+        for slot in 0..self.slot_count() {
+            match self.slots[slot as usize].state {
+                SlotState::Filling | SlotState::BackingOff => self.set_state(now, slot, SlotState::Idle),
+                SlotState::Ready => {
+                    self.doom(slot, "the daemon stops");
+                    self.set_state(now, slot, SlotState::Retiring);
+                }
+                SlotState::Vacating => self.doom(slot, "the daemon stops"),
+                SlotState::Idle | SlotState::Leased | SlotState::Quarantined | SlotState::Retiring => {}
+            }
+        }
+    }
+
+    /// What time has brought: leases that end, surplus slots that go, tokens that are forgotten.
+    pub fn tick(&mut self, now: Moment) {
+        self.fire_deadlines(now);
+        self.forget(now);
+        for network in 0..self.rules.networks {
+            let place = &mut self.networks[network as usize];
+            if let Some(since) = place.surplus_since
+                && now >= since + self.rules.trim_after
+            {
+                place.surplus_since = Some(now);
+                self.give_up_coldest(now, network, "more were ready than needed");
+                self.rebalance(now, network);
+            }
+        }
+    }
+
+    /// When to call [`State::tick`] next, at the latest.
+    #[must_use]
+    pub fn next_tick(&self) -> Option<Moment> {
+        let trim = self.networks.iter().filter_map(|n| n.surplus_since).min().map(|since| since + self.rules.trim_after);
+        [self.deadlines.next(), trim, self.ended.next()].into_iter().flatten().min()
+    }
+
+    pub(super) fn note(&self, index: LeaseIndex, cause: &str) -> LeaseNote {
+        let lease = &self.leases[index];
+        LeaseNote {
+            key: lease.key,
+            uid: lease.request.uid,
+            owner: lease.request.owner.clone(),
+            namespace_id: lease.namespace.namespace_id.clone(),
+            cause: cause.to_owned(),
+        }
+    }
+
+    /// Detached buddies.
+    #[must_use]
+    pub fn detached(&self) -> u32 {
+        self.detached
+    }
+}

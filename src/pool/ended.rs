@@ -1,0 +1,52 @@
+//! Leases that are over, remembered for a while (and at most so many), so that a late or repeated call gets a true answer.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use super::types::{Cause, Moment, Request, Token};
+
+#[derive(Debug)]
+struct Entry {
+    forget_at: Moment,
+    token: Token,
+}
+
+/// What is remembered of a lease.
+#[derive(Debug)]
+pub(super) struct EndedLease {
+    pub cause: Cause,
+    /// Only where it had a request id.
+    pub request: Option<Arc<Request>>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Ended {
+    queue: VecDeque<Entry>,
+    by_token: HashMap<Token, EndedLease>,
+}
+
+impl Ended {
+    /// Entries come with a constant age, so the queue is in order of time.
+    pub(super) fn push(&mut self, forget_at: Moment, token: Token, lease: EndedLease) {
+        self.queue.push_back(Entry { forget_at, token });
+        self.by_token.insert(token, lease);
+    }
+
+    pub(super) fn get(&self, token: Token) -> Option<&EndedLease> {
+        self.by_token.get(&token)
+    }
+
+    /// The oldest one that is due, or one too many.
+    pub(super) fn pop(&mut self, now: Moment, max: u32) -> Option<EndedLease> {
+        let oldest = self.queue.front()?;
+        if oldest.forget_at > now && self.queue.len() <= max as usize {
+            return None;
+        }
+        let entry = self.queue.pop_front()?;
+        self.by_token.remove(&entry.token)
+    }
+
+    pub(super) fn next(&self) -> Option<Moment> {
+        self.queue.front().map(|entry| entry.forget_at)
+    }
+}

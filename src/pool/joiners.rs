@@ -1,0 +1,136 @@
+//! What containers do with the buddies' namespaces, as the engine's events and lists tell it. Told by container id; slots that are not
+//! concerned are not touched.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::leases::{Joiner, LeaseIndex};
+use super::state::{Effect, SlotState, State};
+use super::types::{Lifetime, Moment, PoolEvent, SlotIndex};
+
+/// One container that joins a buddy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JoinerSeen {
+    /// The buddy's container id.
+    pub buddy: Arc<str>,
+    /// The joiner's container id.
+    pub joiner: Arc<str>,
+    /// Its label `nspool.namespace_id`, if it has one.
+    pub namespace_id: Option<String>,
+    /// It holds the namespace: running, paused, restarting.
+    pub live: bool,
+}
+
+impl State {
+    /// A container that joins a buddy exists, or runs now. One that runs without a present lease, or that names another one, dooms the slot.
+    pub fn joined(&mut self, now: Moment, seen: &JoinerSeen) {
+        let Some(&slot) = self.by_container.get(&seen.buddy) else { return };
+        let place = &self.slots[slot as usize];
+        let named_other = match (&seen.namespace_id, &place.namespace) {
+            (Some(label), Some(namespace)) => *label != namespace.namespace_id,
+            _ => false,
+        };
+        match (place.state, place.lease) {
+            (SlotState::Leased, Some(_)) if named_other && seen.live => {
+                let why = format!("container {} joined with the label of another lease", short(&seen.joiner));
+                self.intruded(now, slot, &why);
+            }
+            (SlotState::Leased, Some(index)) if !named_other => self.joiner_of_lease(index, seen),
+            (SlotState::Ready | SlotState::Vacating, _) if seen.live => {
+                let why = format!("container {} joined without a lease", short(&seen.joiner));
+                self.intruded(now, slot, &why);
+            }
+            _ => {}
+        }
+    }
+
+    fn joiner_of_lease(&mut self, index: LeaseIndex, seen: &JoinerSeen) {
+        let lease = &mut self.leases[index];
+        if let Some(known) = lease.joiners.iter_mut().find(|joiner| joiner.id == seen.joiner) {
+            known.live = seen.live;
+            return;
+        }
+        lease.joiners.push(Joiner { id: Arc::clone(&seen.joiner), live: seen.live });
+        lease.joined = true;
+        if matches!(lease.request.lifetime, Lifetime::Joiners { .. }) {
+            self.set_deadline(index, None);
+        }
+        let note = self.note(index, &seen.joiner);
+        self.effects.push(Effect::Event(PoolEvent::Joined(note)));
+    }
+
+    /// Somebody is in a namespace that is not theirs: it is given up, and a lease on it is LOST.
+    fn intruded(&mut self, now: Moment, slot: SlotIndex, why: &str) {
+        let place = &mut self.slots[slot as usize];
+        place.last_error = Some(why.into());
+        if place.doom.is_none() {
+            place.doom = Some(why.into());
+        }
+        let network = u32::from(place.network);
+        match place.state {
+            SlotState::Leased => {
+                self.lose(now, slot, why);
+                self.set_state(now, slot, SlotState::Vacating);
+            }
+            SlotState::Ready => self.set_state(now, slot, SlotState::Retiring),
+            SlotState::Vacating
+            | SlotState::Quarantined
+            | SlotState::Retiring
+            | SlotState::Idle
+            | SlotState::Filling
+            | SlotState::BackingOff => {}
+        }
+        self.rebalance(now, network);
+    }
+
+    /// A container ended but still exists, so it may start again: it counts as there, not as live.
+    pub fn joiner_stopped(&mut self, buddy: &str, joiner: &str) {
+        if let Some(index) = self.lease_on(buddy)
+            && let Some(known) = self.leases[index].joiners.iter_mut().find(|known| &*known.id == joiner)
+        {
+            known.live = false;
+        }
+    }
+
+    /// A container exists no more. After the last one a `joiners` lease has `linger` left.
+    pub fn joiner_removed(&mut self, now: Moment, buddy: &str, joiner: &str) {
+        let Some(index) = self.lease_on(buddy) else { return };
+        let lease = &mut self.leases[index];
+        let before = lease.joiners.len();
+        lease.joiners.retain(|known| &*known.id != joiner);
+        let last_left = before > 0 && lease.joiners.is_empty();
+        if last_left && matches!(lease.request.lifetime, Lifetime::Joiners { .. }) {
+            self.set_deadline(index, Some(now + self.rules.linger));
+        }
+    }
+
+    fn lease_on(&self, buddy: &str) -> Option<LeaseIndex> {
+        let slot = self.by_container.get(buddy)?;
+        self.slots[*slot as usize].lease
+    }
+
+    /// The whole truth, after events may have been lost: what is in the list has joined, what is not has been removed.
+    pub fn joiners_listed(&mut self, now: Moment, all: &[JoinerSeen]) {
+        let mut listed: HashMap<&str, Vec<&str>> = HashMap::new();
+        for seen in all {
+            listed.entry(&seen.buddy).or_default().push(&seen.joiner);
+        }
+        let mut gone: Vec<(Arc<str>, Arc<str>)> = Vec::new();
+        for (_, lease) in &self.leases {
+            let buddy = &lease.namespace.container_id;
+            let present = listed.get(&**buddy).map_or(&[][..], Vec::as_slice);
+            let missing = lease.joiners.iter().filter(|known| !present.contains(&&*known.id));
+            gone.extend(missing.map(|known| (Arc::clone(buddy), Arc::clone(&known.id))));
+        }
+        for (buddy, joiner) in gone {
+            self.joiner_removed(now, &buddy, &joiner);
+        }
+        for seen in all {
+            self.joined(now, seen);
+        }
+    }
+}
+
+fn short(id: &str) -> &str {
+    id.get(..12).unwrap_or(id)
+}
