@@ -1,0 +1,81 @@
+# Every way to build, try, test and install nspool. `make` alone lists them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+CARGO ?= cargo
+PREFIX ?= /usr/local
+DESTDIR ?=
+UNITDIR ?= /usr/lib/systemd/system
+
+target := $(abspath $(or $(CARGO_TARGET_DIR),target))
+export PATH := $(target)/tools/bin:$(PATH):/usr/sbin:/sbin
+section := deploy/setup.sh section
+scripts := $(wildcard deploy/*.sh) .ci/run $(wildcard clients/*/*.sh tests/*.sh tests/support/*.sh benches/*.sh)
+# Written out, because cargo's --all-targets would run the benches, too.
+tests := --workspace --locked --lib --bins --examples --tests
+
+.PHONY: help build demo test bench lint install clean packages-test engines-stop test-rust test-clients test-rules \
+        lint-toolchain lint-scripts lint-deny
+
+help: ## this list
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 20
+
+build: ## the release binary, target/release/nspool
+	$(CARGO) build --release --locked --bin nspool
+
+# What is missing is installed first, so that one sees early what the demo will do to the machine.
+demo: ## fill a pool on a real engine and compare starts with those on the bridge
+	@deploy/setup.sh packages-if-no-engine
+	@$(MAKE) build
+	@deploy/setup.sh demo $(target)/release/nspool
+
+test: packages-test ## install what is missing, start private engines, run every test
+	@$(MAKE) test-rust test-clients test-rules lint-scripts
+
+packages-test:
+	@$(section) "packages" deploy/setup.sh packages test
+
+# Nothing is downloaded among the engines, who have no way out.
+test-rust:
+	@$(section) "build of the tests" $(CARGO) test $(tests) --no-run
+	@$(section) "tests of the program, with Docker and podman" \
+	    deploy/setup.sh engine run $(CARGO) test $(tests) --offline --no-fail-fast
+	@$(section) "tests in the documentation" $(CARGO) test --workspace --locked --doc
+
+test-clients:
+	@for script in $(wildcard clients/*/test.sh); do \
+	    NSPOOL_TEST_DAEMON=$(target)/debug/examples/fake_daemon $(section) "$$script" $$script; \
+	done
+
+test-rules:
+	@$(section) "alert rules" promtool test rules deploy/prometheus/nspool.rules.test.yml
+
+bench: ## what the daemon itself costs, against an empty gRPC handler and over pool sizes
+	$(CARGO) bench --workspace --locked
+
+lint: lint-toolchain ## format, clippy, documentation, dependencies, scripts
+	@$(section) "format" $(CARGO) fmt --all --check
+	@$(section) "clippy" $(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	@RUSTDOCFLAGS=-Dwarnings $(section) "documentation" $(CARGO) doc --workspace --no-deps --locked --document-private-items
+	@$(MAKE) lint-deny lint-scripts
+
+lint-toolchain:
+	@$(CARGO) fmt --version >/dev/null 2>&1 && $(CARGO) clippy --version >/dev/null 2>&1 \
+	    || { echo "rustfmt or clippy is missing: rustup component add rustfmt clippy" >&2; exit 1; }
+
+lint-deny:
+	@$(section) "dependencies" deploy/deny.sh
+
+lint-scripts:
+	@command -v shellcheck >/dev/null || deploy/setup.sh packages test
+	@$(section) "shellcheck" shellcheck -x $(scripts)
+
+install: build ## binary, units, sample config, man pages, completions; DESTDIR= PREFIX= UNITDIR=
+	deploy/install.sh "$(target)/release/nspool" "$(DESTDIR)" "$(PREFIX)" "$(UNITDIR)"
+
+engines-stop: ## end private engines that were started by hand or left by a killed run
+	deploy/setup.sh engine stop
+
+clean: engines-stop ## remove target/, private engines included
+	$(CARGO) clean
