@@ -1,0 +1,126 @@
+//! Images: what is here, what a registry has, what an archive brings.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
+
+use super::{Model, fail};
+use crate::engine::fake::script::Operation;
+use crate::engine::{Credentials, EngineError, EngineEvent, ErrorClass, EventAction, ImageId, Labels};
+
+/// Tags and ids.
+#[derive(Debug, Default)]
+pub(in crate::engine::fake) struct Images {
+    tags: BTreeMap<String, ImageId>,
+    ids: BTreeSet<ImageId>,
+    registry: BTreeMap<String, Option<Credentials>>,
+    next: u64,
+}
+
+#[derive(serde::Deserialize)]
+struct Manifest {
+    #[serde(rename = "Config")]
+    config: String,
+    #[serde(rename = "RepoTags")]
+    tags: Option<Vec<String>>,
+}
+
+fn full(reference: &str) -> String {
+    let last = reference.rsplit('/').next().unwrap_or(reference);
+    if last.contains([':', '@']) { reference.to_owned() } else { format!("{reference}:latest") }
+}
+
+impl Images {
+    pub(super) fn has(&self, id: &ImageId) -> bool {
+        self.ids.contains(id)
+    }
+
+    pub(in crate::engine::fake) fn find(&self, reference: &str) -> Option<ImageId> {
+        let id = ImageId::from(reference);
+        if self.ids.contains(&id) { Some(id) } else { self.tags.get(&full(reference)).cloned() }
+    }
+
+    pub(in crate::engine::fake) fn put(&mut self, reference: &str) -> ImageId {
+        self.next += 1;
+        let id = ImageId::from(format!("sha256:{:064x}", self.next));
+        self.tag(reference, id.clone());
+        id
+    }
+
+    fn tag(&mut self, reference: &str, id: ImageId) {
+        self.ids.insert(id.clone());
+        self.tags.insert(full(reference), id);
+    }
+
+    pub(in crate::engine::fake) fn publish(&mut self, reference: &str, credentials: Option<Credentials>) {
+        self.registry.insert(full(reference), credentials);
+    }
+
+    pub(in crate::engine::fake) fn pull(&mut self, reference: &str, credentials: Option<&Credentials>) -> Result<(), EngineError> {
+        let refuse = |class, message: &str| Err(fail(Operation::PullImage, class, reference, message, Some(500)));
+        match self.registry.get(&full(reference)) {
+            None => refuse(ErrorClass::Refused, "manifest unknown"),
+            Some(Some(wanted)) if credentials != Some(wanted) => refuse(ErrorClass::RegistryDenied, "no basic auth credentials"),
+            Some(_) => {
+                if self.find(reference).is_none() {
+                    self.put(reference);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// As the engine does: by the archive's own `manifest.json`.
+    pub(in crate::engine::fake) fn load(&mut self, archive: &[u8]) -> Result<(), EngineError> {
+        let refuse = |message: String| fail(Operation::LoadImage, ErrorClass::Refused, "", message, Some(500));
+        let manifests = manifests(archive).map_err(|error| refuse(error.to_string()))?;
+        if manifests.is_empty() {
+            return Err(refuse("open manifest.json: no such file or directory".into()));
+        }
+        for manifest in manifests {
+            let digest = manifest.config.rsplit('/').next().unwrap_or_default().trim_end_matches(".json");
+            let id = ImageId::from(format!("sha256:{digest}"));
+            self.ids.insert(id.clone());
+            for tag in manifest.tags.unwrap_or_default() {
+                self.tag(&tag, id.clone());
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a tag away, or an id with all its tags. Answers the id.
+    fn remove(&mut self, reference: &str) -> Option<ImageId> {
+        let id = self.find(reference)?;
+        self.tags.remove(&full(reference));
+        if id.as_str() == reference {
+            self.tags.retain(|_, other| *other != id);
+        }
+        if !self.tags.values().any(|other| *other == id) {
+            self.ids.remove(&id);
+        }
+        Some(id)
+    }
+}
+
+fn manifests(archive: &[u8]) -> std::io::Result<Vec<Manifest>> {
+    for entry in tar::Archive::new(archive).entries()? {
+        let mut entry = entry?;
+        if entry.path()?.as_os_str() == "manifest.json" {
+            let mut text = String::new();
+            entry.read_to_string(&mut text)?;
+            return serde_json::from_str(&text).map_err(std::io::Error::other);
+        }
+    }
+    Ok(Vec::new())
+}
+
+impl Model {
+    /// The image loses this tag; without another one it is gone. By id: gone with all its tags.
+    pub(in crate::engine::fake) fn remove_image(&mut self, reference: &str) {
+        if let Some(id) = self.images.remove(reference)
+            && self.hearing
+        {
+            let attributes = Labels::new();
+            self.send(&EngineEvent { action: EventAction::ImageGone, id: id.to_string(), name: String::new(), attributes });
+        }
+    }
+}
