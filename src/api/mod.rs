@@ -1,1 +1,257 @@
-//! (being written)
+//! The gRPC services over the pool: who may say what to it, and how its answers look on the wire.
+//!
+//! What it promises: one table from refusals to statuses (`status`), all bad fields of a request named at once (`validate`), callers known by
+//! the credentials of their socket, a `connection` lease that ends with its connection however that ends, unary calls that keep their
+//! deadline, streams that end with a reason when the daemon stops, a stop within [`Api::grace`]. What can go wrong: a listener that cannot
+//! accept for now (said once a second, tried again). What it deliberately does not know: nannies, engines beyond what [`DaemonStatus`] tells,
+//! where its listeners come from, the ledger.
+//!
+//! ```text
+//!  UnixListener ─► connection (peer, its end) ─► deadline ─► namespace_pool ─► validate ─► Pool
+//!                                                         ├► admin                        │
+//!                                                         ├► health ◄─ status, cordon     ▼
+//!                                                         └► reflection        convert, status, watch
+//! ```
+
+mod admin;
+mod connection;
+mod convert;
+mod counters;
+mod deadline;
+mod health;
+mod namespace_pool;
+mod status;
+mod validate;
+mod watch;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::time::{Duration, SystemTime};
+
+use parking_lot::Mutex;
+use tokio::net::UnixListener;
+use tokio::sync::watch as level;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config;
+use crate::engine::EngineInfo;
+use crate::pool::{ConnectionId, Moment, Pool};
+
+use counters::Counters;
+
+/// All that the services need. Made by the daemon; install the metrics recorder before [`serve`], which registers its handles there.
+pub struct Api {
+    /// The pool.
+    pub pool: Arc<Pool>,
+    /// Who answers.
+    pub about: About,
+    /// How engine and image are; the daemon keeps it up to date.
+    pub status: level::Receiver<DaemonStatus>,
+    /// What may change by a reload.
+    pub limits: level::Receiver<Limits>,
+    /// Buddies that were given up with somebody inside, as whoever watches them knows them.
+    pub detached: Arc<dyn Fn() -> Vec<Detached> + Send + Sync>,
+    /// Largest message taken, in bytes (`[api] max_message`).
+    pub max_message: usize,
+    /// Calls in flight per connection (`[api] max_streams`).
+    pub max_streams: u32,
+    /// After `stop`: how long calls in flight may take before their connections are cut.
+    pub grace: Duration,
+}
+
+/// What does not change while the daemon runs.
+#[derive(Clone, Debug)]
+pub struct About {
+    /// The pool's name.
+    pub pool: String,
+    /// The networks' names, in the order of their indices in the pool.
+    pub networks: Vec<String>,
+    /// The policy in force: `once` or `always`.
+    pub reuse: String,
+    /// Opaque; see the contract.
+    pub incarnation: String,
+    /// Of nspool.
+    pub version: String,
+    /// The wall clock …
+    pub started_at: SystemTime,
+    /// … and the pool's clock at one and the same time, so that moments can be shown to people.
+    pub started_boot: Moment,
+}
+
+/// Levels that the services show.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DaemonStatus {
+    /// Whether the engine answers.
+    pub engine: EngineState,
+    /// Its words when it does not; empty when nothing is wrong.
+    pub engine_error: String,
+    /// Who it is; none while it was never reached.
+    pub engine_info: Option<EngineInfo>,
+    /// The placeholder's.
+    pub image: ImageState,
+    /// Why there is no image; empty when nothing is wrong.
+    pub image_error: String,
+}
+
+/// See [`DaemonStatus`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EngineState {
+    /// Not reached yet.
+    #[default]
+    Starting,
+    /// Answers.
+    Up,
+    /// Answered once, or never will for now.
+    Away,
+}
+
+impl EngineState {
+    /// As GetUsage says it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Up => "up",
+            Self::Away => "away",
+        }
+    }
+}
+
+/// See [`DaemonStatus`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ImageState {
+    /// Not looked for yet, or nobody can tell.
+    #[default]
+    Unknown,
+    /// Being loaded or pulled.
+    Preparing,
+    /// There.
+    Ready,
+    /// Could not be had; tried again.
+    Failed,
+}
+
+impl ImageState {
+    /// As GetUsage says it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Preparing => "preparing",
+            Self::Ready => "ready",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Parts of the configuration that may change while the daemon runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// See `config::Api`.
+    pub admin_uids: Vec<u32>,
+    /// See `config::Api`; new connections follow a change.
+    pub timeout: Duration,
+    /// See `config::Pool`.
+    pub join_by: Duration,
+    /// See `config::Pool`.
+    pub longest: Duration,
+}
+
+impl Limits {
+    /// As configured.
+    #[must_use]
+    pub fn of(api: &config::Api, pool: &config::Pool) -> Self {
+        Self { admin_uids: api.admin_uids.clone(), timeout: api.timeout, join_by: pool.join_by, longest: pool.longest }
+    }
+}
+
+/// A buddy outside of the slots with somebody inside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Detached {
+    /// Its container.
+    pub container_id: String,
+    /// Its name now.
+    pub name: String,
+    /// Where it came from.
+    pub slot: u32,
+    /// Which buddy it is.
+    pub generation: u64,
+    /// Who is inside.
+    pub joiners: Vec<String>,
+    /// Given up at.
+    pub since: Moment,
+}
+
+/// Why the services could not be offered.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The descriptors that were compiled in do not fit together.
+    #[error("set up server reflection")]
+    Reflection(#[source] tonic_reflection::server::Error),
+}
+
+/// What all connections share.
+struct Shared {
+    pool: Arc<Pool>,
+    about: About,
+    status: level::Receiver<DaemonStatus>,
+    limits: level::Receiver<Limits>,
+    detached: Arc<dyn Fn() -> Vec<Detached> + Send + Sync>,
+    max_message: usize,
+    max_streams: u32,
+    counters: Counters,
+    stop: CancellationToken,
+    /// Connections that are open.
+    connections: Mutex<HashSet<ConnectionId>>,
+    next_connection: AtomicU64,
+    /// Drains that wait.
+    drains: AtomicU32,
+    own_uid: u32,
+}
+
+/// Serves on all listeners until `stop`, then refuses new work, ends the streams with a reason and comes back when every call is answered, or
+/// cut off after [`Api::grace`]. Dropped before, it stops in the same way at once. Whoever bound the listeners' paths removes them.
+///
+/// # Errors
+/// [`ServeError`], before anything is served.
+pub async fn serve(api: Api, listeners: Vec<UnixListener>, stop: CancellationToken) -> Result<(), ServeError> {
+    // A child, so that dropping this future stops what it spawned.
+    let stop = stop.child_token();
+    let _stop_when_dropped = stop.clone().drop_guard();
+    let cut = CancellationToken::new();
+    let _cut_when_dropped = cut.clone().drop_guard();
+
+    let grace = api.grace;
+    let shared = Arc::new(Shared {
+        pool: api.pool,
+        about: api.about,
+        status: api.status,
+        limits: api.limits,
+        detached: api.detached,
+        max_message: api.max_message,
+        max_streams: api.max_streams,
+        counters: Counters::new(),
+        stop: stop.clone(),
+        connections: Mutex::default(),
+        next_connection: AtomicU64::new(1),
+        drains: AtomicU32::new(0),
+        own_uid: rustix::process::geteuid().as_raw(),
+    });
+    let (reporter, rest) = health::and_reflection(api.max_message).map_err(ServeError::Reflection)?;
+    let tasks = TaskTracker::new();
+    tasks.spawn(health::follow(Arc::clone(&shared), reporter));
+    for listener in listeners {
+        let server = connection::Server::new(Arc::clone(&shared), rest.clone(), tasks.clone(), cut.clone());
+        tasks.spawn(server.accept(listener));
+    }
+    stop.cancelled().await;
+    tasks.close();
+    if tokio::time::timeout(grace, tasks.wait()).await.is_err() {
+        tracing::warn!(tasks = tasks.len(), ?grace, "calls were still in flight after the grace: their connections are cut");
+        cut.cancel();
+        tasks.wait().await;
+    }
+    Ok(())
+}

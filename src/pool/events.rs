@@ -43,8 +43,13 @@ impl Ring {
         self.events.push_back(event);
     }
 
+    /// The position after the last event.
+    pub(super) fn end(&self) -> Position {
+        self.first + self.events.len() as u64
+    }
+
     pub(super) fn since(&self, position: Option<Position>) -> Backlog {
-        let end = self.first + self.events.len() as u64;
+        let end = self.end();
         match position {
             Some(position) if (self.first..=end).contains(&position) => {
                 let skip = usize::try_from(position - self.first).unwrap_or(usize::MAX);

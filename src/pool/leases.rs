@@ -97,6 +97,7 @@ impl State {
         let key = request.key();
         let networks = request.network.map_or(0..self.rules.networks, |network| u32::from(network)..u32::from(network) + 1);
         let waiter = self.waiters.push(Waiting { request: Arc::new(request), token });
+        self.moved = true;
         if let Some(key) = key {
             self.by_request.insert(key, Known::Waiting(waiter));
         }
@@ -235,6 +236,7 @@ impl State {
     /// The caller is gone, or its time is up. Answers why it got nothing; `None` if it is not waiting any more.
     pub fn cancel_wait(&mut self, waiter: WaiterId) -> Option<Denied> {
         let waiting = self.waiters.remove(waiter)?;
+        self.moved = true;
         self.drop_request(&waiting.request);
         Some(self.nothing_ready())
     }
@@ -337,6 +339,22 @@ impl State {
         let until = now + ttl.unwrap_or(own);
         self.set_deadline(index, Some(until));
         Ok(until)
+    }
+
+    /// A `connection` lease was asked for on one connection (gone by now) and is answered on another, by a retry that waited along: from here on
+    /// it lasts as long as that one.
+    pub fn hold_by(&mut self, token: Token, connection: ConnectionId) {
+        let Some(&index) = self.by_token.get(&token) else { return };
+        let lease = &mut self.leases[index];
+        let Lifetime::Connection(before) = lease.request.lifetime else { return };
+        lease.request = Arc::new(Request { lifetime: Lifetime::Connection(connection), ..Request::clone(&lease.request) });
+        if let Some(leases) = self.by_connection.get_mut(&before) {
+            leases.retain(|other| *other != index);
+            if leases.is_empty() {
+                self.by_connection.remove(&before);
+            }
+        }
+        self.by_connection.entry(connection).or_default().push(index);
     }
 
     /// Every `connection` lease of this connection ends.
@@ -461,6 +479,16 @@ impl State {
     pub fn lease_views(&self, of: Option<(u32, &str)>) -> Vec<LeaseView> {
         let wanted = |lease: &Lease| of.is_none_or(|(uid, owner)| lease.request.uid == uid && lease.request.owner == owner);
         self.leases.iter().filter(|(_, lease)| wanted(lease)).map(|(index, _)| self.view(index)).collect()
+    }
+
+    /// All leases of a holder, who is told of them now: none of them can be undone any more.
+    pub fn resume(&mut self, uid: u32, owner: &str) -> Vec<LeaseView> {
+        let of_holder = |lease: &Lease| lease.request.uid == uid && lease.request.owner == owner;
+        let indices: Vec<LeaseIndex> = self.leases.iter().filter(|(_, lease)| of_holder(lease)).map(|(index, _)| index).collect();
+        for index in &indices {
+            self.leases[*index].delivered = true;
+        }
+        indices.into_iter().map(|index| self.view(index)).collect()
     }
 
     /// A lease as its holder sees it.

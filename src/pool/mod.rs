@@ -53,6 +53,8 @@ pub struct Pool {
     world: World,
     /// Something changed; for waits on a level, see [`Pool::changed`].
     changed: Notify,
+    /// The ring has more events; see [`Pool::news`].
+    news: Notify,
     /// The next tick is due earlier than was thought.
     timer: Notify,
 }
@@ -130,6 +132,7 @@ impl Pool {
             }),
             world,
             changed: Notify::new(),
+            news: Notify::new(),
             timer: Notify::new(),
         })
     }
@@ -159,6 +162,9 @@ impl Pool {
         }
         if changed {
             self.changed.notify_waiters();
+        }
+        if !afterwards.events.is_empty() {
+            self.news.notify_waiters();
         }
         afterwards.run();
         answer
@@ -223,6 +229,17 @@ impl Pool {
         self.changed.notified()
     }
 
+    /// Comes back when the ring has more events: rarer than [`Pool::changed`], so that a watcher is not woken by each Allocate.
+    pub fn news(&self) -> Notified<'_> {
+        self.news.notified()
+    }
+
+    /// Reads the state, and the position from which on the ring tells what happens after that.
+    pub fn snapshot<R>(&self, look: impl FnOnce(&State) -> R) -> (R, Position) {
+        let inner = self.inner.lock();
+        (look(&inner.state), inner.ring.end())
+    }
+
     /// Waits until `level` holds. Cancel safe.
     pub async fn until(&self, level: impl Fn(&State) -> bool) {
         loop {
@@ -284,6 +301,7 @@ impl Inner {
         let mut effects = std::mem::take(&mut self.spare);
         loop {
             effects.extend(self.state.take_effects());
+            changed |= self.state.take_moved();
             if effects.is_empty() {
                 self.spare = effects;
                 return changed;

@@ -202,6 +202,8 @@ pub struct State {
     pub(super) ended: Ended,
     pub(super) waiters: Waiters,
     pub(super) effects: Vec<Effect>,
+    /// A count that [`State::usage`] shows is another one; not every such change has an effect.
+    pub(super) moved: bool,
     next_generation: u64,
     pub(super) lost: u32,
     detached: u32,
@@ -238,6 +240,7 @@ impl State {
             leases_per_uid: HashMap::new(),
             deadlines: Deadlines::default(),
             effects: Vec::new(),
+            moved: false,
             next_generation: first_generation,
             lost: 0,
             detached: 0,
@@ -256,6 +259,11 @@ impl State {
     /// What is to be done, in order. Empty it after every call.
     pub fn take_effects(&mut self) -> std::vec::Drain<'_, Effect> {
         self.effects.drain(..)
+    }
+
+    /// Whether a count that [`State::usage`] shows may have changed since the last call.
+    pub fn take_moved(&mut self) -> bool {
+        std::mem::take(&mut self.moved)
     }
 
     /// Slots there are, by number; never shrinks.
@@ -309,6 +317,7 @@ impl State {
         network.counts[state as usize] += 1;
         place.state = state;
         place.since = now;
+        self.moved = true;
         match state {
             SlotState::Ready => self.links.push_front(&mut network.ready, slot),
             // The lowest numbers are filled first after a start, the longest vacant later: a slot that just failed is not the next to try.
@@ -337,6 +346,7 @@ impl State {
         }
         let shrinks = ready < self.rules.ready;
         (self.rules.ready, self.rules.max) = (ready, max);
+        self.moved = true;
         self.grow_to(now, max);
         for network in 0..self.rules.networks {
             if shrinks {

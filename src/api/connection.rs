@@ -1,0 +1,186 @@
+//! Connections: accepting them, who is at the other end, what happens when one ends.
+//!
+//! Each connection is one task with its own instances of the services, which know their peer: no call looks it up. The peer's uid and pid are
+//! those of connect(), as the kernel noted them. A connection's end, for whatever cause (closed, broken, cut at the stop), runs [`Closing`],
+//! which ends its `connection` leases; the handlers in flight are dropped by the protocol, which a waiting Allocate takes as its cancellation.
+//!
+//! Why not tonic's own server: it cannot be stopped within a bound, gives a connection's end to nobody, answers a passed deadline with
+//! CANCELLED, and its layers cost as much per call as an Allocate itself. Its services and codecs are used as they are.
+
+use std::convert::Infallible;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::rt::Executor;
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{UnixListener, UnixStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::body::Body;
+use tonic::codegen::Service as _;
+use tonic::codegen::http::{Request, Response};
+use tonic::service::Routes;
+
+use super::Shared;
+use super::admin::AdminService;
+use super::deadline::{self, Call};
+use super::namespace_pool::PoolService;
+use crate::pool::ConnectionId;
+use crate::proto::namespace_pool_server::NamespacePoolServer;
+use crate::proto::pool_admin_server::PoolAdminServer;
+
+/// Out of descriptors or memory: only time helps.
+const ACCEPT_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Peer {
+    pub(super) uid: u32,
+    /// 0 when the kernel does not say.
+    pub(super) pid: i32,
+    pub(super) connection: ConnectionId,
+}
+
+/// Serves the connections of one listener.
+#[derive(Clone)]
+pub(super) struct Server {
+    shared: Arc<Shared>,
+    /// Health and reflection.
+    rest: Routes,
+    tasks: TaskTracker,
+    /// Cancelled when the grace is over.
+    cut: CancellationToken,
+}
+
+/// What hyper spawns (one task per call) is joined at the stop like everything else.
+#[derive(Clone)]
+struct Tracked(TaskTracker);
+
+impl<F> Executor<F> for Tracked
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn execute(&self, call: F) {
+        drop(self.0.spawn(call));
+    }
+}
+
+impl Server {
+    pub(super) fn new(shared: Arc<Shared>, rest: Routes, tasks: TaskTracker, cut: CancellationToken) -> Self {
+        Self { shared, rest, tasks, cut }
+    }
+
+    /// Until the stop.
+    pub(super) async fn accept(self, listener: UnixListener) {
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = self.shared.stop.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted.and_then(|(stream, _)| self.peer_of(&stream).map(|peer| (stream, peer))) {
+                Ok((stream, peer)) => {
+                    self.tasks.spawn(self.clone().connection(stream, peer));
+                }
+                // The caller went away between connect and accept: no reason to rest.
+                Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::select! {
+                        () = self.shared.stop.cancelled() => return,
+                        () = tokio::time::sleep(ACCEPT_AGAIN_AFTER) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    fn peer_of(&self, stream: &UnixStream) -> io::Result<Peer> {
+        let credentials = stream.peer_cred()?;
+        let connection = ConnectionId(self.shared.next_connection.fetch_add(1, Ordering::Relaxed));
+        Ok(Peer { uid: credentials.uid(), pid: credentials.pid().unwrap_or(0), connection })
+    }
+
+    /// One connection, from its first byte to its end.
+    async fn connection(self, stream: UnixStream, peer: Peer) {
+        self.shared.connections.lock().insert(peer.connection);
+        let closing = Closing { shared: Arc::clone(&self.shared), connection: peer.connection };
+        tracing::debug!(peer_uid = peer.uid, peer_pid = peer.pid, connection = peer.connection.0, "connected");
+        let mut http = http2::Builder::new(Tracked(self.tasks.clone()));
+        http.timer(TokioTimer::new()).max_concurrent_streams(self.shared.max_streams);
+        let mut serving = pin!(http.serve_connection(TokioIo::new(stream), Calls::new(&self, peer)));
+        let ended = tokio::select! {
+            ended = serving.as_mut() => ended,
+            () = self.shared.stop.cancelled() => {
+                serving.as_mut().graceful_shutdown();
+                tokio::select! {
+                    ended = serving => ended,
+                    () = self.cut.cancelled() => Ok(()),
+                }
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(peer_pid = peer.pid, connection = peer.connection.0, error = &error as &dyn std::error::Error, "connection broke");
+        }
+        drop(closing);
+    }
+}
+
+/// Ends what was to last as long as the connection.
+struct Closing {
+    shared: Arc<Shared>,
+    connection: ConnectionId,
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        // First out of the set, then out of the pool: see `PoolService::hold`.
+        self.shared.connections.lock().remove(&self.connection);
+        self.shared.pool.with(|state, now| state.connection_closed(now, self.connection));
+    }
+}
+
+/// The services of one connection.
+struct Calls {
+    pool: NamespacePoolServer<PoolService>,
+    admin: PoolAdminServer<AdminService>,
+    rest: Routes,
+    timeout: Duration,
+}
+
+impl Calls {
+    fn new(server: &Server, peer: Peer) -> Self {
+        let shared = &server.shared;
+        let (most, timeout) = (shared.max_message, shared.limits.borrow().timeout);
+        Self {
+            pool: NamespacePoolServer::new(PoolService::new(Arc::clone(shared), peer)).max_decoding_message_size(most),
+            admin: PoolAdminServer::new(AdminService::new(Arc::clone(shared), peer)).max_decoding_message_size(most),
+            rest: server.rest.clone(),
+            timeout,
+        }
+    }
+}
+
+impl hyper::service::Service<Request<Incoming>> for Calls {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Call;
+
+    fn call(&self, request: Request<Incoming>) -> Call {
+        let timeout = deadline::of_headers(request.headers()).unwrap_or(self.timeout);
+        let service = request.uri().path().split('/').nth(1).unwrap_or_default();
+        let answer = match service {
+            "nspool.v1.NamespacePool" => self.pool.clone().call(request),
+            "nspool.v1.PoolAdmin" => self.admin.clone().call(request),
+            // This says UNIMPLEMENTED for what nobody knows.
+            _ => Box::pin(self.rest.clone().call(request)),
+        };
+        Call::new(answer, timeout)
+    }
+}

@@ -1,0 +1,156 @@
+//! From what a caller wrote to what the pool takes: every bad field is found and named, all of them at once.
+//!
+//! The bounds are those in the comments of the contract, and `[pool] longest` for durations. Lengths count characters where the contract says
+//! characters, bytes where it says bytes. Control characters are refused everywhere: these texts end up in logs and on terminals.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use super::status::{BadField, Refusal};
+use super::{About, Limits};
+use crate::pool::{ConnectionId, Lifetime, NetworkIndex, Request};
+use crate::proto;
+
+const MOST_CHARACTERS: usize = 128;
+const MOST_LABELS: usize = 16;
+const MOST_KEY_BYTES: usize = 63;
+const MOST_VALUE_BYTES: usize = 256;
+
+/// Collects what is wrong with a request.
+#[derive(Debug, Default)]
+pub(super) struct Checks {
+    bad: Vec<BadField>,
+}
+
+impl Checks {
+    pub(super) fn bad(&mut self, field: impl Into<String>, why: impl Into<String>) {
+        self.bad.push(BadField { field: field.into(), why: why.into() });
+    }
+
+    /// At most 128 characters, none of them a control character.
+    pub(super) fn text(&mut self, field: &str, text: &str) {
+        // Bytes are at least as many as characters, so that the count is rarely needed.
+        if text.len() > MOST_CHARACTERS && text.chars().count() > MOST_CHARACTERS {
+            self.bad(field, format!("has {} characters, at most {MOST_CHARACTERS} are allowed", text.chars().count()));
+        }
+        if text.chars().any(char::is_control) {
+            self.bad(field, "has control characters");
+        }
+    }
+
+    /// Absent is fine; else between zero (or just above) and `longest`.
+    pub(super) fn duration(
+        &mut self,
+        field: &str,
+        given: Option<prost_types::Duration>,
+        zero_is_fine: bool,
+        longest: Duration,
+    ) -> Option<Duration> {
+        let Ok(duration) = Duration::try_from(given?) else {
+            self.bad(field, "is negative");
+            return None;
+        };
+        if duration.is_zero() && !zero_is_fine {
+            self.bad(field, "is zero");
+        } else if duration > longest {
+            self.bad(field, format!("is {}s, at most {}s are allowed", duration.as_secs_f64(), longest.as_secs_f64()));
+        } else {
+            return Some(duration);
+        }
+        None
+    }
+
+    fn labels(&mut self, labels: HashMap<String, String>) -> BTreeMap<String, String> {
+        if labels.len() > MOST_LABELS {
+            self.bad("labels", format!("has {} entries, at most {MOST_LABELS} are allowed", labels.len()));
+        }
+        for (key, value) in &labels {
+            // Not more of a long key than is needed to find it.
+            let field = || format!("labels[{:?}]", key.chars().take(24).collect::<String>());
+            if key.is_empty() || key.len() > MOST_KEY_BYTES {
+                self.bad(field(), format!("the key has {} bytes, 1 to {MOST_KEY_BYTES} are allowed", key.len()));
+            }
+            if value.len() > MOST_VALUE_BYTES {
+                self.bad(field(), format!("the value has {} bytes, at most {MOST_VALUE_BYTES} are allowed", value.len()));
+            }
+            if key.chars().chain(value.chars()).any(char::is_control) {
+                self.bad(field(), "has control characters");
+            }
+        }
+        labels.into_iter().collect()
+    }
+
+    pub(super) fn done(mut self) -> Result<(), Refusal> {
+        if self.bad.is_empty() {
+            return Ok(());
+        }
+        // The labels come in no order.
+        self.bad.sort_by(|a, b| a.field.cmp(&b.field));
+        Err(Refusal::BadFields(self.bad))
+    }
+}
+
+/// An Allocate: what the pool is asked for, and how long the caller would wait.
+pub(super) fn allocate(
+    asked: proto::AllocateRequest,
+    uid: u32,
+    connection: ConnectionId,
+    about: &About,
+    limits: &Limits,
+) -> Result<(Request, Duration), Refusal> {
+    let mut checks = Checks::default();
+    checks.text("request_id", &asked.request_id);
+    checks.text("owner", &asked.owner);
+    checks.text("tenant", &asked.tenant);
+    let wait = checks.duration("wait", asked.wait, true, limits.longest).unwrap_or_default();
+    let lifetime = lifetime(&mut checks, &asked, connection, limits);
+    let labels = checks.labels(asked.labels);
+    let network = match network(about, &asked.network) {
+        Ok(network) => network,
+        Err(refusal) if checks.bad.is_empty() => return Err(refusal),
+        Err(_) => {
+            checks.bad("network", format!("is none of {}", about.networks.join(", ")));
+            None
+        }
+    };
+    checks.done()?;
+    let request_id = (!asked.request_id.is_empty()).then_some(asked.request_id);
+    Ok((Request { uid, owner: asked.owner, tenant: asked.tenant, request_id, network, lifetime, labels }, wait))
+}
+
+fn lifetime(checks: &mut Checks, asked: &proto::AllocateRequest, connection: ConnectionId, limits: &Limits) -> Lifetime {
+    let join_by = checks.duration("join_by", asked.join_by, false, limits.longest);
+    let ttl = checks.duration("ttl", asked.ttl, false, limits.longest);
+    let Ok(kind) = proto::Lifetime::try_from(asked.lifetime) else {
+        checks.bad("lifetime", format!("{} is no lifetime: joiners, ttl and connection are", asked.lifetime));
+        return Lifetime::Connection(connection);
+    };
+    let joiners = matches!(kind, proto::Lifetime::Unspecified | proto::Lifetime::Joiners);
+    if asked.join_by.is_some() && !joiners {
+        checks.bad("join_by", "goes with the lifetime joiners only");
+    }
+    if asked.ttl.is_some() && kind != proto::Lifetime::Ttl {
+        checks.bad("ttl", "goes with the lifetime ttl only");
+    }
+    match kind {
+        proto::Lifetime::Unspecified | proto::Lifetime::Joiners => Lifetime::Joiners { join_by: join_by.unwrap_or(limits.join_by) },
+        proto::Lifetime::Ttl => {
+            if asked.ttl.is_none() {
+                checks.bad("ttl", "must be set with the lifetime ttl");
+            }
+            Lifetime::Ttl(ttl.unwrap_or_default())
+        }
+        proto::Lifetime::Connection => Lifetime::Connection(connection),
+    }
+}
+
+fn network(about: &About, name: &str) -> Result<Option<NetworkIndex>, Refusal> {
+    if name.is_empty() {
+        return Ok(None);
+    }
+    let index = about.networks.iter().position(|known| known == name).and_then(|index| NetworkIndex::try_from(index).ok());
+    index.map(Some).ok_or_else(|| Refusal::UnknownNetwork {
+        asked: name.chars().take(MOST_CHARACTERS).collect(),
+        known: about.networks.join(", "),
+    })
+}
