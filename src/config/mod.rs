@@ -3,7 +3,14 @@
 //! [`raw`] is what can be written in the file, the environment and the flags; it refuses unknown keys. Validation reports all mistakes at
 //! once, each with file, line, key, what was read and what is allowed. This file deliberately knows no TOML.
 
+mod checks;
+mod fn_env;
+pub mod keys;
 pub mod raw;
+pub mod reload;
+pub mod sample;
+mod validate;
+pub mod value;
 
 use std::path::PathBuf;
 use std::time::Duration;

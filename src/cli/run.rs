@@ -1,0 +1,158 @@
+//! `run`: takes a namespace, starts one container in it with the engine's own client, shows its output, gives the namespace back.
+//!
+//! A first SIGINT or SIGTERM is handed on to the client, which hands it on to the container; a second one ends the client. Whenever it is not
+//! certain that the container is gone, the release is doubtful, so that nobody gets that namespace again.
+
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{ExitCode, ExitStatus, Stdio};
+use std::time::Duration;
+
+use clap::Args;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::output::say;
+use super::{Globals, args, engine_client};
+use crate::client::{Lease, Request};
+use crate::proto;
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  nspool run busybox ip addr
+  nspool run --wait 5s --tenant acme my-function:1.2 /bin/handler --once
+  nspool run --engine-arg=--memory=64m --engine-arg=--read-only my-function:1.2
+
+Exit code: that of the container, or as the engine's client says it (125 the engine refused, 126 and 127 the command could not run).")]
+pub(super) struct Run {
+    /// How long to wait for a slot
+    #[arg(long, value_parser = args::duration, value_name = "DURATION", default_value = "10s")]
+    wait: Duration,
+    /// One of the pool's networks [default: any]
+    #[arg(long, default_value = "", hide_default_value = true)]
+    network: String,
+    /// The agent's name
+    #[arg(long, default_value = "nspool-run")]
+    owner: String,
+    /// Whom it is for
+    #[arg(long, default_value = "", hide_default_value = true)]
+    tenant: String,
+    /// Keep stdin open
+    #[arg(long, short)]
+    interactive: bool,
+    /// Another option for the engine's `run`; may be given several times
+    #[arg(long, value_name = "OPTION", allow_hyphen_values = true)]
+    engine_arg: Vec<String>,
+    /// The image to run
+    image: String,
+    /// What to run in it [default: the image's own]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<String>,
+}
+
+pub(super) async fn run(globals: &Globals, args: Run) -> anyhow::Result<ExitCode> {
+    let client = globals.client()?;
+    let request = Request::new().wait(args.wait).network(&args.network).owner(&args.owner).tenant(&args.tenant);
+    let mut lease = client.allocate(request).await?;
+    let engine = lease.engine.clone().unwrap_or_default();
+    let mut command = engine_client::command(&engine)?;
+    command.args(run_arguments(&lease, &args));
+    command.stdin(if args.interactive { Stdio::inherit() } else { Stdio::null() });
+    if !args.interactive {
+        // In a group of its own it gets only the signals that are handed on, not a second copy from the terminal.
+        command.process_group(0);
+    }
+    let status = match spawn(&mut command) {
+        Ok(child) => supervise(child).await?,
+        Err(error) => {
+            lease.finished();
+            give_back(lease).await;
+            return Err(engine_client::not_started(&engine, &error).into());
+        }
+    };
+    if is_certain(status) {
+        lease.finished();
+    }
+    give_back(lease).await;
+    client.close(Duration::from_secs(5)).await;
+    Ok(exit_code(status))
+}
+
+fn spawn(command: &mut Command) -> std::io::Result<Child> {
+    command.kill_on_drop(false).spawn()
+}
+
+/// The daemon says in `host_config` what goes with a lease; this is the same in the words of the client's options.
+fn run_arguments(lease: &proto::Lease, args: &Run) -> Vec<String> {
+    let create: serde_json::Value = serde_json::from_str(&lease.host_config).unwrap_or_default();
+    let host = &create["HostConfig"];
+    let mut words = vec!["run".to_owned(), "--rm".into(), "--network".into(), lease.network_mode.clone()];
+    words.extend(["--label".into(), format!("nspool.namespace_id={}", lease.namespace_id)]);
+    let strings = |value: &serde_json::Value| -> Vec<String> {
+        value.as_array().into_iter().flatten().filter_map(|item| item.as_str().map(str::to_owned)).collect()
+    };
+    let mut dropped = strings(&host["CapDrop"]);
+    if !dropped.iter().any(|capability| capability.trim_start_matches("CAP_") == "NET_RAW" || capability == "ALL") {
+        dropped.push("NET_RAW".into());
+    }
+    words.extend(dropped.into_iter().flat_map(|capability| ["--cap-drop".into(), capability]));
+    words.extend(strings(&host["Binds"]).into_iter().flat_map(|bind| ["--volume".into(), bind]));
+    for (option, mode) in [("--ipc", &host["IpcMode"]), ("--pid", &host["PidMode"])] {
+        words.extend(mode.as_str().filter(|mode| !mode.is_empty()).into_iter().flat_map(|mode| [option.to_owned(), mode.to_owned()]));
+    }
+    if args.interactive {
+        words.push("--interactive".into());
+    }
+    words.extend(args.engine_arg.iter().cloned());
+    words.push(args.image.clone());
+    words.extend(args.command.iter().cloned());
+    words
+}
+
+/// Waits for the client, handing on signals.
+async fn supervise(mut child: Child) -> std::io::Result<ExitStatus> {
+    let mut interrupts = signal(SignalKind::interrupt())?;
+    let mut terminations = signal(SignalKind::terminate())?;
+    let mut told = false;
+    loop {
+        let (received, name) = tokio::select! {
+            biased;
+            status = child.wait() => return status,
+            _ = interrupts.recv() => (Signal::INT, "SIGINT"),
+            _ = terminations.recv() => (Signal::TERM, "SIGTERM"),
+        };
+        let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+        let Some(pid) = pid else { continue };
+        let hand_on = if told { Signal::KILL } else { received };
+        say(&format!(
+            "nspool: {name}: {}",
+            if told { "ending the engine's client; the container may go on" } else { "handed on; once more ends at once" }
+        ));
+        if let Err(error) = kill_process(pid, hand_on) {
+            say(&format!("nspool: cannot signal the engine's client: {error}"));
+        }
+        told = true;
+    }
+}
+
+/// `run --rm` returns after its container is removed, unless the engine failed (125) or the client itself was ended.
+fn is_certain(status: ExitStatus) -> bool {
+    status.code().is_some_and(|code| code != 125)
+}
+
+fn exit_code(status: ExitStatus) -> ExitCode {
+    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
+    ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
+}
+
+/// The container's exit code is the result, so a failed release is only said; the guard tries it again.
+async fn give_back(lease: Lease) {
+    let lease_id = lease.lease_id.clone();
+    match lease.release().await {
+        Ok(response) if response.outcome() == proto::ReleaseOutcome::JoinerStillThere => {
+            say("nspool: a container is still in the namespace; its slot waits until that is gone");
+        }
+        Ok(_) => {}
+        Err(error) => say(&format!("nspool: lease {lease_id} could not be released: {error}; it ends by itself")),
+    }
+}

@@ -1,0 +1,60 @@
+//! `serve`: reads the configuration, says what is odd about it, and hands over to the daemon.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::args::ConfigFlags;
+use super::exit;
+use crate::config::raw::{self, Sources};
+use crate::telemetry;
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  nspool serve
+  nspool serve --ready 16 --max 128 --networks bridge,functions
+  nspool serve --config ./nspool.toml --listen unix:/tmp/nspool.sock --log-format json
+
+Each flag goes before its variable (NSPOOL_POOL_READY), and that before the file. SIGHUP reads the file again. SIGTERM or SIGINT stops within
+stop.timeout; a second one stops at once. Exit code 1: a stop left buddies behind because somebody was in them.")]
+pub(super) struct Serve {
+    /// The configuration file; it must exist [default: /etc/nspool/nspool.toml, if it exists]
+    #[arg(long, env = "NSPOOL_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    flags: ConfigFlags,
+}
+
+pub(super) async fn run(args: Serve) -> anyhow::Result<ExitCode> {
+    let sources = Sources::from_process(args.config, args.flags.0);
+    let loaded = raw::load(&sources)?;
+    let log = telemetry::init(&loaded.config.log)?;
+    match &loaded.file {
+        Some(file) => tracing::info!(file = %file.display(), "configuration read"),
+        None => tracing::info!(file = raw::DEFAULT_FILE, "no configuration file: defaults, variables and flags are in force"),
+    }
+    say_warnings(&loaded.warnings);
+    let reload = move || {
+        let loaded = raw::load(&sources)?;
+        say_warnings(&loaded.warnings);
+        Ok(loaded.config)
+    };
+    start(loaded.config, log, reload).await
+}
+
+fn say_warnings(warnings: &[String]) {
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+}
+
+/// The one place where the command line meets the daemon.
+async fn start(
+    config: crate::config::Config,
+    log: telemetry::LogHandle,
+    reload: impl Fn() -> Result<crate::config::Config, raw::Mistakes> + Send + Sync + 'static,
+) -> anyhow::Result<ExitCode> {
+    drop((config, log, reload));
+    Err(exit::Failure::new(exit::SOFTWARE, "this build has no daemon").into())
+}

@@ -1,0 +1,117 @@
+//! Rules between keys, and the step from what was read to [`Config`].
+//!
+//! Each rule is told with the place of the value that breaks it, and with where the other value is from. Rules about one value alone are in
+//! `keys` and `checks`.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use super::keys::{self, KEYS};
+use super::raw::{Draft, Origin};
+use super::value::show_duration;
+use super::{Config, PlaceholderImage, Reuse};
+use crate::engine::NamespaceKind;
+
+/// Makes the configuration; mistakes go into the draft.
+pub(super) fn build(draft: &mut Draft) -> Config {
+    let mut config = Config::default();
+    for key in KEYS {
+        if let Some((value, _)) = draft.settings.get(key.path) {
+            (key.set)(&mut config, value);
+        }
+    }
+    if !draft.settings.contains_key("state.dir") {
+        config.state.dir = PathBuf::from(format!("/run/nspool/{}", config.pool.name));
+    }
+    config.registries = std::mem::take(&mut draft.registries);
+    let mut rules = Rules { draft, config: &config };
+    rules.sizes();
+    rules.namespaces();
+    rules.durations();
+    rules.networks();
+    rules.placeholder();
+    config
+}
+
+struct Rules<'a> {
+    draft: &'a mut Draft,
+    config: &'a Config,
+}
+
+impl Rules<'_> {
+    /// `path` breaks a rule unless `good`. A value that was itself refused is not judged again: its default is.
+    fn check(&mut self, good: bool, path: &str, allowed: String, hint: &str) {
+        if good || self.draft.mistakes.iter().any(|mistake| mistake.key == path) {
+            return;
+        }
+        let read = keys::find(path).map_or_else(String::new, |key| key.value_toml(self.config));
+        let origin = self.origin(path);
+        self.draft.mistake(origin, path, format!("read {read}"), allowed, hint);
+    }
+
+    fn origin(&self, path: &str) -> Origin {
+        self.draft.settings.get(path).map_or(Origin::Default, |(_, origin)| origin.clone())
+    }
+
+    /// e.g. `pool.max, which is 64 (default)`.
+    fn other(&self, path: &str) -> String {
+        let value = keys::find(path).map_or_else(String::new, |key| key.value_toml(self.config));
+        format!("{path}, which is {value} ({})", self.origin(path))
+    }
+
+    fn sizes(&mut self) {
+        let pool = &self.config.pool;
+        // Said where the operator wrote something: a lone `max = 4` is at fault as much as a lone `ready = 100`.
+        if self.origin("pool.ready") == Origin::Default && self.origin("pool.max") != Origin::Default {
+            let allowed = format!("at least {}", self.other("pool.ready"));
+            self.check(pool.ready <= pool.max, "pool.max", allowed, "");
+        } else {
+            let allowed = format!("at most {}", self.other("pool.max"));
+            self.check(pool.ready <= pool.max, "pool.ready", allowed, "");
+        }
+        let several = pool.networks.iter().collect::<BTreeSet<_>>().len() == pool.networks.len();
+        self.check(several, "pool.networks", "each network once".into(), "");
+    }
+
+    fn namespaces(&mut self) {
+        let pool = &self.config.pool;
+        let kinds: BTreeSet<_> = pool.namespaces.iter().collect();
+        let good = kinds.contains(&NamespaceKind::Net) && kinds.len() == pool.namespaces.len();
+        self.check(good, "pool.namespaces", "each namespace once, and \"net\" always".into(), "");
+        let once = pool.reuse == Reuse::Once || !kinds.contains(&NamespaceKind::Pid);
+        let allowed =
+            format!("no \"pid\" unless pool.reuse is \"once\"; it is {}", self.other("pool.reuse").replace("pool.reuse, which is ", ""));
+        self.check(once, "pool.namespaces", allowed, "a function can leave processes behind in a shared pid namespace, and end the buddy");
+    }
+
+    fn durations(&mut self) {
+        let config = self.config;
+        let longest = self.other("pool.longest");
+        self.check(config.pool.join_by <= config.pool.longest, "pool.join_by", format!("at most {longest}"), "");
+        self.check(config.pool.linger <= config.pool.longest, "pool.linger", format!("at most {longest}"), "");
+        let allowed = format!("at least {}", self.other("backoff.first"));
+        self.check(config.backoff.first <= config.backoff.longest, "backoff.longest", allowed, "");
+        let allowed = format!("less than engine.write_timeout, which is {}", show_duration(config.engine.write_timeout));
+        self.check(config.engine.probe_every < config.engine.write_timeout, "engine.probe_every", allowed, "");
+    }
+
+    fn networks(&mut self) {
+        for (name, origin) in std::mem::take(&mut self.draft.networks) {
+            if !self.config.pool.networks.contains(&name) {
+                self.draft.warnings.push(format!("{origin}: the network {name:?} is not in pool.networks, so no slot is on it"));
+            }
+        }
+    }
+
+    fn placeholder(&mut self) {
+        let placeholder = &self.config.placeholder;
+        let embedded = placeholder.image == PlaceholderImage::Embedded;
+        let good = !embedded || placeholder.command.is_empty();
+        self.check(
+            good,
+            "placeholder.command",
+            "[] with the embedded image".into(),
+            "that one has no other program; set placeholder.image",
+        );
+    }
+}

@@ -1,0 +1,107 @@
+//! Every metric: its name, its kind, its unit, its labels, its help. Nobody else writes a metric's name.
+//!
+//! Use with the macros of the `metrics` crate: `metrics::counter!(metric::RELEASES, "outcome" => "returned").increment(1)`. Names follow
+//! Prometheus' rules: base units, `_total` for counters, `_seconds` for durations.
+
+/// Gauge, labels `state`, `network`: slots by state.
+pub const SLOTS: &str = "nspool_slots";
+/// Gauge: leases that are LOST and not yet released.
+pub const LEASES_LOST: &str = "nspool_leases_lost";
+/// Gauge: Allocate calls that wait.
+pub const WAITING: &str = "nspool_waiting";
+/// Gauge: slots that should be ready or in use.
+pub const TARGET: &str = "nspool_target";
+/// Gauge: the most buddies there may be.
+pub const MAX: &str = "nspool_max";
+/// Gauge: buddies given up with somebody inside.
+pub const DETACHED: &str = "nspool_detached";
+/// Gauge: 1 while the engine answers.
+pub const ENGINE_UP: &str = "nspool_engine_up";
+/// Gauge: 1 while the placeholder image is there.
+pub const IMAGE_READY: &str = "nspool_image_ready";
+/// Gauge: 1 while nothing is handed out by order.
+pub const CORDONED: &str = "nspool_cordoned";
+/// Gauge, labels `version`, `engine`: always 1.
+pub const BUILD_INFO: &str = "nspool_build_info";
+/// Counter, label `outcome`: Allocate calls (`granted`, `repeated`, or a reason in lower case).
+pub const ALLOCATIONS: &str = "nspool_allocations_total";
+/// Counter: Allocate calls that found nothing ready at once.
+pub const MISSES: &str = "nspool_allocate_misses_total";
+/// Histogram: from an Allocate call to its answer, granted ones.
+pub const ALLOCATE_WAIT: &str = "nspool_allocate_wait_seconds";
+/// Histogram: from the decision to fill a slot to Ready.
+pub const FILL: &str = "nspool_fill_seconds";
+/// Counter, labels `operation`, `outcome`: engine calls (`ok`, or the error's class in lower case).
+pub const ENGINE_CALLS: &str = "nspool_engine_calls_total";
+/// Histogram, label `operation`: engine calls without the pacer's wait.
+pub const ENGINE_CALL: &str = "nspool_engine_call_seconds";
+/// Histogram: how long mutations waited for the pacer.
+pub const PACER_WAIT: &str = "nspool_pacer_wait_seconds";
+/// Counter, label `outcome`: Release calls.
+pub const RELEASES: &str = "nspool_releases_total";
+/// Counter, label `cause`: leases that ended.
+pub const LEASES_ENDED: &str = "nspool_leases_ended_total";
+/// Counter, label `cause`: buddies that died.
+pub const BUDDIES_DIED: &str = "nspool_buddies_died_total";
+/// Counter: messages about an earlier generation or use, dropped.
+pub const STALE_MESSAGES: &str = "nspool_stale_messages_total";
+/// Counter, label `reason`: watchers that were cut off.
+pub const WATCHERS_CUT: &str = "nspool_watchers_cut_total";
+
+/// Engine work takes milliseconds to minutes.
+const ENGINE_BUCKETS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+/// An allocation takes microseconds, or as long as its caller waits.
+const ALLOCATE_BUCKETS: &[f64] =
+    &[0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0];
+
+/// Bounds of each histogram, in seconds.
+pub const BUCKETS: &[(&str, &[f64])] =
+    &[(ALLOCATE_WAIT, ALLOCATE_BUCKETS), (FILL, ENGINE_BUCKETS), (ENGINE_CALL, ENGINE_BUCKETS), (PACER_WAIT, ENGINE_BUCKETS)];
+
+/// What a metric is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Goes up and down.
+    Gauge,
+    /// Only goes up.
+    Counter,
+    /// Durations in seconds.
+    Histogram,
+}
+
+/// Name, kind and help of all.
+pub const ALL: &[(&str, Kind, &str)] = &[
+    (SLOTS, Kind::Gauge, "Slots by state and network."),
+    (LEASES_LOST, Kind::Gauge, "Leases that are lost and not yet released."),
+    (WAITING, Kind::Gauge, "Allocate calls that wait for a slot."),
+    (TARGET, Kind::Gauge, "Slots that should be ready or in use."),
+    (MAX, Kind::Gauge, "Buddies that may exist at once."),
+    (DETACHED, Kind::Gauge, "Buddies given up with somebody still inside."),
+    (ENGINE_UP, Kind::Gauge, "1 while the engine answers."),
+    (IMAGE_READY, Kind::Gauge, "1 while the placeholder image is there."),
+    (CORDONED, Kind::Gauge, "1 while nothing is handed out by order."),
+    (BUILD_INFO, Kind::Gauge, "Always 1; its labels say what runs."),
+    (ALLOCATIONS, Kind::Counter, "Allocate calls by outcome."),
+    (MISSES, Kind::Counter, "Allocate calls that found nothing ready at once."),
+    (ALLOCATE_WAIT, Kind::Histogram, "From an Allocate call to its lease."),
+    (FILL, Kind::Histogram, "From the decision to fill a slot until it is ready."),
+    (ENGINE_CALLS, Kind::Counter, "Engine calls by operation and outcome."),
+    (ENGINE_CALL, Kind::Histogram, "Engine calls by operation, without waiting for the pacer."),
+    (PACER_WAIT, Kind::Histogram, "How long engine calls waited for the pacer."),
+    (RELEASES, Kind::Counter, "Release calls by outcome."),
+    (LEASES_ENDED, Kind::Counter, "Leases that ended, by cause."),
+    (BUDDIES_DIED, Kind::Counter, "Buddies that died, by cause."),
+    (STALE_MESSAGES, Kind::Counter, "Messages about an earlier generation or use, dropped."),
+    (WATCHERS_CUT, Kind::Counter, "Watch streams that were cut off, by reason."),
+];
+
+/// Tells the recorder what each is; once, after it is installed.
+pub fn describe_all() {
+    for (name, kind, help) in ALL {
+        match kind {
+            Kind::Gauge => metrics::describe_gauge!(*name, *help),
+            Kind::Counter => metrics::describe_counter!(*name, *help),
+            Kind::Histogram => metrics::describe_histogram!(*name, metrics::Unit::Seconds, *help),
+        }
+    }
+}
