@@ -5,17 +5,17 @@ pub mod proto;
 pub mod pool;
 
 pub mod nanny;
-pub mod supervisor;
-pub mod recovery;
 pub mod observer;
+pub mod recovery;
+pub mod supervisor;
 
 pub mod engine;
 pub mod image;
 pub mod netns;
 
 pub mod api;
-pub mod client;
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod daemon;
 pub mod systemd;

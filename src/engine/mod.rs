@@ -385,6 +385,12 @@ impl EngineError {
     /// A deadline passed: the outcome is not known.
     #[must_use]
     pub fn deadline(operation: &'static str, subject: &str, after: Duration) -> Self {
-        Self { operation, class: ErrorClass::Unknown, subject: subject.to_owned(), message: format!("no answer within {after:?}"), status: None }
+        Self {
+            operation,
+            class: ErrorClass::Unknown,
+            subject: subject.to_owned(),
+            message: format!("no answer within {after:?}"),
+            status: None,
+        }
     }
 }
