@@ -95,12 +95,12 @@ impl CredentialSource {
             return Ok(Some(Credentials { username: entry.username.clone(), secret: entry.password.clone() }));
         }
         match &self.docker_config {
-            Some(path) => self.from_docker_config(path.clone(), host.to_owned()).await,
+            Some(path) => self.look_into_docker_config(path.clone(), host.to_owned()).await,
             None => Ok(None),
         }
     }
 
-    async fn from_docker_config(&self, path: PathBuf, host: String) -> Result<Option<Credentials>, CredentialError> {
+    async fn look_into_docker_config(&self, path: PathBuf, host: String) -> Result<Option<Credentials>, CredentialError> {
         let timeout = CredentialError::HelperTimeout { path: path.clone(), host: host.clone() };
         if self.busy.swap(true, Ordering::AcqRel) {
             return Err(timeout);
