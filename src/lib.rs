@@ -9,6 +9,7 @@ pub mod observer;
 pub mod recovery;
 pub mod supervisor;
 
+pub mod coalesce;
 pub mod engine;
 pub mod image;
 pub mod netns;

@@ -1,1 +1,277 @@
-//! (being written)
+//! The real kernel: pidfds, `/proc/<pid>/ns/*`, and a scan of all processes that everybody shares.
+//!
+//! What can go wrong: a process ends while it is looked at (it is [`KernelError::Gone`] in `hold`, and left out by `members`), or reading
+//! another's namespaces is not permitted, which is an error and never an empty answer. So is a `/proc` that hides processes: a scan that
+//! does not see process 1 has not seen everybody.
+//!
+//! It deliberately does not know what holds a namespace besides processes (open descriptors, bind mounts), nor who the processes belong to.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::time::{ClockId, clock_gettime};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::{Held, Kernel, KernelError, Members, NamespaceId, Process};
+use crate::coalesce::Coalesced;
+use crate::engine::NamespaceKind;
+
+/// All processes by the namespaces their threads are in.
+type Scan = Result<Arc<HashMap<NamespaceId, BTreeSet<u32>>>, KernelError>;
+
+/// The kernel that this program runs on.
+#[derive(Debug)]
+pub struct Linux {
+    net: Coalesced<Scan>,
+    ipc: Coalesced<Scan>,
+    pid: Coalesced<Scan>,
+}
+
+impl Default for Linux {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Linux {
+    /// Asks nothing yet.
+    #[must_use]
+    pub fn new() -> Self {
+        let shared = |kind| Coalesced::new(move || look(kind));
+        Self { net: shared(NamespaceKind::Net), ipc: shared(NamespaceKind::Ipc), pid: shared(NamespaceKind::Pid) }
+    }
+
+    fn looks(&self, kind: NamespaceKind) -> &Coalesced<Scan> {
+        match kind {
+            NamespaceKind::Net => &self.net,
+            NamespaceKind::Ipc => &self.ipc,
+            NamespaceKind::Pid => &self.pid,
+        }
+    }
+}
+
+impl Kernel for Linux {
+    /// Must be called inside a tokio runtime, which watches the pidfd.
+    fn hold(&self, pid: u32, kinds: &[NamespaceKind]) -> Result<Box<dyn Held>, KernelError> {
+        let id = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(KernelError::Gone { pid })?;
+        let pidfd = pidfd_open(id, PidfdFlags::empty()).map_err(|errno| failure(pid, "pidfd_open".to_owned(), errno))?;
+        let kinds: BTreeSet<NamespaceKind> = kinds.iter().copied().chain([NamespaceKind::Net]).collect();
+        let namespaces = kinds.into_iter().map(|kind| open_namespace(pid, kind)).collect::<Result<Vec<_>, _>>()?;
+        if tokio::runtime::Handle::try_current().is_err() {
+            return Err(KernelError::Failed { what: "watching a process".to_owned(), message: "not inside a tokio runtime".to_owned() });
+        }
+        let held = HeldProcess { pid, pidfd: watch(pid, pidfd)?, namespaces };
+        // Alive now, so the pid was this process's all the time: what was opened by it is its own.
+        if held.is_alive() { Ok(Box::new(held)) } else { Err(KernelError::Gone { pid }) }
+    }
+
+    fn host_namespace(&self, kind: NamespaceKind) -> Result<NamespaceId, KernelError> {
+        let path = format!("/proc/1/ns/{}", kind.proc_name());
+        stat(&path).map_err(|errno| failure(1, path, errno))
+    }
+
+    fn members<'a>(&'a self, kind: NamespaceKind, of: &'a [NamespaceId]) -> BoxFuture<'a, Result<Members, KernelError>> {
+        let look = self.looks(kind).look();
+        async move {
+            let scan = look.await?;
+            let members = |namespace| scan.get(namespace).into_iter().flatten().map(|&pid| process(pid)).collect();
+            Ok(of.iter().map(|namespace| (*namespace, members(namespace))).collect())
+        }
+        .boxed()
+    }
+
+    fn since_boot(&self) -> Duration {
+        let now = clock_gettime(ClockId::Boottime);
+        Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
+    }
+}
+
+#[derive(Debug)]
+struct HeldProcess {
+    pid: u32,
+    pidfd: AsyncFd<OwnedFd>,
+    namespaces: Vec<Namespace>,
+}
+
+#[derive(Debug)]
+struct Namespace {
+    kind: NamespaceKind,
+    id: NamespaceId,
+    /// Open, so that the inode number cannot become another's.
+    _open: File,
+}
+
+impl Held for HeldProcess {
+    fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    fn is_alive(&self) -> bool {
+        let mut fds = [PollFd::new(self.pidfd.get_ref(), PollFlags::IN)];
+        loop {
+            match poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
+                Err(Errno::INTR) => {}
+                // A pidfd becomes readable when its process ends, and stays so. An error (out of memory) says nothing: not dead.
+                Ok(readable) => return readable == 0,
+                Err(_) => return true,
+            }
+        }
+    }
+
+    fn exited(&self) -> BoxFuture<'_, ()> {
+        async move {
+            while self.is_alive() {
+                match self.pidfd.readable().await {
+                    Ok(mut guard) if self.is_alive() => guard.clear_ready(),
+                    Ok(_) => {}
+                    // The runtime ends. That is not the end of the process.
+                    Err(_) => std::future::pending().await,
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn namespace(&self, kind: NamespaceKind) -> Option<NamespaceId> {
+        self.namespaces.iter().find(|namespace| namespace.kind == kind).map(|namespace| namespace.id)
+    }
+}
+
+/// Registers a pidfd with the runtime, inside which this must be called.
+#[expect(unsafe_code, reason = "tokio has no safe constructor of an AsyncFd any more")]
+fn watch(pid: u32, pidfd: OwnedFd) -> Result<AsyncFd<OwnedFd>, KernelError> {
+    // SAFETY: an `OwnedFd` is an open descriptor, and gives the same one until it is dropped, which is when the `AsyncFd` is.
+    unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }.map_err(|error| {
+        let (_, cause) = error.into_parts();
+        KernelError::Failed { what: format!("watching process {pid}"), message: cause.to_string() }
+    })
+}
+
+fn open_namespace(pid: u32, kind: NamespaceKind) -> Result<Namespace, KernelError> {
+    let path = format!("/proc/{pid}/ns/{}", kind.proc_name());
+    let failed = |error: io::Error| failure(pid, path.clone(), Errno::from_io_error(&error).unwrap_or(Errno::IO));
+    let open = File::open(&path).map_err(failed)?;
+    let stat = rustix::fs::fstat(&open).map_err(|errno| failure(pid, path.clone(), errno))?;
+    Ok(Namespace { kind, id: NamespaceId { dev: stat.st_dev, ino: stat.st_ino }, _open: open })
+}
+
+fn stat(path: &str) -> Result<NamespaceId, Errno> {
+    rustix::fs::stat(path).map(|stat| NamespaceId { dev: stat.st_dev, ino: stat.st_ino })
+}
+
+/// What an errno means for a process that is asked about.
+fn failure(pid: u32, what: String, errno: Errno) -> KernelError {
+    match errno {
+        Errno::NOENT | Errno::SRCH => KernelError::Gone { pid },
+        Errno::ACCESS | Errno::PERM => KernelError::NotPermitted { what },
+        errno => KernelError::Failed { what, message: errno.to_string() },
+    }
+}
+
+/// One look at all processes, off the runtime's threads.
+async fn look(kind: NamespaceKind) -> Scan {
+    match tokio::task::spawn_blocking(move || scan(kind)).await {
+        Ok(scan) => scan.map(Arc::new),
+        Err(error) => Err(KernelError::Failed { what: "the scan of /proc".to_owned(), message: error.to_string() }),
+    }
+}
+
+/// Every thread counts for its process. In the order of pids, so that a chain of short-lived children, whose pids rise, does not slip past.
+fn scan(kind: NamespaceKind) -> Result<HashMap<NamespaceId, BTreeSet<u32>>, KernelError> {
+    let mut found: HashMap<NamespaceId, BTreeSet<u32>> = HashMap::new();
+    let pids = numbers_in("/proc")?;
+    if !pids.contains(&1) {
+        let message = "it does not show process 1: mounted with hidepid, or ProtectProc is set".to_owned();
+        return Err(KernelError::Failed { what: "/proc".to_owned(), message });
+    }
+    for pid in pids {
+        for thread in numbers_in(&format!("/proc/{pid}/task"))? {
+            let path = format!("/proc/{pid}/task/{thread}/ns/{}", kind.proc_name());
+            match stat(&path) {
+                Ok(namespace) => {
+                    found.entry(namespace).or_default().insert(pid);
+                }
+                Err(errno) => match failure(pid, path, errno) {
+                    KernelError::Gone { .. } => {}
+                    error @ (KernelError::NotPermitted { .. } | KernelError::Failed { .. }) => return Err(error),
+                },
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The numeric names in a folder of `/proc`, in the order the kernel lists them (rising); none when the folder is gone.
+fn numbers_in(folder: &str) -> Result<Vec<u32>, KernelError> {
+    let mut numbers = Vec::new();
+    let gone_or = |error: io::Error| match failure(0, folder.to_owned(), Errno::from_io_error(&error).unwrap_or(Errno::IO)) {
+        KernelError::Gone { .. } => Ok(Vec::new()),
+        error @ (KernelError::NotPermitted { .. } | KernelError::Failed { .. }) => Err(error),
+    };
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) => return gone_or(error),
+    };
+    for entry in entries {
+        match entry {
+            Ok(entry) => numbers.extend(entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok())),
+            Err(error) => return gone_or(error),
+        }
+    }
+    Ok(numbers)
+}
+
+/// With its command's name, for people; empty when it has just ended.
+fn process(pid: u32) -> Process {
+    let command = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    Process { pid, command: command.trim_end().to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_errno_says_gone_or_not_permitted_or_failed() {
+        assert!(matches!(failure(7, "x".into(), Errno::SRCH), KernelError::Gone { pid: 7 }));
+        assert!(matches!(failure(7, "x".into(), Errno::NOENT), KernelError::Gone { pid: 7 }));
+        assert!(matches!(failure(7, "x".into(), Errno::ACCESS), KernelError::NotPermitted { .. }));
+        assert!(matches!(failure(7, "x".into(), Errno::MFILE), KernelError::Failed { .. }));
+    }
+
+    #[test]
+    fn a_folder_that_is_gone_has_no_numbers_and_the_others_have_theirs() {
+        assert_eq!(numbers_in("/proc/self/task/0").unwrap(), [] as [u32; 0]);
+        assert!(numbers_in("/proc").unwrap().contains(&std::process::id()));
+    }
+
+    #[test]
+    fn boot_time_goes_on() {
+        let kernel = Linux::new();
+        let (first, second) = (kernel.since_boot(), kernel.since_boot());
+        assert!(second >= first && first > Duration::from_secs(1));
+    }
+
+    #[tokio::test]
+    async fn a_pid_that_nobody_has_is_gone() {
+        let kernel = Linux::new();
+        for pid in [0, u32::MAX, 4_194_305] {
+            assert!(matches!(kernel.hold(pid, &[]), Err(KernelError::Gone { .. })), "{pid}");
+        }
+    }
+
+    #[test]
+    fn holding_outside_a_runtime_is_an_error_not_a_panic() {
+        assert!(matches!(Linux::new().hold(std::process::id(), &[]), Err(KernelError::Failed { .. })));
+    }
+}

@@ -1,0 +1,65 @@
+//! A small image to run things in: Debian's static busybox, in the form of `docker save`.
+
+use nspool::engine::{Engine, ImageId};
+use sha2::{Digest, Sha256};
+
+/// What [`busybox_image`] loads. With a host in it, because podman puts one before names that have none.
+pub const BUSYBOX: &str = "localhost/nspool-test-busybox:1";
+
+/// Loads busybox as [`BUSYBOX`] (again, if it is there); gives its id.
+pub async fn busybox_image(engine: &dyn Engine) -> ImageId {
+    engine.load_image(busybox_archive(BUSYBOX)).await.unwrap();
+    engine.image_id(BUSYBOX).await.unwrap().expect("the image is there after its load")
+}
+
+/// A `docker save` tar with busybox as `/bin/busybox`, `/bin/sh` and a few more, tagged `reference`.
+pub fn busybox_archive(reference: &str) -> Vec<u8> {
+    let layer = busybox_layer();
+    let digest = |bytes: &[u8]| Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let layer_digest = digest(&layer);
+    let config = serde_json::json!({
+        "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
+        "os": "linux",
+        "config": {"Cmd": ["/bin/sleep", "1000000"], "Env": ["PATH=/bin"]},
+        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{layer_digest}")]},
+        "history": [{"created_by": "nspool tests"}],
+    })
+    .to_string()
+    .into_bytes();
+    let config_name = format!("{}.json", digest(&config));
+    let manifest = serde_json::json!([{"Config": config_name, "RepoTags": [reference], "Layers": [format!("{layer_digest}/layer.tar")]}]);
+    let mut archive = tar::Builder::new(Vec::new());
+    add_file(&mut archive, &config_name, 0o644, &config);
+    add_file(&mut archive, &format!("{layer_digest}/layer.tar"), 0o644, &layer);
+    add_file(&mut archive, "manifest.json", 0o644, manifest.to_string().as_bytes());
+    archive.into_inner().unwrap()
+}
+
+fn busybox_layer() -> Vec<u8> {
+    let busybox =
+        ["/bin/busybox", "/usr/bin/busybox"].iter().find_map(|path| std::fs::read(path).ok()).expect("busybox-static is installed");
+    let mut layer = tar::Builder::new(Vec::new());
+    for dir in ["bin/", "dev/", "etc/", "proc/", "sys/", "tmp/"] {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Directory);
+        header.set_mode(if dir == "tmp/" { 0o1777 } else { 0o755 });
+        header.set_size(0);
+        layer.append_data(&mut header, dir, std::io::empty()).unwrap();
+    }
+    add_file(&mut layer, "bin/busybox", 0o755, &busybox);
+    for applet in ["sh", "sleep", "ip", "cat", "true", "false", "hostname", "nc", "ls", "id", "kill", "tail", "wget"] {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Symlink);
+        header.set_mode(0o777);
+        header.set_size(0);
+        layer.append_link(&mut header, format!("bin/{applet}"), "busybox").unwrap();
+    }
+    layer.into_inner().unwrap()
+}
+
+fn add_file(archive: &mut tar::Builder<Vec<u8>>, path: &str, mode: u32, data: &[u8]) {
+    let mut header = tar::Header::new_gnu();
+    header.set_mode(mode);
+    header.set_size(data.len() as u64);
+    archive.append_data(&mut header, path, data).unwrap();
+}
