@@ -286,7 +286,7 @@ async fn an_image_that_goes_right_after_it_was_seen_is_noticed() {
     // The word comes before the gate knows that the id is its own.
     bench.gate.image_gone("sha256:aa");
     bench.gate.ready().await;
-    bench.until(|state| matches!(state, GateState::Preparing { .. })).await;
+    settle().await;
     bench.gate.ready().await;
     assert_eq!(bench.loads(), 2);
     assert!(bench.engine.present.lock().is_some());
