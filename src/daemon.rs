@@ -1,1 +1,493 @@
-//! (being written)
+//! Assembly and stop order: the only file that knows every part.
+//!
+//! Start: the pool (empty) → the API answers, with STARTING → the observer reaches the engine → the pool's lock → what a dead predecessor left is
+//! removed → the pool gets its size → nannies fill it. An engine or an image that is not there only delays the last steps.
+//!
+//! Stop: every lease ends, nothing is handed out → nannies retire their buddies, those with somebody inside stay → the API ends → what stays is
+//! named. Bounded by `[stop] timeout`; a second signal cuts it short. What it deliberately does not know: how anything works.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::api::{self, About, Api, DaemonStatus, Limits};
+use crate::config::{self, Config, PlaceholderImage, Reuse};
+use crate::engine::paced::{Deadlines, Paced};
+use crate::engine::{Engine, EngineError};
+use crate::image::gate::{Gate, GateState, Source};
+use crate::lock::{LockError, PoolLock};
+use crate::nanny::buddy::Breed;
+use crate::nanny::fill::Trust;
+use crate::nanny::looks::Looks;
+use crate::nanny::minder::{self, Detached, DetachedList};
+use crate::nanny::{Settings, Tools};
+use crate::netns::Kernel;
+use crate::observer::{Doubts, EngineState, Observer};
+use crate::pool::state::{Afterwards, Rules, SlotState};
+use crate::pool::{Pool, Token, World};
+use crate::recovery::{self, Means};
+use crate::supervisor::{self, NannyPanicked};
+
+/// How long a start waits for a predecessor that is on its way out.
+const WAIT_FOR_LOCK: Duration = Duration::from_secs(5);
+/// How long streams and connections have to end after the slots are gone.
+const END_OF_API: Duration = Duration::from_secs(2);
+
+/// What the daemon is given by whoever runs it.
+pub struct Parts {
+    /// Not yet paced.
+    pub engine: Arc<dyn Engine>,
+    /// Processes and namespaces.
+    pub kernel: Arc<dyn Kernel>,
+    /// Where the placeholder comes from.
+    pub source: Source,
+    /// The API's sockets.
+    pub listeners: Vec<UnixListener>,
+    /// Where pools' locks are; [`crate::lock::LOCKS`] on a host.
+    pub locks: PathBuf,
+}
+
+/// What the daemon is told while it runs.
+#[derive(Clone, Debug)]
+pub enum Signal {
+    /// Stop within the bound; a second one: at once.
+    Stop,
+    /// Take a new configuration, as far as it can change live.
+    Reload(Box<Config>),
+}
+
+/// How it ended.
+#[derive(Debug, Default)]
+pub struct Stopped {
+    /// Buddies that stay in the engine, each with who is inside, or why.
+    pub left: Vec<Left>,
+}
+
+/// One buddy that stays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// The container's name.
+    pub name: String,
+    /// Who is inside, or why it could not be removed.
+    pub why: String,
+}
+
+/// Why the daemon ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// Another daemon has this pool, or the lock cannot be made.
+    #[error("the pool cannot be taken")]
+    Lock(#[source] LockError),
+    /// A bug of ours.
+    #[error("a part of nspool failed")]
+    Nanny(#[source] NannyPanicked),
+    /// The API's sockets failed.
+    #[error("the API failed")]
+    Api(#[source] api::ServeError),
+}
+
+/// Levels that the daemon keeps up to date for its parts.
+struct Shown {
+    status: watch::Sender<DaemonStatus>,
+    limits: watch::Sender<Limits>,
+    settings: watch::Sender<Settings>,
+}
+
+/// A daemon that has been put together, and not started.
+pub struct Daemon {
+    config: Config,
+    locks: PathBuf,
+    tools: Arc<Tools>,
+    means: Means,
+    shown: Shown,
+    observer: Observer,
+    arriving: mpsc::Receiver<Detached>,
+    detached: DetachedList,
+    api: Api,
+    listeners: Vec<UnixListener>,
+    /// Engine mutations under way, which end by themselves.
+    mutations: TaskTracker,
+}
+
+impl Daemon {
+    /// Puts it together; no I/O.
+    #[must_use]
+    pub fn assemble(config: Config, parts: Parts) -> Self {
+        let kernel = Arc::clone(&parts.kernel);
+        let world = World { now: Box::new(move || kernel.since_boot()), token: Box::new(random_token) };
+        // Above every generation of an earlier run on this boot, which made fewer than one buddy per millisecond.
+        let first_generation = u64::try_from(parts.kernel.since_boot().as_millis()).unwrap_or(0) + 1;
+        let pool = Pool::new(rules(&config), first_generation, config.pool.watch_backlog, world);
+        let mutations = TaskTracker::new();
+        let deadlines = Deadlines::from_config(&config.engine, &config.placeholder);
+        let engine = Arc::new(Paced::new(parts.engine, &config.pacer, deadlines, mutations.clone()));
+        let gate =
+            Gate::new(Arc::clone(&engine) as Arc<dyn Engine>, parts.source, config.backoff.clone(), config.placeholder.prepare_timeout);
+        let gate = Arc::new(gate);
+        let may_fork = config.placeholder.image != PlaceholderImage::Embedded;
+        let looks = Arc::new(Looks::new(
+            Arc::clone(&engine) as Arc<dyn Engine>,
+            Arc::clone(&parts.kernel),
+            config.pool.namespaces.clone(),
+            may_fork,
+        ));
+        let breed = Arc::new(breed(&config, may_fork));
+        let (settings, settings_rx) = watch::channel(settings_of(&config));
+        let (state, engine_state) = watch::channel(EngineState::Starting { why: String::new() });
+        let (detached_tx, arriving) = mpsc::channel(config.pool.max_detached.max(1) as usize);
+        let doubts = Arc::new(Doubts::default());
+        let detached = DetachedList::default();
+        let observer = Observer {
+            engine: Arc::clone(&engine) as Arc<dyn Engine>,
+            pool: Arc::clone(&pool),
+            gate: Arc::clone(&gate),
+            doubts: Arc::clone(&doubts),
+            state,
+            probe_every: config.engine.probe_every,
+            backoff: config.backoff.clone(),
+        };
+        let tools = Arc::new(Tools {
+            pool,
+            engine: Arc::clone(&engine),
+            gate,
+            kernel: parts.kernel,
+            looks: Arc::clone(&looks),
+            breed: Arc::clone(&breed),
+            settings: settings_rx,
+            engine_state,
+            doubts,
+            trust: Trust::default(),
+            detached: detached_tx,
+            dice: parking_lot::Mutex::new(fastrand::Rng::new()),
+        });
+        let means = Means { engine, kernel: Arc::clone(&tools.kernel), looks, breed };
+        let (status, shown) = watch::channel(DaemonStatus::default());
+        let (limits, limits_shown) = watch::channel(Limits::of(&config.api, &config.pool));
+        let api = api_of(&config, &tools, &detached, shown, limits_shown);
+        let shown = Shown { status, limits, settings };
+        Self { config, locks: parts.locks, tools, means, shown, observer, arriving, detached, api, listeners: parts.listeners, mutations }
+    }
+
+    /// The pool, for whoever looks at it from inside the process.
+    #[must_use]
+    pub fn pool(&self) -> Arc<Pool> {
+        Arc::clone(&self.tools.pool)
+    }
+
+    /// Whether the engine answers, for the metrics.
+    #[must_use]
+    pub fn tools(&self) -> Arc<Tools> {
+        Arc::clone(&self.tools)
+    }
+
+    /// Runs until a signal or a failure. When the signals' sender is dropped, that is a Stop.
+    ///
+    /// # Errors
+    /// [`DaemonError`], after an orderly stop where there was something to stop.
+    pub async fn run(self, mut signals: mpsc::Receiver<Signal>) -> Result<Stopped, DaemonError> {
+        let Self { mut config, locks, tools, means, shown, observer, arriving, detached, api, listeners, mutations } = self;
+        let (ending, api_ending) = (CancellationToken::new(), CancellationToken::new());
+        let mut background = JoinSet::new();
+        {
+            let (pool, gate, stop) = (Arc::clone(&tools.pool), Arc::clone(&tools.gate), ending.clone());
+            background.spawn(async move { pool.run_timer(stop).await });
+            let stop = ending.clone();
+            background.spawn(async move { gate.run(stop).await });
+            background.spawn(observer.run(ending.clone()));
+            background.spawn(minder::run(Arc::clone(&tools), arriving, Arc::clone(&detached), ending.clone()));
+        }
+        let Shown { status, limits, settings } = shown;
+        background.spawn(show_status(Arc::clone(&tools), status, ending.clone()));
+        let mut api = std::pin::pin!(api::serve(api, listeners, api_ending.clone()));
+        let mut work = std::pin::pin!(work(Arc::clone(&tools), means, config.clone(), locks));
+
+        let outcome = loop {
+            tokio::select! {
+                signal = signals.recv() => match signal {
+                    Some(Signal::Reload(new)) => reload(&tools, &settings, &limits, &mut config, *new),
+                    Some(Signal::Stop) | None => break Ok(()),
+                },
+                worked = &mut work => break worked,
+                served = &mut api => break served.map_err(DaemonError::Api),
+                Some(ended) = background.join_next() => if let Err(error) = ended {
+                    break Err(DaemonError::Nanny(NannyPanicked(error.to_string())));
+                },
+            }
+        };
+        tracing::info!(timeout = ?config.stop.timeout, "stopping");
+        tools.engine.set_stopping();
+        tools.pool.with(|state, now| state.stop(now));
+        if outcome.is_ok() {
+            tokio::select! {
+                _ = tokio::time::timeout(config.stop.timeout, &mut work) => {}
+                _ = &mut api => {}
+                () = second_stop(&mut signals) => tracing::warn!("stopping at once"),
+            }
+        }
+        ending.cancel();
+        api_ending.cancel();
+        let _ = tokio::time::timeout(END_OF_API, api).await;
+        let _ = tokio::time::timeout(END_OF_API, async { while background.join_next().await.is_some() {} }).await;
+        mutations.close();
+        let _ = tokio::time::timeout(END_OF_API, mutations.wait()).await;
+        outcome.map(|()| Stopped { left: left(&tools, &detached) })
+    }
+}
+
+async fn second_stop(signals: &mut mpsc::Receiver<Signal>) {
+    loop {
+        match signals.recv().await {
+            Some(Signal::Stop) => return,
+            Some(Signal::Reload(_)) => {}
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// From the engine's first answer to the end of the last nanny.
+async fn work(tools: Arc<Tools>, means: Means, config: Config, locks: PathBuf) -> Result<(), DaemonError> {
+    let Some(engine_id) = engine_id(&tools).await else { return Ok(()) };
+    let _lock = take_lock(&locks, &engine_id, &config.pool.name).await.map_err(DaemonError::Lock)?;
+    if clean_up_after_predecessor(&tools, &means).await {
+        tools.pool.with(|state, now| {
+            if let Err(denied) = state.resize(now, config.pool.ready, config.pool.max) {
+                tracing::error!(%denied, "the configured size is refused");
+            }
+        });
+    }
+    supervisor::run(tools).await.map_err(DaemonError::Nanny)
+}
+
+/// `None`: the stop came first.
+async fn engine_id(tools: &Tools) -> Option<String> {
+    let mut state = tools.engine_state.clone();
+    tokio::select! {
+        up = state.wait_for(EngineState::is_up) => up.ok()?.info().map(|info| info.id.clone()),
+        () = tools.pool.until(|state| state.is_stopping()) => None,
+    }
+}
+
+async fn take_lock(locks: &std::path::Path, engine_id: &str, pool: &str) -> Result<PoolLock, LockError> {
+    let deadline = tokio::time::Instant::now() + WAIT_FOR_LOCK;
+    loop {
+        match PoolLock::take(locks, engine_id, pool) {
+            Err(LockError::Taken { .. }) if tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            taken => return taken,
+        }
+    }
+}
+
+/// `false`: the stop came first.
+async fn clean_up_after_predecessor(tools: &Tools, means: &Means) -> bool {
+    let mut backoff = crate::nanny::backoff::Backoff::new(&tools.settings.borrow().backoff.clone(), 0);
+    let recovered = loop {
+        let error: EngineError = match recovery::recover(means).await {
+            Ok(recovered) => break recovered,
+            Err(error) => error,
+        };
+        tracing::warn!(%error, "cannot look for what a predecessor left");
+        tokio::select! {
+            () = tokio::time::sleep(backoff.next_wait()) => {}
+            () = tools.pool.until(|state| state.is_stopping()) => return false,
+        }
+    };
+    tools.pool.with(|state, _| state.generations_begin_at(recovered.next_generation));
+    for buddy in recovered.occupied {
+        match tools.detached.try_reserve() {
+            Ok(place) => {
+                tools.pool.with(|state, _| state.adopt_detached());
+                place.send(buddy);
+            }
+            // As many are watched as may be; the next start, or a purge, sees to it.
+            Err(_) => tracing::warn!(container = %buddy.id, name = buddy.name, "too many occupied buddies of a predecessor to watch"),
+        }
+    }
+    true
+}
+
+fn reload(tools: &Tools, settings: &watch::Sender<Settings>, limits: &watch::Sender<Limits>, config: &mut Config, new: Config) {
+    for change in config::reload::diff(config, &new) {
+        if change.live {
+            tracing::info!(key = change.key, "changed");
+        } else {
+            tracing::warn!(key = change.key, "changes with the next start only");
+        }
+    }
+    let now_live = config::reload::apply_live(config, &new);
+    tools.engine.reconfigure(&now_live.pacer);
+    settings.send_replace(settings_of(&now_live));
+    limits.send_replace(Limits::of(&now_live.api, &now_live.pool));
+    tools.pool.with(|state, now| {
+        state.set_rules(now, rules(&now_live));
+        if (now_live.pool.ready, now_live.pool.max) != (config.pool.ready, config.pool.max)
+            && let Err(denied) = state.resize(now, now_live.pool.ready, now_live.pool.max)
+        {
+            tracing::error!(%denied, "the configured size is refused");
+        }
+    });
+    *config = now_live;
+}
+
+/// Keeps what the API shows of engine and image up to date.
+async fn show_status(tools: Arc<Tools>, status: watch::Sender<DaemonStatus>, stop: CancellationToken) {
+    let (mut engine, mut image) = (tools.engine_state.clone(), tools.gate.subscribe());
+    loop {
+        let next = status_of(&engine.borrow_and_update(), &image.borrow_and_update());
+        status.send_if_modified(|shown| {
+            let news = *shown != next;
+            *shown = next;
+            news
+        });
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            Ok(()) = engine.changed() => {}
+            Ok(()) = image.changed() => {}
+            else => return,
+        }
+    }
+}
+
+fn status_of(engine: &EngineState, image: &GateState) -> DaemonStatus {
+    DaemonStatus {
+        engine: match engine {
+            EngineState::Starting { .. } => api::EngineState::Starting,
+            EngineState::Up(_) => api::EngineState::Up,
+            EngineState::Away { .. } => api::EngineState::Away,
+        },
+        engine_error: engine.why().to_owned(),
+        engine_info: engine.info().cloned(),
+        image: match image {
+            GateState::Unknown => api::ImageState::Unknown,
+            GateState::Preparing { .. } => api::ImageState::Preparing,
+            GateState::Ready(_) => api::ImageState::Ready,
+            GateState::Failed(_) => api::ImageState::Failed,
+        },
+        image_error: image.failure().map(|failure| failure.why.to_string()).unwrap_or_default(),
+    }
+}
+
+fn api_of(
+    config: &Config,
+    tools: &Tools,
+    detached: &DetachedList,
+    status: watch::Receiver<DaemonStatus>,
+    limits: watch::Receiver<Limits>,
+) -> Api {
+    let detached = Arc::clone(detached);
+    let shown = move || {
+        let row = |buddy: &minder::DetachedView| api::Detached {
+            container_id: buddy.id.to_string(),
+            name: buddy.name.clone(),
+            slot: buddy.slot,
+            generation: buddy.generation,
+            joiners: buddy.joiners.clone(),
+            since: buddy.since,
+        };
+        detached.lock().iter().map(row).collect()
+    };
+    let about = About {
+        pool: config.pool.name.clone(),
+        networks: config.pool.networks.clone(),
+        reuse: match config.pool.reuse {
+            Reuse::Once => "once".to_owned(),
+            Reuse::Always => "always".to_owned(),
+        },
+        incarnation: tools.breed.instance.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started_at: SystemTime::now(),
+        started_boot: tools.pool.now(),
+    };
+    Api {
+        pool: Arc::clone(&tools.pool),
+        about,
+        status,
+        limits,
+        detached: Arc::new(shown),
+        max_message: config.api.max_message,
+        max_streams: config.api.max_streams,
+        grace: END_OF_API,
+    }
+}
+
+/// What stays: slots that are not vacant, and detached buddies.
+fn left(tools: &Tools, detached: &DetachedList) -> Vec<Left> {
+    let slots = tools.pool.read(|state| state.slot_views());
+    let in_slots = slots.into_iter().filter_map(|slot| {
+        let name = slot.namespace.as_ref()?.container_id.to_string();
+        let why = match slot.state {
+            SlotState::Quarantined => slot.occupants.join(", "),
+            SlotState::Idle
+            | SlotState::Filling
+            | SlotState::BackingOff
+            | SlotState::Ready
+            | SlotState::Leased
+            | SlotState::Vacating
+            | SlotState::Retiring => {
+                format!("not removed in time ({}){}", slot.state.word(), slot.last_error.map(|e| format!(": {e}")).unwrap_or_default())
+            }
+        };
+        Some(Left { name, why })
+    });
+    let detached = detached.lock();
+    in_slots.chain(detached.iter().map(|buddy| Left { name: buddy.name.clone(), why: buddy.joiners.join(", ") })).collect()
+}
+
+fn rules(config: &Config) -> Rules {
+    let pool = &config.pool;
+    Rules {
+        networks: u32::try_from(pool.networks.len()).unwrap_or(u32::MAX),
+        ready: pool.ready,
+        max: pool.max,
+        afterwards: match pool.reuse {
+            Reuse::Once => Afterwards::Retire,
+            Reuse::Always => Afterwards::Reuse,
+        },
+        linger: pool.linger,
+        max_detached: pool.max_detached,
+        max_waiting: pool.max_waiting,
+        quota_per_uid: pool.quota_per_uid,
+        remember: pool.remember,
+        remember_max: pool.remember_max,
+        trim_after: pool.trim_after,
+    }
+}
+
+fn settings_of(config: &Config) -> Settings {
+    Settings {
+        backoff: config.backoff.clone(),
+        settle: config.pool.settle,
+        detach_after: config.pool.detach_after,
+        once: config.pool.reuse == Reuse::Once,
+    }
+}
+
+fn breed(config: &Config, may_fork: bool) -> Breed {
+    Breed {
+        pool: config.pool.name.clone(),
+        instance: uuid::Uuid::new_v4().to_string(),
+        networks: config.pool.networks.clone(),
+        namespaces: config.pool.namespaces.clone(),
+        command: config.placeholder.command.clone(),
+        user: config.placeholder.user.clone(),
+        memory: config.placeholder.memory,
+        pids: config.placeholder.pids,
+        may_fork,
+    }
+}
+
+/// # Panics
+/// When the kernel has no randomness to give, without which no token is a secret.
+fn random_token() -> Token {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).expect("the kernel gives random bytes");
+    Token(bytes)
+}

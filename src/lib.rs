@@ -19,5 +19,6 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod daemon;
+pub mod lock;
 pub mod systemd;
 pub mod telemetry;

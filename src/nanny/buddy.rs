@@ -1,1 +1,180 @@
-//! (being written)
+//! What one buddy is made of: its names, its labels, and what a use of it hands out.
+//!
+//! A container is ours only if all labels are there, parse, name this pool, *and* its name is one that we would have given it for these labels.
+//! Anything less is somebody else's and is never touched (I3).
+
+use std::sync::Arc;
+
+use crate::engine::{BuddySpec, Container, ImageId, Labels, NamespaceKind};
+use crate::pool::{Address, Namespace};
+
+/// Which pool; a label of every buddy.
+pub const LABEL_POOL: &str = "nspool.pool";
+/// Which run of the daemon made it.
+pub const LABEL_INSTANCE: &str = "nspool.instance";
+/// Which slot it was made for.
+pub const LABEL_SLOT: &str = "nspool.slot";
+/// Its generation.
+pub const LABEL_GENERATION: &str = "nspool.generation";
+/// The version that made it.
+pub const LABEL_VERSION: &str = "nspool.version";
+/// On a function's container: which namespace it was started for.
+pub const LABEL_NAMESPACE_ID: &str = "nspool.namespace_id";
+
+/// What all buddies of a daemon have in common.
+#[derive(Clone, Debug)]
+pub struct Breed {
+    /// The pool's name.
+    pub pool: String,
+    /// This run of the daemon.
+    pub instance: String,
+    /// By index.
+    pub networks: Vec<String>,
+    /// Which namespaces joiners may share.
+    pub namespaces: Vec<NamespaceKind>,
+    /// Entrypoint and arguments; empty: the image's own.
+    pub command: Vec<String>,
+    /// `uid:gid`.
+    pub user: String,
+    /// Bytes.
+    pub memory: i64,
+    /// Tasks.
+    pub pids: i64,
+    /// The placeholder may have children of its own (one that we do not know): they are not taken for joiners.
+    pub may_fork: bool,
+}
+
+/// The labels of a buddy, read back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ownership {
+    /// Which run of the daemon made it.
+    pub instance: String,
+    /// For which slot.
+    pub slot: u32,
+    /// Its generation.
+    pub generation: u64,
+}
+
+impl Breed {
+    /// The name for one use. A DNS label of 63 characters at most; the random end makes it impossible to guess the next one.
+    #[must_use]
+    pub fn name(&self, slot: u32, generation: u64, use_number: u64, random: u32) -> String {
+        format!("{}{use_number}-{random:08x}", self.stem(slot, generation))
+    }
+
+    fn stem(&self, slot: u32, generation: u64) -> String {
+        format!("nspool-{}-{slot}-{generation}-", self.pool)
+    }
+
+    /// How to create the buddy.
+    #[must_use]
+    pub fn spec(&self, slot: u32, generation: u64, network: usize, name: &str, image: &ImageId) -> BuddySpec {
+        let labels: Labels = [
+            (LABEL_POOL, self.pool.clone()),
+            (LABEL_INSTANCE, self.instance.clone()),
+            (LABEL_SLOT, slot.to_string()),
+            (LABEL_GENERATION, generation.to_string()),
+            (LABEL_VERSION, env!("CARGO_PKG_VERSION").to_owned()),
+        ]
+        .map(|(key, value)| (key.to_owned(), value))
+        .into();
+        BuddySpec {
+            name: name.to_owned(),
+            image: image.clone(),
+            command: self.command.clone(),
+            labels,
+            network: self.networks[network].clone(),
+            namespaces: self.namespaces.clone(),
+            user: self.user.clone(),
+            memory_bytes: self.memory,
+            pids: self.pids,
+        }
+    }
+
+    /// Whose a container is; `None`: not this pool's, and not to be touched.
+    #[must_use]
+    pub fn owned(&self, name: &str, labels: &Labels) -> Option<Ownership> {
+        let label = |key| labels.get(key).map(String::as_str);
+        let (slot, generation) = (label(LABEL_SLOT)?.parse().ok()?, label(LABEL_GENERATION)?.parse().ok()?);
+        let instance = label(LABEL_INSTANCE)?.to_owned();
+        label(LABEL_VERSION)?;
+        let rest = name.strip_prefix(&self.stem(slot, generation))?;
+        let (use_number, random) = rest.split_once('-')?;
+        let named_by_us = use_number.parse::<u64>().is_ok() && random.len() == 8 && random.bytes().all(|c| c.is_ascii_hexdigit());
+        (label(LABEL_POOL)? == self.pool && named_by_us).then_some(Ownership { instance, slot, generation })
+    }
+
+    /// What a use by this name hands out. `last`: there will be no other use, so the container id may be told.
+    #[must_use]
+    pub fn namespace(&self, name: &str, buddy: &Container, resolv_conf: Arc<str>, last: bool) -> Namespace {
+        let network_mode = format!("container:{name}");
+        let mut host_config = serde_json::Map::new();
+        for (kind, key) in [(NamespaceKind::Net, "NetworkMode"), (NamespaceKind::Ipc, "IpcMode"), (NamespaceKind::Pid, "PidMode")] {
+            if self.namespaces.contains(&kind) {
+                host_config.insert(key.to_owned(), network_mode.as_str().into());
+            }
+        }
+        // With raw sockets a function could forge its neighbours' packets on the bridge.
+        host_config.insert("CapDrop".to_owned(), serde_json::json!(["NET_RAW"]));
+        let merge = serde_json::json!({ "HostConfig": host_config, "Labels": { LABEL_NAMESPACE_ID: name } });
+        Namespace {
+            namespace_id: name.to_owned(),
+            network_mode,
+            host_config: merge.to_string(),
+            container_id: Arc::clone(&buddy.id.0),
+            tell_container_id: last,
+            addresses: buddy.addresses.iter().map(|own| Address { address: own.address.clone(), gateway: own.gateway.clone() }).collect(),
+            resolv_conf: resolv_conf.to_string(),
+            mtu: 0,
+            pid: buddy.pid,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn breed() -> Breed {
+        Breed {
+            pool: "a-b".into(),
+            instance: "i".into(),
+            networks: vec!["bridge".into()],
+            namespaces: vec![NamespaceKind::Net, NamespaceKind::Ipc],
+            command: Vec::new(),
+            user: "1:1".into(),
+            memory: 1,
+            pids: 1,
+            may_fork: false,
+        }
+    }
+
+    #[test]
+    fn only_what_we_named_and_labelled_ourselves_is_ours() {
+        let breed = breed();
+        let name = breed.name(7, 1042, 3, 0xabc);
+        assert_eq!(name, "nspool-a-b-7-1042-3-00000abc");
+        let spec = breed.spec(7, 1042, 0, &name, &ImageId::from("sha256:1"));
+        let ours = Some(Ownership { instance: "i".into(), slot: 7, generation: 1042 });
+        assert_eq!(breed.owned(&name, &spec.labels), ours);
+        for key in spec.labels.keys() {
+            let mut less = spec.labels.clone();
+            less.remove(key);
+            assert_eq!(breed.owned(&name, &less), None, "without {key}");
+        }
+        for decoy in
+            ["nspool-a-b-7-1042-3", "nspool-a-b-8-1042-3-00000abc", "web", "nspool-a-b-7-1042-3-00000abc-x", "nspool-a-b-7-1042-3-nothexno"]
+        {
+            assert_eq!(breed.owned(decoy, &spec.labels), None, "{decoy}");
+        }
+        let other = Breed { pool: "a".into(), ..breed };
+        assert_eq!(other.owned(&name, &spec.labels), None);
+    }
+
+    #[test]
+    fn a_name_is_a_dns_label_at_its_longest() {
+        let breed = Breed { pool: "p".repeat(20), ..breed() };
+        // A year of milliseconds, a million uses, a million slots.
+        assert!(breed.name(999_999, 31_536_000_000, 999_999, u32::MAX).len() <= 63);
+    }
+}

@@ -97,7 +97,6 @@ impl State {
         let key = request.key();
         let networks = request.network.map_or(0..self.rules.networks, |network| u32::from(network)..u32::from(network) + 1);
         let waiter = self.waiters.push(Waiting { request: Arc::new(request), token });
-        self.moved = true;
         if let Some(key) = key {
             self.by_request.insert(key, Known::Waiting(waiter));
         }
@@ -236,7 +235,6 @@ impl State {
     /// The caller is gone, or its time is up. Answers why it got nothing; `None` if it is not waiting any more.
     pub fn cancel_wait(&mut self, waiter: WaiterId) -> Option<Denied> {
         let waiting = self.waiters.remove(waiter)?;
-        self.moved = true;
         self.drop_request(&waiting.request);
         Some(self.nothing_ready())
     }

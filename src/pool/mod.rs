@@ -154,15 +154,14 @@ impl Pool {
         // Read under the lock, so that time in the state never runs backwards.
         let now = (self.world.now)();
         let answer = act(&mut inner, now);
-        let changed = inner.perform(now, &mut afterwards);
+        inner.perform(now, &mut afterwards);
         let rearm = inner.state.next_tick().is_some_and(|next| inner.armed.is_none_or(|armed| next < armed));
         drop(inner);
         if rearm {
             self.timer.notify_one();
         }
-        if changed {
-            self.changed.notify_waiters();
-        }
+        // Costs nothing when nobody waits; not everything that a level may look at comes with an effect.
+        self.changed.notify_waiters();
         if !afterwards.events.is_empty() {
             self.news.notify_waiters();
         }
@@ -295,18 +294,15 @@ impl Inner {
         Waiting { pool: Weak::clone(&self.pool), waiter, number, receiver }
     }
 
-    /// Carries out what the state asked for. Answers whether a slot changed.
-    fn perform(&mut self, now: Moment, afterwards: &mut Afterwards) -> bool {
-        let mut changed = false;
+    /// Carries out what the state asked for.
+    fn perform(&mut self, now: Moment, afterwards: &mut Afterwards) {
         let mut effects = std::mem::take(&mut self.spare);
         loop {
             effects.extend(self.state.take_effects());
-            changed |= self.state.take_moved();
             if effects.is_empty() {
                 self.spare = effects;
-                return changed;
+                return;
             }
-            changed = true;
             for effect in effects.drain(..) {
                 match effect {
                     Effect::Nudge(slot) => self.nudge(slot).notify_one(),

@@ -202,8 +202,6 @@ pub struct State {
     pub(super) ended: Ended,
     pub(super) waiters: Waiters,
     pub(super) effects: Vec<Effect>,
-    /// A count that [`State::usage`] shows is another one; not every such change has an effect.
-    pub(super) moved: bool,
     next_generation: u64,
     pub(super) lost: u32,
     detached: u32,
@@ -240,7 +238,6 @@ impl State {
             leases_per_uid: HashMap::new(),
             deadlines: Deadlines::default(),
             effects: Vec::new(),
-            moved: false,
             next_generation: first_generation,
             lost: 0,
             detached: 0,
@@ -259,11 +256,6 @@ impl State {
     /// What is to be done, in order. Empty it after every call.
     pub fn take_effects(&mut self) -> std::vec::Drain<'_, Effect> {
         self.effects.drain(..)
-    }
-
-    /// Whether a count that [`State::usage`] shows may have changed since the last call.
-    pub fn take_moved(&mut self) -> bool {
-        std::mem::take(&mut self.moved)
     }
 
     /// Slots there are, by number; never shrinks.
@@ -317,7 +309,6 @@ impl State {
         network.counts[state as usize] += 1;
         place.state = state;
         place.since = now;
-        self.moved = true;
         match state {
             SlotState::Ready => self.links.push_front(&mut network.ready, slot),
             // The lowest numbers are filled first after a start, the longest vacant later: a slot that just failed is not the next to try.
@@ -346,7 +337,6 @@ impl State {
         }
         let shrinks = ready < self.rules.ready;
         (self.rules.ready, self.rules.max) = (ready, max);
-        self.moved = true;
         self.grow_to(now, max);
         for network in 0..self.rules.networks {
             if shrinks {
@@ -502,6 +492,24 @@ impl State {
         self.slots[slot as usize].failures = 0;
     }
 
+    /// The slot's buddy died young: once it is removed the slot backs off before the next.
+    pub fn note_failure(&mut self, slot: SlotIndex, error: &str) {
+        let place = &mut self.slots[slot as usize];
+        place.failures = place.failures.saturating_add(1);
+        place.last_error = Some(error.into());
+    }
+
+    /// The daemon is on its way out.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.stopping
+    }
+
+    /// Generations of a dead predecessor are not used again.
+    pub fn generations_begin_at(&mut self, first: u64) {
+        self.next_generation = self.next_generation.max(first);
+    }
+
     /// Keeps an error for the operator without changing anything else.
     pub fn note_error(&mut self, slot: SlotIndex, error: &str) {
         self.slots[slot as usize].last_error = Some(error.into());
@@ -630,7 +638,8 @@ impl State {
         place.doom = None;
         place.occupants = Arc::new([]);
         let network = u32::from(place.network);
-        self.set_state(now, slot, SlotState::Idle);
+        let tired = place.failures > 0 && !self.stopping;
+        self.set_state(now, slot, if tired { SlotState::BackingOff } else { SlotState::Idle });
         self.rebalance(now, network);
     }
 

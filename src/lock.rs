@@ -1,0 +1,80 @@
+//! One daemon per pool and engine: a lock named after both, wherever the state folder is.
+//!
+//! An flock on a file, held for the daemon's life and let go by the kernel when it ends, however it ends: that, and no label, is the proof that
+//! a buddy's owner is dead (I3).
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use sha2::{Digest, Sha256};
+
+/// Where the locks are on a host.
+pub const LOCKS: &str = "/run/nspool/locks";
+
+/// Why the lock is not ours.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Somebody has it.
+    #[error("another nspool runs the pool {pool:?} on this engine (lock {})", path.display())]
+    Taken {
+        /// The pool.
+        pool: String,
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file cannot be made.
+    #[error("the lock {} cannot be taken", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// The held lock; dropping it lets go.
+#[derive(Debug)]
+pub struct PoolLock {
+    _file: File,
+}
+
+impl PoolLock {
+    /// Takes the lock of `pool` on the engine with this id, at once or not at all.
+    ///
+    /// # Errors
+    /// [`LockError::Taken`] when somebody has it.
+    pub fn take(locks: &Path, engine_id: &str, pool: &str) -> Result<Self, LockError> {
+        // An engine's id may hold any character; its hash is a file name.
+        let engine: String = Sha256::digest(engine_id).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        let path = locks.join(format!("{pool}-{engine}.lock"));
+        let io = |source| LockError::Io { path: path.clone(), source };
+        DirBuilder::new().recursive(true).mode(0o700).create(locks).map_err(io)?;
+        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path).map_err(io)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Self { _file: file }),
+            Err(Errno::WOULDBLOCK) => Err(LockError::Taken { pool: pool.to_owned(), path }),
+            Err(errno) => Err(io(errno.into())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_pool_on_one_engine_has_one_owner() {
+        let folder = tempfile::tempdir().unwrap();
+        let locks = folder.path().join("locks");
+        let first = PoolLock::take(&locks, "engine/1", "a").unwrap();
+        assert!(matches!(PoolLock::take(&locks, "engine/1", "a"), Err(LockError::Taken { .. })));
+        let _other_pool = PoolLock::take(&locks, "engine/1", "b").unwrap();
+        let _other_engine = PoolLock::take(&locks, "engine/2", "a").unwrap();
+        drop(first);
+        PoolLock::take(&locks, "engine/1", "a").unwrap();
+    }
+}

@@ -1,0 +1,99 @@
+//! Who is inside whom: the engine's list and the kernel's processes, each look shared by all slots that wait for one.
+
+use std::sync::Arc;
+
+use crate::coalesce::Coalesced;
+use crate::engine::{ContainerId, ContainerSummary, Engine, EngineError, NamespaceKind};
+use crate::netns::{Held, Kernel, KernelError};
+
+type Listing = Result<Arc<Vec<ContainerSummary>>, EngineError>;
+
+/// Shared looks. A look serves those who asked before it began, so what it says was true after they asked.
+pub struct Looks {
+    list: Coalesced<Listing>,
+    kernel: Arc<dyn Kernel>,
+    shared: Vec<NamespaceKind>,
+    may_fork: bool,
+}
+
+/// Why nobody can tell.
+#[derive(Debug, thiserror::Error)]
+pub enum LookError {
+    /// The engine's list.
+    #[error("{0}")]
+    Engine(EngineError),
+    /// The kernel's processes.
+    #[error("{0}")]
+    Kernel(KernelError),
+}
+
+/// Who is there besides the buddy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inside {
+    /// Containers that hold the namespace, and processes that no listed container explains away; for people.
+    pub live: Vec<String>,
+    /// Containers that do not hold it and could still start.
+    pub configured: Vec<String>,
+}
+
+impl Inside {
+    /// Nobody at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.live.is_empty() && self.configured.is_empty()
+    }
+}
+
+impl Looks {
+    /// `shared`: the namespaces that joiners may share; `may_fork`: the placeholder may have children of its own.
+    #[must_use]
+    pub fn new(engine: Arc<dyn Engine>, kernel: Arc<dyn Kernel>, shared: Vec<NamespaceKind>, may_fork: bool) -> Self {
+        let list = Coalesced::new(move || {
+            let engine = Arc::clone(&engine);
+            async move { engine.list().await.map(Arc::new) }
+        });
+        Self { list, kernel, shared, may_fork }
+    }
+
+    /// All containers. Cancel safe.
+    ///
+    /// # Errors
+    /// The engine's; it says nothing about who is there.
+    pub async fn list(&self) -> Listing {
+        self.list.look().await
+    }
+
+    /// Everybody in the buddy's namespaces but the buddy. `held` is `None` for a buddy without a process (its namespaces cannot be looked
+    /// into then, only the engine's list is left).
+    ///
+    /// # Errors
+    /// What could not be looked at; it says nothing about who is there.
+    pub async fn inside(&self, buddy: &ContainerId, held: Option<&dyn Held>) -> Result<Inside, LookError> {
+        let mut inside = Inside::default();
+        for container in self.list().await.map_err(LookError::Engine)?.iter().filter(|c| c.joins() == Some(buddy.as_str())) {
+            let who = format!("container {} ({})", container.id.as_str().get(..12).unwrap_or(container.id.as_str()), container.name);
+            if container.status.is_live() { inside.live.push(who) } else { inside.configured.push(who) }
+        }
+        if let Some(held) = held {
+            inside.live.extend(self.strangers(held).await.map_err(LookError::Kernel)?);
+        }
+        Ok(inside)
+    }
+
+    async fn strangers(&self, held: &dyn Held) -> Result<Vec<String>, KernelError> {
+        let mut strangers = Vec::new();
+        for kind in &self.shared {
+            let Some(namespace) = held.namespace(*kind) else { continue };
+            let members = self.kernel.members(*kind, &[namespace]).await?;
+            strangers.extend(members.get(&namespace).into_iter().flatten().filter(|process| process.pid != held.pid()).cloned());
+        }
+        strangers.sort();
+        strangers.dedup();
+        if self.may_fork && !strangers.is_empty() && !self.shared.contains(&NamespaceKind::Pid) {
+            let own = held.namespace(NamespaceKind::Pid);
+            let members = self.kernel.members(NamespaceKind::Pid, own.as_slice()).await?;
+            strangers.retain(|process| !members.values().flatten().any(|own| own.pid == process.pid));
+        }
+        Ok(strangers.iter().map(ToString::to_string).collect())
+    }
+}

@@ -1,0 +1,117 @@
+//! The minder: watches over buddies that were given up with somebody still inside, outside of the slots, and removes each one once it is empty.
+//!
+//! They come from nannies whose slot has waited long enough, and from a dead predecessor. Their number is bounded by the pool. All of them share
+//! one look per second.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::Tools;
+use crate::engine::{ContainerId, Engine};
+use crate::netns::Held;
+use crate::pool::Moment;
+
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// A buddy without a slot.
+#[derive(Debug)]
+pub struct Detached {
+    /// The container.
+    pub id: ContainerId,
+    /// Its present name.
+    pub name: String,
+    /// The slot it was made for.
+    pub slot: u32,
+    /// Its generation.
+    pub generation: u64,
+    /// `None`: it has no process any more.
+    pub held: Option<Box<dyn Held>>,
+    /// Detached since.
+    pub since: Moment,
+    /// Who is inside, for people.
+    pub joiners: Vec<String>,
+}
+
+/// What people see of a [`Detached`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DetachedView {
+    /// The container.
+    pub id: ContainerId,
+    /// Its present name.
+    pub name: String,
+    /// The slot it was made for.
+    pub slot: u32,
+    /// Its generation.
+    pub generation: u64,
+    /// Detached since.
+    pub since: Moment,
+    /// Who is inside.
+    pub joiners: Vec<String>,
+}
+
+/// The list that others may read.
+pub type DetachedList = Arc<Mutex<Vec<DetachedView>>>;
+
+/// See the module. Ends at `stop`; what is still occupied then stays in `list`.
+pub async fn run(tools: Arc<Tools>, mut arriving: mpsc::Receiver<Detached>, list: DetachedList, stop: CancellationToken) {
+    let mut minded: Vec<Detached> = Vec::new();
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            Some(buddy) = arriving.recv() => minded.push(buddy),
+            () = tokio::time::sleep(LOOK_EVERY), if !minded.is_empty() => minded = look_after(&tools, minded).await,
+        }
+        *list.lock() = minded.iter().map(view).collect();
+    }
+    // A last look, so that what is named as left behind is what is there.
+    while let Ok(buddy) = arriving.try_recv() {
+        minded.push(buddy);
+    }
+    minded = look_after(&tools, minded).await;
+    *list.lock() = minded.iter().map(view).collect();
+}
+
+fn view(buddy: &Detached) -> DetachedView {
+    DetachedView {
+        id: buddy.id.clone(),
+        name: buddy.name.clone(),
+        slot: buddy.slot,
+        generation: buddy.generation,
+        since: buddy.since,
+        joiners: buddy.joiners.clone(),
+    }
+}
+
+/// Removes those that are empty; answers the others.
+async fn look_after(tools: &Tools, minded: Vec<Detached>) -> Vec<Detached> {
+    let looks = minded.into_iter().map(|mut buddy| async {
+        match tools.looks.inside(&buddy.id, buddy.held.as_deref()).await {
+            Ok(inside) if inside.live.is_empty() => {}
+            Ok(inside) => {
+                buddy.joiners = inside.live;
+                return Some(buddy);
+            }
+            Err(error) => {
+                tracing::debug!(container = %buddy.id, %error, "cannot tell who is inside a detached buddy");
+                return Some(buddy);
+            }
+        }
+        match tools.engine.remove(&buddy.id).await {
+            Ok(()) => {
+                tracing::info!(slot = buddy.slot, generation = buddy.generation, container = %buddy.id, "detached buddy removed");
+                tools.pool.with(|state, _| state.detached_removed());
+                None
+            }
+            Err(error) => {
+                tracing::warn!(container = %buddy.id, %error, "a detached buddy could not be removed yet");
+                Some(buddy)
+            }
+        }
+    });
+    futures::future::join_all(looks).await.into_iter().flatten().collect()
+}

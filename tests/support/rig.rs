@@ -1,0 +1,100 @@
+//! The whole daemon but for its sockets, on the scripted engine, under a paused clock.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use nspool::config::{Config, Reuse};
+use nspool::daemon::{Daemon, DaemonError, Parts, Signal, Stopped};
+use nspool::engine::fake::FakeWorld;
+use nspool::image::gate::Source;
+use nspool::pool::{Grant, Lifetime, Pool, Released, Request};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+/// A running daemon. Drop the rig and the daemon is aborted.
+pub struct Rig {
+    pub world: Arc<FakeWorld>,
+    pub pool: Arc<Pool>,
+    pub signals: mpsc::Sender<Signal>,
+    task: JoinHandle<Result<Stopped, DaemonError>>,
+    _locks: tempfile::TempDir,
+}
+
+/// Small, and with nothing left to chance.
+pub fn config(reuse: Reuse) -> Config {
+    let mut config = Config::default();
+    config.pool.ready = 2;
+    config.pool.max = 4;
+    config.pool.reuse = reuse;
+    config
+}
+
+impl Rig {
+    pub fn start(config: Config, world: Arc<FakeWorld>) -> Self {
+        let locks = tempfile::tempdir().unwrap();
+        let parts = Parts {
+            engine: world.engine(),
+            kernel: world.kernel(),
+            source: Source::from_config(&config.placeholder, &[]).unwrap(),
+            listeners: Vec::new(),
+            locks: locks.path().to_owned(),
+        };
+        let daemon = Daemon::assemble(config, parts);
+        let pool = daemon.pool();
+        let (signals, received) = mpsc::channel(4);
+        #[expect(clippy::disallowed_methods, reason = "the rig owns the handle and joins it in `stop`")]
+        let task = tokio::spawn(daemon.run(received));
+        Self { world, pool, signals, task, _locks: locks }
+    }
+
+    /// Waits, in the clock's time, until so many are ready and nothing else is going on.
+    pub async fn settled(&self, ready: u32) {
+        let quiet = |state: &nspool::pool::state::State| {
+            let usage = state.usage();
+            usage.ready == ready && usage.leased + usage.vacating + usage.retiring + usage.quarantined + usage.filling == 0
+        };
+        if tokio::time::timeout(Duration::from_secs(900), self.pool.until(quiet)).await.is_err() {
+            panic!("not settled: {:#?}\n{:#?}", self.pool.read(|s| s.usage()), self.pool.read(|s| s.slot_views()));
+        }
+    }
+
+    pub async fn allocate(&self) -> Grant {
+        self.pool.allocate(request(), Duration::from_secs(900)).await.unwrap()
+    }
+
+    /// A whole use: lease, function, release.
+    pub async fn use_once(&self) -> Grant {
+        let grant = self.allocate().await;
+        let name = &grant.lease.namespace.namespace_id;
+        let function = self.world.run_function(name, Some(name), "").unwrap();
+        self.world.exit_function(&function, 0);
+        self.world.remove_function(&function);
+        self.release(&grant);
+        grant
+    }
+
+    pub fn release(&self, grant: &Grant) -> Released {
+        self.pool.with(|state, now| state.release(now, grant.lease.token, false)).unwrap()
+    }
+
+    pub async fn stop(self) -> Stopped {
+        let _ = self.signals.try_send(Signal::Stop);
+        self.ended().await.unwrap()
+    }
+
+    pub async fn ended(self) -> Result<Stopped, DaemonError> {
+        tokio::time::timeout(Duration::from_secs(3600), self.task).await.expect("the daemon ends").unwrap()
+    }
+}
+
+pub fn request() -> Request {
+    Request {
+        uid: 0,
+        owner: String::new(),
+        tenant: String::new(),
+        request_id: None,
+        network: None,
+        lifetime: Lifetime::Joiners { join_by: Duration::from_secs(60) },
+        labels: std::collections::BTreeMap::new(),
+    }
+}
