@@ -39,7 +39,7 @@ var callLimits = limits{timeout: 5 * time.Second, retryFor: 5 * time.Second}
 const (
 	allocateTimeout  = 5 * time.Second
 	fallbackTimeout  = 500 * time.Millisecond
-	fallbackRetryFor = 50 * time.Millisecond
+	fallbackRetryFor = 20 * time.Millisecond
 )
 
 // Config of a client. Its zero value is good for a look around.
@@ -74,7 +74,7 @@ type Request struct {
 	Labels map[string]string
 	// Bounds the whole call. Zero: Wait and 5 s, with a way out Wait and 0.5 s.
 	Timeout time.Duration
-	// For how long a lost connection leads to another try. Zero: the whole timeout, with a way out 50 ms.
+	// For how long a lost connection leads to another try. Zero: the whole timeout, with a way out 20 ms: one prompt reconnect.
 	RetryFor time.Duration
 }
 

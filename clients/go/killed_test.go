@@ -80,6 +80,7 @@ func (d *daemon) start() {
 	defer log.Close()
 	d.process = exec.Command(d.command[0], d.command[1:]...)
 	d.process.Env = append(os.Environ(), d.env...)
+	d.process.Dir = os.Getenv("NSPOOL_TEST_CWD")
 	d.process.Stdout, d.process.Stderr = log, log
 	if err := d.process.Start(); err != nil {
 		d.t.Fatal(err)

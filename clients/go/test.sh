@@ -16,13 +16,9 @@ elif [ -z "${NSPOOL_TEST_DAEMON:-}" ]; then
     echo "clients/go/test.sh: NSPOOL_TEST_DAEMON is not set: name a daemon to test with (a command line that takes" \
         "unix:/path as its last argument), or say --without-daemon" >&2
     exit 2
-else
-    # go test runs in the folder of the package, but a relative path means the caller's.
-    case $NSPOOL_TEST_DAEMON in
-        /*) ;;
-        */*) export NSPOOL_TEST_DAEMON="$PWD/$NSPOOL_TEST_DAEMON" ;;
-    esac
 fi
+# go test runs in the folder of the package, but relative paths in NSPOOL_TEST_DAEMON mean the caller's.
+export NSPOOL_TEST_CWD="$PWD"
 
 missing=
 need() { [ -n "$(eval "$2" 2>/dev/null)" ] || missing="$missing $1"; }

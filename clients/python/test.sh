@@ -35,4 +35,4 @@ fi
 
 # A relative path in NSPOOL_TEST_DAEMON means the caller's folder, so that is where the tests run.
 "$venv/bin/python" -m mypy --config-file "$here/pyproject.toml" --cache-dir "$root/target/clients-python/mypy"
-exec "$venv/bin/python" -m pytest -c "$here/pyproject.toml" --rootdir "$here" -p no:cacheprovider "$@"
+exec "$venv/bin/python" -m pytest -c "$here/pyproject.toml" --rootdir "$here" -p no:cacheprovider "$@" "$here/tests"

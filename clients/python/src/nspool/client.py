@@ -45,7 +45,7 @@ _LIFETIMES = {
 # plain network costs a start less than waiting would. A healthy daemon answers within a millisecond.
 _ALLOCATE_TIMEOUT = 5.0
 _FALLBACK_TIMEOUT = 0.5
-_FALLBACK_RETRY_FOR = 0.05
+_FALLBACK_RETRY_FOR = 0.02
 
 
 class Client:
@@ -109,7 +109,7 @@ class Client:
         """As `allocate`, but gives `PlainNetwork(plain_network)` when there is no lease to be had.
 
         Raises only CallerMistake. The default `timeout` is 0.5 s more than `wait`, and a daemon that cannot be reached
-        is given up after 50 ms.
+        is given up after 20 ms: time for one prompt reconnect, not for a restart.
         """
         allocate.setdefault("retry_for", _FALLBACK_RETRY_FOR)
         if allocate.get("timeout") is None:
