@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -47,6 +48,10 @@ class Daemon:
             self.process.kill()
             self.process.wait(10)
             self.process = None
+
+    def listens(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(self.endpoint[len("unix:") :]) == 0
 
     def wait_until_it_grants(self) -> None:
         """A broken daemon is a failure that shows its own words, never a skip."""
@@ -160,3 +165,23 @@ def test_no_start_fails_when_the_daemon_freezes(daemon: Daemon) -> None:
         daemon.signal(signal.SIGCONT)
         load.more("pooled", 20)
     assert load.failures == []
+
+
+def answers(client: nspool.Client) -> bool:
+    try:
+        client.info(timeout=0.2)
+    except nspool.Unreachable:
+        return False
+    return True
+
+
+def test_a_daemon_that_comes_back_is_reached_soon(daemon: Daemon) -> None:
+    daemon.kill()
+    with nspool.Client(daemon.endpoint) as client:
+        assert not answers(client) and not client.allocate_or_fallback().leased
+        daemon.start()
+        # Asked without grpc, which is what is on trial.
+        wait_for(daemon.listens, "the daemon listens")
+        begin = time.monotonic()
+        wait_for(lambda: answers(client), "an answer")
+        assert time.monotonic() - begin < 3, "grpcio before 1.80 needs five seconds"
