@@ -1,0 +1,1 @@
+"""Generated code of the contract `nspool.v1`; `generate.sh` makes it anew."""
