@@ -1,5 +1,7 @@
 //! The embedded placeholder on real engines: Docker and podman load it, buddies of it run with everything taken away, leave at once, and reap
 //! what joiners leave behind; the gate follows the engine's word.
+#![expect(clippy::unwrap_used, reason = "a helper of a test fails it")]
+#![expect(clippy::print_stdout, reason = "what was measured, or said, is worth a look")]
 
 mod support;
 

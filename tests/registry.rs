@@ -1,6 +1,8 @@
 //! A placeholder that is pulled: from a real registry, with and without a password, on Docker and on podman.
 //!
 //! Promises: the image is really pulled; what the registry says is kept, without secrets; a mistake that is mended opens the gate by itself.
+#![expect(clippy::unwrap_used, reason = "a helper of a test fails it")]
+#![expect(clippy::print_stdout, reason = "what was measured, or said, is worth a look")]
 
 mod support;
 
