@@ -1,5 +1,6 @@
 //! The aarch64 init, compiled with Debian's cross compiler and run under user-mode emulation: the same promises as on x86_64, as far as an
 //! emulated process can show them.
+#![expect(clippy::unwrap_used, reason = "a helper of a test fails it")]
 
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt as _;
@@ -40,6 +41,8 @@ fn the_aarch64_init_waits_and_leaves_on_term() {
     let folder = tempfile::tempdir().unwrap();
     let program = compile(folder.path());
     let bytes = std::fs::read(&program).unwrap();
+    let again = tempfile::tempdir().unwrap();
+    assert_eq!(bytes, std::fs::read(compile(again.path())).unwrap(), "the same compiler gives the same bytes, wherever");
     assert_eq!(bytes[18..20], [183, 0], "not an aarch64 executable");
     assert!(bytes.len() < 4096, "{} bytes", bytes.len());
 

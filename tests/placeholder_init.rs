@@ -1,6 +1,8 @@
 //! The embedded init itself, without an engine: as a plain child, and as pid 1 of a pid namespace (needs root, `unshare` and `nsenter`).
 //!
 //! Promises: it leaves with code 0 on SIGTERM and SIGINT within 100 ms, reaps orphans, and uses no processor time while it waits.
+#![expect(clippy::unwrap_used, reason = "a helper of a test fails it")]
+#![expect(clippy::print_stdout, reason = "what was measured, or said, is worth a look")]
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;

@@ -17,6 +17,8 @@
 //! prepared or removed, and never retries. It is the only one that knows governor, whose own waiting would sleep outside of tokio's clock:
 //! only its `check` is used.
 
+mod cap;
+
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,11 +30,12 @@ use governor::middleware::NoOpMiddleware;
 use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::cap::{Cap, Place};
 use super::{
     BuddySpec, Container, ContainerId, ContainerSummary, Credentials, Engine, EngineError, EngineEvent, EngineFuture, EngineInfo,
     ErrorClass, ImageId, WaitOutcome,
@@ -384,68 +387,6 @@ impl Bucket {
                 () = tokio::time::sleep(wait) => {}
             }
         }
-    }
-}
-
-/// A fair cap on calls in flight, which can be resized while they are.
-struct Cap {
-    name: &'static str,
-    places: Arc<Semaphore>,
-    size: Arc<Mutex<Size>>,
-}
-
-struct Size {
-    wanted: usize,
-    /// Places in use that are not to be given back.
-    surplus: usize,
-}
-
-impl Cap {
-    fn new(name: &'static str, size: u32) -> Self {
-        let wanted = (size as usize).max(1);
-        Self { name, places: Arc::new(Semaphore::new(wanted)), size: Arc::new(Mutex::new(Size { wanted, surplus: 0 })) }
-    }
-
-    async fn enter(&self) -> Place {
-        let begin = Instant::now();
-        // The semaphore is never closed, so there always is a permit.
-        let permit = self.places.clone().acquire_owned().await.ok();
-        metrics::histogram!(names::PACER_WAIT_SECONDS, "queue" => self.name).record(begin.elapsed());
-        Place { permit, size: self.size.clone() }
-    }
-
-    fn resize(&self, size: u32) {
-        let wanted = (size as usize).max(1);
-        let mut size = self.size.lock();
-        if wanted >= size.wanted {
-            let more = wanted - size.wanted;
-            let kept = more.min(size.surplus);
-            size.surplus -= kept;
-            self.places.add_permits(more - kept);
-        } else {
-            let fewer = size.wanted - wanted;
-            size.surplus += fewer - self.places.forget_permits(fewer);
-        }
-        size.wanted = wanted;
-    }
-}
-
-/// One call's place under a [`Cap`]; given back when dropped, unless the cap shrank meanwhile.
-struct Place {
-    permit: Option<OwnedSemaphorePermit>,
-    size: Arc<Mutex<Size>>,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut size = self.size.lock();
-        if size.surplus > 0
-            && let Some(permit) = self.permit.take()
-        {
-            size.surplus -= 1;
-            permit.forget();
-        }
-        // A permit that is still there goes back only after the lock; a resize in between counts it as in use, which it is.
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod engines;
 pub mod image;
+pub mod registry;
 
 use std::time::{Duration, Instant};
 

@@ -5,6 +5,10 @@ dir=$1 prefix=$2
 exec 9>"$dir/lock"
 flock -n 9 || exit 1
 
+# Docker takes registries on loopback without TLS, podman only when told.
+printf '[[registry]]\nlocation = "127.0.0.1"\ninsecure = true\n' >"$dir/registries.conf"
+export CONTAINERS_REGISTRIES_CONF="$dir/registries.conf"
+
 pod() { timeout 60 podman --root "$dir/data" --runroot "$dir/run" --tmpdir "$dir/tmp" --network-config-dir "$dir/net" \
     --cgroup-manager cgroupfs --events-backend file --runtime runc "$@" </dev/null 9>&-; }
 

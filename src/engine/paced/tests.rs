@@ -390,3 +390,27 @@ async fn a_smaller_cap_is_reached_as_calls_end_and_a_larger_one_at_once() {
     assert!(tasks.join_all().await.iter().all(Result::is_ok));
     assert_eq!(begun(&mut bench), 3);
 }
+
+#[test]
+fn calls_and_waits_are_counted_by_operation_and_outcome() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let handle = recorder.handle();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    metrics::with_local_recorder(&recorder, || {
+        runtime.block_on(async {
+            let bench = bench(Some(1), 1, 1, SECOND);
+            bench.paced.preparation().await.undo(&id()).await.unwrap();
+            bench.paced.inspect("x").await.unwrap_err();
+        });
+    });
+    let told = handle.render();
+    for line in [
+        r#"nspool_engine_calls_total{operation="remove",outcome="ok"} 1"#,
+        r#"nspool_engine_calls_total{operation="inspect",outcome="not_found"} 1"#,
+        r#"nspool_engine_call_seconds_sum{operation="remove"} 1"#,
+        r#"nspool_pacer_wait_seconds_count{queue="preparation"} 1"#,
+        r#"nspool_pacer_wait_seconds_count{queue="mutation"} 1"#,
+    ] {
+        assert!(told.lines().any(|told| told == line), "{line} is not in\n{told}");
+    }
+}
