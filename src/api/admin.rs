@@ -161,8 +161,13 @@ impl PoolAdmin for AdminService {
         let released = self.shared.pool.with(|state, now| state.force_release(now, key));
         let released = released.map_err(|denied: Denied| Refusal::from(denied))?;
         tracing::info!(
-            slot = key.slot, generation = key.generation, use_number = key.use_number, lease_id, peer_uid = self.peer.uid,
-            peer_pid = self.peer.pid, "released by an operator"
+            slot = key.slot,
+            generation = key.generation,
+            use_number = key.use_number,
+            lease_id,
+            peer_uid = self.peer.uid,
+            peer_pid = self.peer.pid,
+            "released by an operator"
         );
         Ok(Response::new(proto::ForceReleaseResponse { outcome: convert::released(&released).0.into() }))
     }

@@ -126,7 +126,12 @@ impl Server {
             }
         };
         if let Err(error) = ended {
-            tracing::debug!(peer_pid = peer.pid, connection = peer.connection.0, error = &error as &dyn std::error::Error, "connection broke");
+            tracing::debug!(
+                peer_pid = peer.pid,
+                connection = peer.connection.0,
+                error = &error as &dyn std::error::Error,
+                "connection broke"
+            );
         }
         drop(closing);
     }

@@ -35,12 +35,7 @@ pub(super) fn duration(duration: Duration) -> Option<prost_types::Duration> {
 }
 
 pub(super) fn engine(info: &EngineInfo) -> proto::Engine {
-    proto::Engine {
-        kind: info.kind.to_string(),
-        id: info.id.clone(),
-        endpoint: info.endpoint.clone(),
-        version: info.version.clone(),
-    }
+    proto::Engine { kind: info.kind.to_string(), id: info.id.clone(), endpoint: info.endpoint.clone(), version: info.version.clone() }
 }
 
 pub(super) fn lease(about: &About, status: &DaemonStatus, view: &LeaseView, now: Moment, shown: Shown) -> proto::Lease {

@@ -77,7 +77,9 @@ mod tests {
 
     #[test]
     fn deadlines_are_read_as_the_protocol_writes_them() {
-        for (text, millis) in [("2S", 2_000.0), ("99999999m", 99_999_999.0), ("3H", 10_800_000.0), ("1M", 60_000.0), ("500u", 0.5), ("0n", 0.0)] {
+        for (text, millis) in
+            [("2S", 2_000.0), ("99999999m", 99_999_999.0), ("3H", 10_800_000.0), ("1M", 60_000.0), ("500u", 0.5), ("0n", 0.0)]
+        {
             assert_eq!(parse(text.as_bytes()).unwrap().as_secs_f64() * 1000.0, millis, "{text}");
         }
         for wrong in ["", "S", "1", "1s", "-1S", "123456789S", "1 S", "0x1S"] {

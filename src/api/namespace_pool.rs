@@ -38,8 +38,7 @@ impl PoolService {
         let (asked, wait) = {
             let limits = self.shared.limits.borrow();
             let most = deadline::wait_below(timeout.unwrap_or(limits.timeout));
-            let (asked, wait) =
-                validate::allocate(request.into_inner(), self.peer.uid, self.peer.connection, &self.shared.about, &limits)?;
+            let (asked, wait) = validate::allocate(request.into_inner(), self.peer.uid, self.peer.connection, &self.shared.about, &limits)?;
             (asked, wait.min(most))
         };
         if wait.is_zero() {
@@ -251,9 +250,7 @@ impl PoolService {
     fn kept_alive(&self, text: String) -> proto::KeepAliveResponse {
         let renewed = token(&text).and_then(|token| Ok(self.renewed(token, None)?));
         match renewed {
-            Ok((_, remaining)) => {
-                proto::KeepAliveResponse { token: text, remaining: convert::duration(remaining), reason: String::new() }
-            }
+            Ok((_, remaining)) => proto::KeepAliveResponse { token: text, remaining: convert::duration(remaining), reason: String::new() },
             Err(refusal) => proto::KeepAliveResponse { token: text, remaining: None, reason: refusal.reason().word().to_owned() },
         }
     }

@@ -149,8 +149,7 @@ fn network(about: &About, name: &str) -> Result<Option<NetworkIndex>, Refusal> {
         return Ok(None);
     }
     let index = about.networks.iter().position(|known| known == name).and_then(|index| NetworkIndex::try_from(index).ok());
-    index.map(Some).ok_or_else(|| Refusal::UnknownNetwork {
-        asked: name.chars().take(MOST_CHARACTERS).collect(),
-        known: about.networks.join(", "),
-    })
+    index
+        .map(Some)
+        .ok_or_else(|| Refusal::UnknownNetwork { asked: name.chars().take(MOST_CHARACTERS).collect(), known: about.networks.join(", ") })
 }

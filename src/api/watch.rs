@@ -26,7 +26,11 @@ use crate::proto::watch_response::Event;
 const PACE: Duration = Duration::from_millis(100);
 
 /// One watcher's stream, from `position` on or from the beginning.
-pub(super) fn stream(shared: Arc<Shared>, peer: Peer, position: Option<Position>) -> BoxStream<'static, Result<proto::WatchResponse, Status>> {
+pub(super) fn stream(
+    shared: Arc<Shared>,
+    peer: Peer,
+    position: Option<Position>,
+) -> BoxStream<'static, Result<proto::WatchResponse, Status>> {
     let watcher = Watcher::new(shared, peer, position);
     stream::try_unfold(watcher, |mut watcher| async move {
         let message = watcher.next().await?;
@@ -64,8 +68,7 @@ impl Watcher {
     }
 
     fn snapshot(&mut self) {
-        let (found, position) =
-            self.shared.pool.snapshot(|state| (state.usage(), state.doors(), state.lease_views(None)));
+        let (found, position) = self.shared.pool.snapshot(|state| (state.usage(), state.doors(), state.lease_views(None)));
         let (usage, (cordoned, draining), leases) = found;
         let own = leases.iter().filter(|view| self.sees(view.request.uid));
         let snapshot = proto::Snapshot {
