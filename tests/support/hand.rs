@@ -1,0 +1,71 @@
+//! Nannies by hand: they follow the pool's orders at once, with no engine behind. Tests can hold them back.
+
+use std::sync::Arc;
+
+use nspool::pool::Pool;
+use nspool::pool::state::Order;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::world::namespace;
+
+/// What the nannies do; the rest of their orders waits.
+#[derive(Clone, Copy)]
+pub struct Does {
+    pub fill: bool,
+    pub vacate: bool,
+}
+
+/// The nannies of all slots; dropped, they are gone.
+pub struct Hand {
+    pub does: watch::Sender<Does>,
+    _tasks: JoinSet<()>,
+}
+
+impl Hand {
+    pub fn new(pool: Arc<Pool>, does: Does) -> Self {
+        let (sender, receiver) = watch::channel(does);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(supervise(pool, receiver));
+        Self { does: sender, _tasks: tasks }
+    }
+
+    pub fn fill(&self, fill: bool) {
+        self.does.send_modify(|does| does.fill = fill);
+    }
+}
+
+async fn supervise(pool: Arc<Pool>, does: watch::Receiver<Does>) {
+    let mut nannies = JoinSet::new();
+    let mut slots = 0;
+    loop {
+        pool.until(|state| state.slot_count() > slots).await;
+        for slot in slots..pool.read(|state| state.slot_count()) {
+            nannies.spawn(nanny(Arc::clone(&pool), slot, does.clone()));
+            slots = slot + 1;
+        }
+    }
+}
+
+async fn nanny(pool: Arc<Pool>, slot: u32, mut does: watch::Receiver<Does>) {
+    let nudge = pool.nudge_of(slot);
+    loop {
+        let Does { fill, vacate } = *does.borrow_and_update();
+        match pool.order(slot) {
+            Order::Fill { generation } if fill => {
+                pool.with(|state, now| state.registered(now, slot, generation, namespace(slot, generation, 1)));
+            }
+            Order::Vacate(key) if vacate => {
+                let next = namespace(slot, key.generation, key.use_number + 1);
+                pool.with(|state, now| state.vacated(now, key, next));
+            }
+            Order::Retire(key) => pool.with(|state, now| state.removed(now, key)),
+            Order::Rest | Order::Fill { .. } | Order::BackOff | Order::Tend(_) | Order::Vacate(_) | Order::Await(_) => {
+                tokio::select! {
+                    () = nudge.notified() => {}
+                    changed = does.changed() => if changed.is_err() { return },
+                }
+            }
+        }
+    }
+}
