@@ -508,8 +508,8 @@ impl State {
     /// The buddy died, was paused, or is not the one it was. A lease on it is LOST.
     pub fn buddy_gone(&mut self, now: Moment, key: UseKey, why: &str) {
         // The use may have moved on between the death and its report: only another generation makes it stale.
-        let present = (key.slot as usize) < self.slots.len() && self.slots[key.slot as usize].generation == key.generation;
-        if !present {
+        let place = self.slots.get(key.slot as usize);
+        if place.is_none_or(|place| place.generation != key.generation || !place.state.has_buddy()) {
             self.stale += 1;
             return;
         }
@@ -521,7 +521,7 @@ impl State {
             }
             SlotState::Ready => self.set_state(now, key.slot, SlotState::Retiring),
             SlotState::Vacating | SlotState::Quarantined | SlotState::Retiring => {}
-            SlotState::Idle | SlotState::Filling | SlotState::BackingOff => self.stale += 1,
+            SlotState::Idle | SlotState::Filling | SlotState::BackingOff => unreachable!("slot {} has a buddy", key.slot),
         }
         self.slots[key.slot as usize].last_error = Some(why.into());
         self.rebalance(now, u32::from(self.slots[key.slot as usize].network));
@@ -535,7 +535,6 @@ impl State {
         }
         let place = &mut self.slots[key.slot as usize];
         let network = u32::from(place.network);
-        place.occupants = Arc::new([]);
         match place.state {
             SlotState::Vacating => {
                 let reuse = place.doom.is_none() && self.rules.afterwards == Afterwards::Reuse && self.demand(network).excess() == 0;
@@ -548,7 +547,10 @@ impl State {
                     self.set_state(now, key.slot, SlotState::Retiring);
                 }
             }
-            SlotState::Quarantined => self.set_state(now, key.slot, SlotState::Retiring),
+            SlotState::Quarantined => {
+                place.occupants = Arc::new([]);
+                self.set_state(now, key.slot, SlotState::Retiring);
+            }
             SlotState::Idle | SlotState::Filling | SlotState::BackingOff | SlotState::Ready | SlotState::Leased | SlotState::Retiring => {
                 self.stale += 1;
             }
@@ -561,13 +563,15 @@ impl State {
         if !self.is_present(key) {
             return;
         }
-        self.slots[key.slot as usize].occupants = who.into();
         match self.slots[key.slot as usize].state {
             SlotState::Vacating | SlotState::Retiring => {
+                self.slots[key.slot as usize].occupants = who.into();
                 self.doom(key.slot, "somebody stayed inside after the lease");
                 self.set_state(now, key.slot, SlotState::Quarantined);
+                // One on its way out did not count against `max`, a quarantined one does.
+                self.rebalance(now, u32::from(self.slots[key.slot as usize].network));
             }
-            SlotState::Quarantined => {}
+            SlotState::Quarantined => self.slots[key.slot as usize].occupants = who.into(),
             SlotState::Idle | SlotState::Filling | SlotState::BackingOff | SlotState::Ready | SlotState::Leased => self.stale += 1,
         }
     }

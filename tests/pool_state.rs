@@ -1,0 +1,99 @@
+//! The pool's state, step by step: one test for each thing that once went wrong, named after it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nspool::pool::Namespace;
+use nspool::pool::state::{Afterwards, Order, Rules, SlotState, State};
+
+const NOW: Duration = Duration::from_secs(1000);
+
+fn rules(networks: u32) -> Rules {
+    Rules {
+        networks,
+        ready: 0,
+        max: 0,
+        afterwards: Afterwards::Reuse,
+        linger: Duration::from_secs(10),
+        max_detached: 8,
+        max_waiting: 8,
+        quota_per_uid: None,
+        remember: Duration::from_secs(600),
+        remember_max: 100,
+        trim_after: Duration::from_secs(30),
+    }
+}
+
+fn pool(networks: u32, ready: u32, max: u32) -> State {
+    let mut state = State::new(rules(networks), 1);
+    state.set_engine_up(true);
+    state.resize(NOW, ready, max).unwrap();
+    fill(&mut state);
+    state
+}
+
+fn container(slot: u32) -> Arc<str> {
+    format!("container-of-{slot}").into()
+}
+
+fn namespace(slot: u32, name: &str) -> Arc<Namespace> {
+    Arc::new(Namespace {
+        namespace_id: name.into(),
+        network_mode: String::new(),
+        host_config: String::new(),
+        container_id: container(slot),
+        tell_container_id: false,
+        addresses: Vec::new(),
+        resolv_conf: String::new(),
+        mtu: 0,
+        pid: 0,
+    })
+}
+
+/// Every nanny that is told to fill does.
+fn fill(state: &mut State) {
+    for slot in 0..state.slot_count() {
+        if let Order::Fill { generation } = state.order(slot) {
+            state.registered(NOW, slot, generation, namespace(slot, "ns"));
+        }
+    }
+}
+
+fn state_of(state: &State, slot: u32) -> SlotState {
+    state.slot_view(slot).state
+}
+
+#[test]
+fn a_late_word_of_somebody_inside_stuck_to_a_slot_without_a_buddy() {
+    let mut state = pool(1, 1, 1);
+    let key = state.slot_view(0).key;
+    state.recycle(NOW, 0, false).unwrap();
+    state.resize(NOW, 0, 1).unwrap();
+    state.removed(NOW, key);
+    state.occupied(NOW, key, vec!["late".into()]);
+    assert!(state.slot_view(0).occupants.is_empty());
+    assert_eq!(state.stale(), 1);
+}
+
+#[test]
+fn a_late_word_of_a_death_doomed_a_slot_without_a_buddy() {
+    let mut state = pool(1, 1, 1);
+    let key = state.slot_view(0).key;
+    state.recycle(NOW, 0, false).unwrap();
+    state.resize(NOW, 0, 1).unwrap();
+    state.removed(NOW, key);
+    state.buddy_gone(NOW, key, "late");
+    assert_eq!((state.slot_view(0).doom, state.slot_view(0).last_error), (None, None));
+    assert_eq!(state.stale(), 1);
+}
+
+#[test]
+fn a_wrong_word_about_a_quarantined_slot_left_a_slot_too_many_ready() {
+    let mut state = pool(1, 2, 2);
+    state.recycle(NOW, 0, false).unwrap();
+    state.resize(NOW, 1, 1).unwrap();
+    let key = state.slot_view(0).key;
+    state.occupied(NOW, key, vec!["somebody".into()]);
+    assert_eq!(state_of(&state, 1), SlotState::Retiring, "the quarantined one is the one that may exist");
+}
