@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nspool::pool::Namespace;
-use nspool::pool::state::{Afterwards, Order, Rules, SlotState, State};
+use nspool::pool::state::{Afterwards, Effect, Order, Rules, SlotState, State};
+use nspool::pool::{Allocated, JoinerSeen, LeaseIndex, Lifetime, Namespace, NetworkIndex, Request, Token};
 
 const NOW: Duration = Duration::from_secs(1000);
 
@@ -60,6 +60,29 @@ fn fill(state: &mut State) {
     }
 }
 
+fn request(network: Option<NetworkIndex>) -> Request {
+    Request {
+        uid: 0,
+        owner: String::new(),
+        tenant: String::new(),
+        request_id: None,
+        network,
+        lifetime: Lifetime::Ttl(Duration::from_secs(60)),
+        labels: BTreeMap::new(),
+    }
+}
+
+fn token(number: u8) -> Token {
+    Token([number; 16])
+}
+
+fn lease(state: &mut State, request: Request, number: u8) -> LeaseIndex {
+    match state.allocate(NOW, request, token(number), false).unwrap() {
+        Allocated::Granted(index) => index,
+        other => panic!("{other:?}"),
+    }
+}
+
 fn state_of(state: &State, slot: u32) -> SlotState {
     state.slot_view(slot).state
 }
@@ -86,6 +109,24 @@ fn a_late_word_of_a_death_doomed_a_slot_without_a_buddy() {
     state.buddy_gone(NOW, key, "late");
     assert_eq!((state.slot_view(0).doom, state.slot_view(0).last_error), (None, None));
     assert_eq!(state.stale(), 1);
+}
+
+#[test]
+fn an_undone_lease_that_somebody_had_joined_was_lent_again() {
+    let mut state = pool(1, 1, 1);
+    let first = lease(&mut state, request(None), 1);
+    let waiter = state.allocate(NOW, request(None), token(2), true).unwrap();
+    assert!(matches!(waiter, Allocated::Waiting(_)));
+    state.release(NOW, token(1), false).unwrap();
+    let key = state.slot_view(0).key;
+    state.vacated(NOW, key, namespace(0, "ns-2"));
+    let granted = state.take_effects().find_map(|effect| if let Effect::Granted(_, index) = effect { Some(index) } else { None });
+    let seen = JoinerSeen { buddy: container(0), joiner: "guesser".into(), namespace_id: None, live: true };
+    state.joined(NOW, &seen);
+    state.undo(NOW, granted.unwrap_or(first), token(2));
+    let key = state.slot_view(0).key;
+    state.vacated(NOW, key, namespace(0, "ns-3"));
+    assert_eq!(state_of(&state, 0), SlotState::Retiring, "nobody vouched for that use");
 }
 
 #[test]

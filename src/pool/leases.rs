@@ -278,7 +278,10 @@ impl State {
             return;
         }
         let network = u32::from(self.slots[slot as usize].network);
-        if joined || self.slots[slot as usize].doom.is_some() || self.stopping {
+        if joined {
+            self.doom(slot, "somebody joined a lease that nobody was told of");
+        }
+        if self.slots[slot as usize].doom.is_some() || self.stopping {
             self.set_state(now, slot, SlotState::Vacating);
         } else {
             self.set_state(now, slot, SlotState::Ready);

@@ -435,7 +435,7 @@ impl State {
         }
     }
 
-    fn doom(&mut self, slot: SlotIndex, why: &str) {
+    pub(super) fn doom(&mut self, slot: SlotIndex, why: &str) {
         let place = &mut self.slots[slot as usize];
         if place.doom.is_none() {
             place.doom = Some(why.into());
