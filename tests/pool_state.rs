@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nspool::pool::state::{Afterwards, Effect, Order, Rules, SlotState, State};
-use nspool::pool::{Allocated, JoinerSeen, LeaseIndex, Lifetime, Namespace, NetworkIndex, Request, Token};
+use nspool::pool::{Allocated, Denied, JoinerSeen, LeaseIndex, Lifetime, Namespace, NetworkIndex, PoolEvent, Request, Token};
 
 const NOW: Duration = Duration::from_secs(1000);
 
@@ -87,6 +87,10 @@ fn state_of(state: &State, slot: u32) -> SlotState {
     state.slot_view(slot).state
 }
 
+fn ends_told(state: &mut State) -> usize {
+    state.take_effects().filter(|effect| matches!(effect, Effect::Event(PoolEvent::Ending(_)))).count()
+}
+
 #[test]
 fn a_late_word_of_somebody_inside_stuck_to_a_slot_without_a_buddy() {
     let mut state = pool(1, 1, 1);
@@ -127,6 +131,18 @@ fn an_undone_lease_that_somebody_had_joined_was_lent_again() {
     let key = state.slot_view(0).key;
     state.vacated(NOW, key, namespace(0, "ns-3"));
     assert_eq!(state_of(&state, 0), SlotState::Retiring, "nobody vouched for that use");
+}
+
+#[test]
+fn the_end_of_a_lost_lease_was_told_as_its_ttl() {
+    let mut state = pool(1, 1, 1);
+    lease(&mut state, request(None), 1);
+    let key = state.slot_view(0).key;
+    state.buddy_gone(NOW, key, "killed");
+    drop(state.take_effects());
+    state.tick(NOW + Duration::from_secs(601));
+    assert_eq!(ends_told(&mut state), 0, "its holder was told when it was lost");
+    assert!(matches!(state.lease(token(1)), Err(Denied::LeaseLost { .. })));
 }
 
 #[test]

@@ -361,14 +361,18 @@ impl State {
 
     pub(super) fn end_lease(&mut self, now: Moment, index: LeaseIndex, cause: Cause) {
         let slot = self.leases[index].key.slot;
-        if matches!(cause, Cause::NotJoined | Cause::Lingered | Cause::Expired | Cause::ConnectionClosed | Cause::Forced | Cause::Stopping)
-        {
+        let by_itself = matches!(
+            cause,
+            Cause::NotJoined | Cause::Lingered | Cause::Expired | Cause::ConnectionClosed | Cause::Forced | Cause::Stopping
+        );
+        // The end of a LOST one is no news: its holder was told when it was lost.
+        if by_itself && self.leases[index].lost.is_none() {
             let note = self.note(index, &cause.to_string());
             self.effects.push(Effect::Event(PoolEvent::Ending(note)));
         }
         let lease = self.take_lease(index);
-        self.effects.push(Effect::Ended(lease.key, cause.word()));
         let remembered = lease.lost.clone().map_or_else(|| cause.clone(), Cause::Lost);
+        self.effects.push(Effect::Ended(lease.key, remembered.word()));
         let request = lease.request.request_id.is_some().then(|| Arc::clone(&lease.request));
         if let Some(key) = lease.request.key() {
             self.by_request.insert(key, Known::Ended(lease.token));
