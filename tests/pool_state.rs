@@ -146,6 +146,15 @@ fn the_end_of_a_lost_lease_was_told_as_its_ttl() {
 }
 
 #[test]
+fn a_smaller_memory_of_ended_leases_took_effect_at_the_next_end_only() {
+    let mut state = pool(1, 1, 1);
+    lease(&mut state, request(None), 1);
+    state.release(NOW, token(1), false).unwrap();
+    state.set_rules(NOW, Rules { remember_max: 0, ..rules(1) });
+    assert_eq!(state.release(NOW, token(1), false), Err(Denied::UnknownToken));
+}
+
+#[test]
 fn a_wrong_word_about_a_quarantined_slot_left_a_slot_too_many_ready() {
     let mut state = pool(1, 2, 2);
     state.recycle(NOW, 0, false).unwrap();

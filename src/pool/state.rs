@@ -352,6 +352,7 @@ impl State {
     /// New rules but for the sizes and the number of networks, which stay as they are.
     pub fn set_rules(&mut self, now: Moment, rules: Rules) {
         self.rules = Rules { networks: self.rules.networks, ready: self.rules.ready, max: self.rules.max, ..rules };
+        self.forget(now);
         for network in 0..self.rules.networks {
             self.rebalance(now, network);
         }
