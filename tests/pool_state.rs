@@ -155,6 +155,18 @@ fn a_smaller_memory_of_ended_leases_took_effect_at_the_next_end_only() {
 }
 
 #[test]
+fn a_stop_left_the_trim_timer_armed() {
+    let mut state = pool(1, 0, 2);
+    state.allocate(NOW, request(None), token(1), true).unwrap();
+    let Order::Fill { generation } = state.order(0) else { panic!("somebody waits") };
+    state.cordon(false);
+    state.registered(NOW, 0, generation, namespace(0, "ns"));
+    assert!(state.next_tick().is_some(), "one more is ready than needed");
+    state.stop(NOW);
+    assert_eq!(state.next_tick(), None);
+}
+
+#[test]
 fn a_wrong_word_about_a_quarantined_slot_left_a_slot_too_many_ready() {
     let mut state = pool(1, 2, 2);
     state.recycle(NOW, 0, false).unwrap();

@@ -697,6 +697,9 @@ impl State {
                 SlotState::Idle | SlotState::Leased | SlotState::Quarantined | SlotState::Retiring => {}
             }
         }
+        for network in 0..self.rules.networks {
+            self.rebalance(now, network);
+        }
     }
 
     /// What time has brought: leases that end, surplus slots that go, tokens that are forgotten.
