@@ -134,6 +134,25 @@ fn an_undone_lease_that_somebody_had_joined_was_lent_again() {
 }
 
 #[test]
+fn a_caller_that_takes_any_network_waited_for_a_full_one_while_another_had_room() {
+    let mut state = pool(2, 0, 2);
+    state.allocate(NOW, request(Some(0)), token(1), true).unwrap();
+    fill(&mut state);
+    assert_eq!(state.usage().leased, 1, "network 0 is full");
+    state.allocate(NOW, request(None), token(2), true).unwrap();
+    assert_eq!(state_of(&state, 1), SlotState::Filling, "network 1 has room");
+}
+
+#[test]
+fn a_caller_that_takes_any_network_waited_for_one_that_cannot_be_filled() {
+    let mut state = pool(2, 0, 2);
+    state.allocate(NOW, request(None), token(1), true).unwrap();
+    let Order::Fill { generation } = state.order(0) else { panic!("network 0 is tried first") };
+    state.fill_failed(NOW, 0, generation, "network not found");
+    assert_eq!(state_of(&state, 1), SlotState::Filling, "network 1 goes on");
+}
+
+#[test]
 fn the_end_of_a_lost_lease_was_told_as_its_ttl() {
     let mut state = pool(1, 1, 1);
     lease(&mut state, request(None), 1);

@@ -95,14 +95,11 @@ impl State {
             return Err(Denied::TooManyWaiting);
         }
         let key = request.key();
-        let networks = request.network.map_or(0..self.rules.networks, |network| u32::from(network)..u32::from(network) + 1);
         let waiter = self.waiters.push(Waiting { request: Arc::new(request), token });
         if let Some(key) = key {
             self.by_request.insert(key, Known::Waiting(waiter));
         }
-        for network in networks {
-            self.rebalance(now, network);
-        }
+        self.rebalance_for_waiters(now);
         Ok(Allocated::Waiting(waiter))
     }
 
@@ -233,9 +230,11 @@ impl State {
     }
 
     /// The caller is gone, or its time is up. Answers why it got nothing; `None` if it is not waiting any more.
-    pub fn cancel_wait(&mut self, waiter: WaiterId) -> Option<Denied> {
+    pub fn cancel_wait(&mut self, now: Moment, waiter: WaiterId) -> Option<Denied> {
         let waiting = self.waiters.remove(waiter)?;
         self.drop_request(&waiting.request);
+        // Who waits on may take the room that this one leaves.
+        self.rebalance_for_waiters(now);
         Some(self.nothing_ready())
     }
 

@@ -391,13 +391,53 @@ impl State {
             filling: count(SlotState::Filling),
             existing: STATES.iter().filter(|state| state.has_buddy()).map(|state| count(*state)).sum(),
             retiring: count(SlotState::Retiring),
-            waiting: self.waiters.demand_of(network),
+            waiting: self.waiters.of_network(network),
         }
     }
 
-    /// Makes what is there follow what is wanted, for one network. Cheap when nothing is to do.
+    /// For how many more callers this network has something ready, on its way, or still to be filled.
+    fn room(&self, network: u32) -> u32 {
+        let demand = self.demand(network);
+        let more = demand.max.saturating_sub(demand.existing + demand.filling);
+        let idle = self.networks[network as usize].count(SlotState::Idle);
+        (demand.ready + demand.filling + more.min(idle)).saturating_sub(demand.waiting)
+    }
+
+    /// Of the callers that take any network, those that this one counts as its own: an even share, but none that it has no room for; the
+    /// first networks with room take those. Linear in the networks, and only while such a caller waits.
+    pub(super) fn any_share(&self, network: u32) -> u32 {
+        let any = self.waiters.of_any();
+        if any == 0 {
+            return 0;
+        }
+        let even = |network| share(any, network, self.rules.networks).min(self.room(network));
+        let mut left = any - (0..self.rules.networks).map(even).sum::<u32>();
+        for other in 0..network {
+            left -= left.min(self.room(other) - even(other));
+        }
+        even(network) + left.min(self.room(network) - even(network))
+    }
+
+    /// Somebody began or ceased to wait, or a network's room has changed while somebody waits who takes any.
+    pub(super) fn rebalance_for_waiters(&mut self, now: Moment) {
+        for network in 0..self.rules.networks {
+            self.rebalance_one(now, network);
+        }
+    }
+
+    /// Makes what is there follow what is wanted, after something changed in one network. Cheap when nothing is to do.
     pub(super) fn rebalance(&mut self, now: Moment, network: u32) {
-        for _ in 0..self.demand(network).to_fill() {
+        if self.waiters.of_any() == 0 {
+            self.rebalance_one(now, network);
+        } else {
+            self.rebalance_for_waiters(now);
+        }
+    }
+
+    fn rebalance_one(&mut self, now: Moment, network: u32) {
+        let demand = self.demand(network);
+        let with_any = Demand { waiting: demand.waiting + self.any_share(network), ..demand };
+        for _ in 0..with_any.to_fill() {
             let Some(slot) = self.networks[network as usize].idle.front() else { break };
             self.slots[slot as usize].generation = self.next_generation;
             self.slots[slot as usize].use_number = 1;
