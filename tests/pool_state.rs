@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nspool::pool::state::{Afterwards, Effect, Order, Rules, SlotState, State};
-use nspool::pool::{Allocated, Denied, JoinerSeen, LeaseIndex, Lifetime, Namespace, NetworkIndex, PoolEvent, Request, Token};
+use nspool::pool::{Allocated, ConnectionId, Denied, JoinerSeen, LeaseIndex, Lifetime, Namespace, NetworkIndex, PoolEvent, Request, Token};
 
 const NOW: Duration = Duration::from_secs(1000);
 
@@ -193,4 +193,17 @@ fn a_wrong_word_about_a_quarantined_slot_left_a_slot_too_many_ready() {
     let key = state.slot_view(0).key;
     state.occupied(NOW, key, vec!["somebody".into()]);
     assert_eq!(state_of(&state, 1), SlotState::Retiring, "the quarantined one is the one that may exist");
+}
+
+#[test]
+fn a_released_lease_of_a_connection_took_part_in_its_end() {
+    let mut state = pool(1, 3, 3);
+    let connected = Request { lifetime: Lifetime::Connection(ConnectionId(7)), ..request(None) };
+    for number in 1..=3 {
+        lease(&mut state, connected.clone(), number);
+    }
+    state.release(NOW, token(2), false).unwrap();
+    drop(state.take_effects());
+    state.connection_closed(NOW, ConnectionId(7));
+    assert_eq!((ends_told(&mut state), state.usage().leased), (2, 0));
 }

@@ -206,7 +206,9 @@ impl State {
         match request.lifetime {
             Lifetime::Joiners { join_by } => self.set_deadline(index, Some(now + join_by)),
             Lifetime::Ttl(ttl) => self.set_deadline(index, Some(now + ttl)),
-            Lifetime::Connection(connection) => self.by_connection.entry(connection).or_default().push(index),
+            Lifetime::Connection(connection) => {
+                self.by_connection.entry(connection).or_default().insert(index);
+            }
         }
         self.allocations += 1;
         self.set_state(now, slot, SlotState::Leased);
@@ -403,7 +405,7 @@ impl State {
         if let Lifetime::Connection(connection) = lease.request.lifetime
             && let Some(leases) = self.by_connection.get_mut(&connection)
         {
-            leases.retain(|other| *other != index);
+            leases.remove(&index);
             if leases.is_empty() {
                 self.by_connection.remove(&connection);
             }

@@ -14,7 +14,7 @@
 //! lease; a stale [`UseKey`] changes nothing and is counted), constant time for every operation on the way of an Allocate, a Release or a
 //! buddy's death. What it deliberately does not know: engines, nannies, the wire.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -196,7 +196,7 @@ pub struct State {
     pub(super) by_token: HashMap<Token, LeaseIndex>,
     pub(super) by_request: HashMap<RequestKey, super::leases::Known>,
     pub(super) by_container: HashMap<Arc<str>, SlotIndex>,
-    pub(super) by_connection: HashMap<super::types::ConnectionId, Vec<LeaseIndex>>,
+    pub(super) by_connection: HashMap<super::types::ConnectionId, BTreeSet<LeaseIndex>>,
     pub(super) leases_per_uid: HashMap<u32, u32>,
     pub(super) deadlines: Deadlines,
     pub(super) ended: Ended,
@@ -464,7 +464,7 @@ impl State {
         for slot in filling.into_iter().rev().take(self.demand(network).excess() as usize) {
             self.set_state(now, slot, SlotState::Idle);
         }
-        for _ in 0..self.demand(network).excess() {
+        for _ in 0..self.demand(network).excess().min(self.networks[network as usize].count(SlotState::Ready)) {
             self.give_up_coldest(now, network, "the pool was made smaller");
         }
     }
