@@ -7,6 +7,7 @@
 //! Reading order: [`types`](self) → [`state`] (the picture, and what nannies say) → `leases` (what holders say) → `joiners` (what containers do) →
 //! [`target`] (sizing) → this file.
 
+mod check;
 mod deadlines;
 mod ended;
 mod events;

@@ -73,7 +73,7 @@ impl SlotState {
         }
     }
 
-    fn has_buddy(self) -> bool {
+    pub(super) fn has_buddy(self) -> bool {
         match self {
             Self::Idle | Self::Filling | Self::BackingOff => false,
             Self::Ready | Self::Leased | Self::Vacating | Self::Quarantined | Self::Retiring => true,
@@ -774,6 +774,11 @@ impl State {
             namespace_id: lease.namespace.namespace_id.clone(),
             cause: cause.to_owned(),
         }
+    }
+
+    /// The generation that the next buddy gets.
+    pub(super) fn upcoming_generation(&self) -> u64 {
+        self.next_generation
     }
 
     /// Detached buddies.

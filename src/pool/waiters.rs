@@ -82,6 +82,12 @@ impl Waiters {
         self.queues.iter().map(|queue| u32::try_from(queue.len()).unwrap_or(u32::MAX)).sum()
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = (WaiterId, &Waiting)> {
+        let waiters = self.queues.iter().enumerate();
+        waiters
+            .flat_map(|(queue, waiters)| waiters.iter().map(move |(sequence, waiting)| (WaiterId { queue, sequence: *sequence }, waiting)))
+    }
+
     fn any(&self) -> usize {
         self.networks as usize
     }
