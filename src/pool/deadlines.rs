@@ -17,6 +17,13 @@ pub(super) struct Place {
     position: usize,
 }
 
+impl Place {
+    /// When an entry at this place fires.
+    pub(super) fn fires_at(self) -> Moment {
+        at(self.tick)
+    }
+}
+
 /// Entries by tick. The number of buckets follows how many different ticks are in use, not how many entries.
 #[derive(Debug, Default)]
 pub(super) struct Deadlines {
@@ -51,6 +58,16 @@ impl Deadlines {
     /// When the next one fires.
     pub(super) fn next(&self) -> Option<Moment> {
         self.buckets.first_key_value().map(|(tick, _)| at(*tick))
+    }
+
+    /// Which entry stands there.
+    pub(super) fn at_place(&self, place: Place) -> Option<usize> {
+        self.buckets.get(&place.tick)?.get(place.position).copied()
+    }
+
+    /// How many are set.
+    pub(super) fn len(&self) -> usize {
+        self.buckets.values().map(Vec::len).sum()
     }
 
     /// The entries of one bucket that is due; they are out. Call until `None`.

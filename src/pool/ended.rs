@@ -46,6 +46,18 @@ impl Ended {
         self.by_token.remove(&entry.token)
     }
 
+    /// How many of them had a request id.
+    pub(super) fn requests(&self) -> usize {
+        self.by_token.values().filter(|ended| ended.request.is_some()).count()
+    }
+
+    /// Panics unless queue and table hold the same, at most `max`.
+    pub(super) fn check(&self, max: u32) {
+        assert!(self.queue.len() <= max as usize, "more ended leases than may be");
+        assert_eq!(self.queue.len(), self.by_token.len(), "ended leases queued and known");
+        assert!(self.queue.iter().all(|entry| self.by_token.contains_key(&entry.token)), "an ended lease is queued and not known");
+    }
+
     pub(super) fn next(&self) -> Option<Moment> {
         self.queue.front().map(|entry| entry.forget_at)
     }

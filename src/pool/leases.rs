@@ -95,14 +95,11 @@ impl State {
             return Err(Denied::TooManyWaiting);
         }
         let key = request.key();
-        let networks = request.network.map_or(0..self.rules.networks, |network| u32::from(network)..u32::from(network) + 1);
         let waiter = self.waiters.push(Waiting { request: Arc::new(request), token });
         if let Some(key) = key {
             self.by_request.insert(key, Known::Waiting(waiter));
         }
-        for network in networks {
-            self.rebalance(now, network);
-        }
+        self.rebalance_for_waiters(now);
         Ok(Allocated::Waiting(waiter))
     }
 
@@ -209,7 +206,9 @@ impl State {
         match request.lifetime {
             Lifetime::Joiners { join_by } => self.set_deadline(index, Some(now + join_by)),
             Lifetime::Ttl(ttl) => self.set_deadline(index, Some(now + ttl)),
-            Lifetime::Connection(connection) => self.by_connection.entry(connection).or_default().push(index),
+            Lifetime::Connection(connection) => {
+                self.by_connection.entry(connection).or_default().insert(index);
+            }
         }
         self.allocations += 1;
         self.set_state(now, slot, SlotState::Leased);
@@ -233,9 +232,11 @@ impl State {
     }
 
     /// The caller is gone, or its time is up. Answers why it got nothing; `None` if it is not waiting any more.
-    pub fn cancel_wait(&mut self, waiter: WaiterId) -> Option<Denied> {
+    pub fn cancel_wait(&mut self, now: Moment, waiter: WaiterId) -> Option<Denied> {
         let waiting = self.waiters.remove(waiter)?;
         self.drop_request(&waiting.request);
+        // Who waits on may take the room that this one leaves.
+        self.rebalance_for_waiters(now);
         Some(self.nothing_ready())
     }
 
@@ -278,7 +279,10 @@ impl State {
             return;
         }
         let network = u32::from(self.slots[slot as usize].network);
-        if joined || self.slots[slot as usize].doom.is_some() || self.stopping {
+        if joined {
+            self.doom(slot, "somebody joined a lease that nobody was told of");
+        }
+        if self.slots[slot as usize].doom.is_some() || self.stopping {
             self.set_state(now, slot, SlotState::Vacating);
         } else {
             self.set_state(now, slot, SlotState::Ready);
@@ -374,14 +378,18 @@ impl State {
 
     pub(super) fn end_lease(&mut self, now: Moment, index: LeaseIndex, cause: Cause) {
         let slot = self.leases[index].key.slot;
-        if matches!(cause, Cause::NotJoined | Cause::Lingered | Cause::Expired | Cause::ConnectionClosed | Cause::Forced | Cause::Stopping)
-        {
+        let by_itself = matches!(
+            cause,
+            Cause::NotJoined | Cause::Lingered | Cause::Expired | Cause::ConnectionClosed | Cause::Forced | Cause::Stopping
+        );
+        // The end of a LOST one is no news: its holder was told when it was lost.
+        if by_itself && self.leases[index].lost.is_none() {
             let note = self.note(index, &cause.to_string());
             self.effects.push(Effect::Event(PoolEvent::Ending(note)));
         }
         let lease = self.take_lease(index);
-        self.effects.push(Effect::Ended(lease.key, cause.word()));
         let remembered = lease.lost.clone().map_or_else(|| cause.clone(), Cause::Lost);
+        self.effects.push(Effect::Ended(lease.key, remembered.word()));
         let request = lease.request.request_id.is_some().then(|| Arc::clone(&lease.request));
         if let Some(key) = lease.request.key() {
             self.by_request.insert(key, Known::Ended(lease.token));
@@ -413,7 +421,7 @@ impl State {
         if let Lifetime::Connection(connection) = lease.request.lifetime
             && let Some(leases) = self.by_connection.get_mut(&connection)
         {
-            leases.retain(|other| *other != index);
+            leases.remove(&index);
             if leases.is_empty() {
                 self.by_connection.remove(&connection);
             }

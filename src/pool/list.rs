@@ -76,6 +76,24 @@ impl Links {
             next => self.0[next as usize].previous = link.previous,
         }
     }
+
+    /// How many slots are in some list.
+    pub(super) fn linked(&self) -> usize {
+        self.0.iter().filter(|link| link.linked).count()
+    }
+
+    /// From the front to the back; checks the links back on its way.
+    pub(super) fn walk(&self, list: &List) -> impl Iterator<Item = SlotIndex> {
+        let mut previous = NONE;
+        std::iter::successors(list.front(), |slot| {
+            let next = self.0[*slot as usize].next;
+            (next != NONE).then_some(next)
+        })
+        .inspect(move |slot| {
+            assert_eq!(self.0[*slot as usize].previous, previous, "slot {slot}: its link back");
+            previous = *slot;
+        })
+    }
 }
 
 impl List {

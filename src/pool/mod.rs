@@ -7,6 +7,7 @@
 //! Reading order: [`types`](self) → [`state`] (the picture, and what nannies say) → `leases` (what holders say) → `joiners` (what containers do) →
 //! [`target`] (sizing) → this file.
 
+mod check;
 mod deadlines;
 mod ended;
 mod events;
@@ -349,12 +350,12 @@ struct Waiting {
 impl Waiting {
     /// Leaves the queue, and takes the waiter with it if no retry of the same request waits along. Answers why it got nothing.
     fn leave(&self) -> Option<Denied> {
-        self.pool.upgrade()?.locked(|inner, _| {
+        self.pool.upgrade()?.locked(|inner, now| {
             let senders = inner.waiters.get_mut(&self.waiter)?;
             senders.retain(|(number, _)| *number != self.number);
             if senders.is_empty() {
                 inner.waiters.remove(&self.waiter);
-                inner.state.cancel_wait(self.waiter)
+                inner.state.cancel_wait(now, self.waiter)
             } else {
                 Some(inner.state.nothing_ready())
             }

@@ -14,7 +14,7 @@
 //! lease; a stale [`UseKey`] changes nothing and is counted), constant time for every operation on the way of an Allocate, a Release or a
 //! buddy's death. What it deliberately does not know: engines, nannies, the wire.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -73,7 +73,7 @@ impl SlotState {
         }
     }
 
-    fn has_buddy(self) -> bool {
+    pub(super) fn has_buddy(self) -> bool {
         match self {
             Self::Idle | Self::Filling | Self::BackingOff => false,
             Self::Ready | Self::Leased | Self::Vacating | Self::Quarantined | Self::Retiring => true,
@@ -196,7 +196,7 @@ pub struct State {
     pub(super) by_token: HashMap<Token, LeaseIndex>,
     pub(super) by_request: HashMap<RequestKey, super::leases::Known>,
     pub(super) by_container: HashMap<Arc<str>, SlotIndex>,
-    pub(super) by_connection: HashMap<super::types::ConnectionId, Vec<LeaseIndex>>,
+    pub(super) by_connection: HashMap<super::types::ConnectionId, BTreeSet<LeaseIndex>>,
     pub(super) leases_per_uid: HashMap<u32, u32>,
     pub(super) deadlines: Deadlines,
     pub(super) ended: Ended,
@@ -352,6 +352,7 @@ impl State {
     /// New rules but for the sizes and the number of networks, which stay as they are.
     pub fn set_rules(&mut self, now: Moment, rules: Rules) {
         self.rules = Rules { networks: self.rules.networks, ready: self.rules.ready, max: self.rules.max, ..rules };
+        self.forget(now);
         for network in 0..self.rules.networks {
             self.rebalance(now, network);
         }
@@ -390,13 +391,53 @@ impl State {
             filling: count(SlotState::Filling),
             existing: STATES.iter().filter(|state| state.has_buddy()).map(|state| count(*state)).sum(),
             retiring: count(SlotState::Retiring),
-            waiting: self.waiters.demand_of(network),
+            waiting: self.waiters.of_network(network),
         }
     }
 
-    /// Makes what is there follow what is wanted, for one network. Cheap when nothing is to do.
+    /// For how many more callers this network has something ready, on its way, or still to be filled.
+    fn room(&self, network: u32) -> u32 {
+        let demand = self.demand(network);
+        let more = demand.max.saturating_sub(demand.existing + demand.filling);
+        let idle = self.networks[network as usize].count(SlotState::Idle);
+        (demand.ready + demand.filling + more.min(idle)).saturating_sub(demand.waiting)
+    }
+
+    /// Of the callers that take any network, those that this one counts as its own: an even share, but none that it has no room for; the
+    /// first networks with room take those. Linear in the networks, and only while such a caller waits.
+    pub(super) fn any_share(&self, network: u32) -> u32 {
+        let any = self.waiters.of_any();
+        if any == 0 {
+            return 0;
+        }
+        let even = |network| share(any, network, self.rules.networks).min(self.room(network));
+        let mut left = any - (0..self.rules.networks).map(even).sum::<u32>();
+        for other in 0..network {
+            left -= left.min(self.room(other) - even(other));
+        }
+        even(network) + left.min(self.room(network) - even(network))
+    }
+
+    /// Somebody began or ceased to wait, or a network's room has changed while somebody waits who takes any.
+    pub(super) fn rebalance_for_waiters(&mut self, now: Moment) {
+        for network in 0..self.rules.networks {
+            self.rebalance_one(now, network);
+        }
+    }
+
+    /// Makes what is there follow what is wanted, after something changed in one network. Cheap when nothing is to do.
     pub(super) fn rebalance(&mut self, now: Moment, network: u32) {
-        for _ in 0..self.demand(network).to_fill() {
+        if self.waiters.of_any() == 0 {
+            self.rebalance_one(now, network);
+        } else {
+            self.rebalance_for_waiters(now);
+        }
+    }
+
+    fn rebalance_one(&mut self, now: Moment, network: u32) {
+        let demand = self.demand(network);
+        let with_any = Demand { waiting: demand.waiting + self.any_share(network), ..demand };
+        for _ in 0..with_any.to_fill() {
             let Some(slot) = self.networks[network as usize].idle.front() else { break };
             self.slots[slot as usize].generation = self.next_generation;
             self.slots[slot as usize].use_number = 1;
@@ -423,7 +464,7 @@ impl State {
         for slot in filling.into_iter().rev().take(self.demand(network).excess() as usize) {
             self.set_state(now, slot, SlotState::Idle);
         }
-        for _ in 0..self.demand(network).excess() {
+        for _ in 0..self.demand(network).excess().min(self.networks[network as usize].count(SlotState::Ready)) {
             self.give_up_coldest(now, network, "the pool was made smaller");
         }
     }
@@ -435,7 +476,7 @@ impl State {
         }
     }
 
-    fn doom(&mut self, slot: SlotIndex, why: &str) {
+    pub(super) fn doom(&mut self, slot: SlotIndex, why: &str) {
         let place = &mut self.slots[slot as usize];
         if place.doom.is_none() {
             place.doom = Some(why.into());
@@ -526,8 +567,8 @@ impl State {
     /// The buddy died, was paused, or is not the one it was. A lease on it is LOST.
     pub fn buddy_gone(&mut self, now: Moment, key: UseKey, why: &str) {
         // The use may have moved on between the death and its report: only another generation makes it stale.
-        let present = (key.slot as usize) < self.slots.len() && self.slots[key.slot as usize].generation == key.generation;
-        if !present {
+        let place = self.slots.get(key.slot as usize);
+        if place.is_none_or(|place| place.generation != key.generation || !place.state.has_buddy()) {
             self.stale += 1;
             return;
         }
@@ -539,7 +580,7 @@ impl State {
             }
             SlotState::Ready => self.set_state(now, key.slot, SlotState::Retiring),
             SlotState::Vacating | SlotState::Quarantined | SlotState::Retiring => {}
-            SlotState::Idle | SlotState::Filling | SlotState::BackingOff => self.stale += 1,
+            SlotState::Idle | SlotState::Filling | SlotState::BackingOff => unreachable!("slot {} has a buddy", key.slot),
         }
         self.slots[key.slot as usize].last_error = Some(why.into());
         self.rebalance(now, u32::from(self.slots[key.slot as usize].network));
@@ -553,7 +594,6 @@ impl State {
         }
         let place = &mut self.slots[key.slot as usize];
         let network = u32::from(place.network);
-        place.occupants = Arc::new([]);
         match place.state {
             SlotState::Vacating => {
                 let reuse = place.doom.is_none() && self.rules.afterwards == Afterwards::Reuse && self.demand(network).excess() == 0;
@@ -566,7 +606,10 @@ impl State {
                     self.set_state(now, key.slot, SlotState::Retiring);
                 }
             }
-            SlotState::Quarantined => self.set_state(now, key.slot, SlotState::Retiring),
+            SlotState::Quarantined => {
+                place.occupants = Arc::new([]);
+                self.set_state(now, key.slot, SlotState::Retiring);
+            }
             SlotState::Idle | SlotState::Filling | SlotState::BackingOff | SlotState::Ready | SlotState::Leased | SlotState::Retiring => {
                 self.stale += 1;
             }
@@ -579,13 +622,15 @@ impl State {
         if !self.is_present(key) {
             return;
         }
-        self.slots[key.slot as usize].occupants = who.into();
         match self.slots[key.slot as usize].state {
             SlotState::Vacating | SlotState::Retiring => {
+                self.slots[key.slot as usize].occupants = who.into();
                 self.doom(key.slot, "somebody stayed inside after the lease");
                 self.set_state(now, key.slot, SlotState::Quarantined);
+                // One on its way out did not count against `max`, a quarantined one does.
+                self.rebalance(now, u32::from(self.slots[key.slot as usize].network));
             }
-            SlotState::Quarantined => {}
+            SlotState::Quarantined => self.slots[key.slot as usize].occupants = who.into(),
             SlotState::Idle | SlotState::Filling | SlotState::BackingOff | SlotState::Ready | SlotState::Leased => self.stale += 1,
         }
     }
@@ -711,6 +756,9 @@ impl State {
                 SlotState::Idle | SlotState::Leased | SlotState::Quarantined | SlotState::Retiring => {}
             }
         }
+        for network in 0..self.rules.networks {
+            self.rebalance(now, network);
+        }
     }
 
     /// What time has brought: leases that end, surplus slots that go, tokens that are forgotten.
@@ -745,6 +793,11 @@ impl State {
             namespace_id: lease.namespace.namespace_id.clone(),
             cause: cause.to_owned(),
         }
+    }
+
+    /// The generation that the next buddy gets.
+    pub(super) fn upcoming_generation(&self) -> u64 {
+        self.next_generation
     }
 
     /// Detached buddies.

@@ -107,7 +107,7 @@ impl State {
             retiring: demand.retiring,
             target: share(self.rules.ready, network, self.rules.networks),
             max,
-            waiting: self.waiters.demand_of(network),
+            waiting: demand.waiting + self.any_share(network),
             ..Usage::default()
         }
     }

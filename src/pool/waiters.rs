@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::target::share;
 use super::types::{NetworkIndex, Request, Token};
 
 /// One waiting call (and its retries). Numbers are not used twice.
@@ -65,14 +64,28 @@ impl Waiters {
         self.queues.iter().enumerate().filter_map(first).min_by_key(|id| id.sequence)
     }
 
-    /// How many callers count as this network's: its own, and its share of those that take any.
-    pub(super) fn demand_of(&self, network: u32) -> u32 {
-        let length = |queue: usize| u32::try_from(self.queues[queue].len()).unwrap_or(u32::MAX);
-        length(network as usize).saturating_add(share(length(self.any()), network, self.networks))
+    /// How many callers wait for this network only.
+    pub(super) fn of_network(&self, network: u32) -> u32 {
+        self.length(network as usize)
+    }
+
+    /// How many callers take any network.
+    pub(super) fn of_any(&self) -> u32 {
+        self.length(self.any())
+    }
+
+    fn length(&self, queue: usize) -> u32 {
+        u32::try_from(self.queues[queue].len()).unwrap_or(u32::MAX)
     }
 
     pub(super) fn len(&self) -> u32 {
         self.queues.iter().map(|queue| u32::try_from(queue.len()).unwrap_or(u32::MAX)).sum()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (WaiterId, &Waiting)> {
+        let waiters = self.queues.iter().enumerate();
+        waiters
+            .flat_map(|(queue, waiters)| waiters.iter().map(move |(sequence, waiting)| (WaiterId { queue, sequence: *sequence }, waiting)))
     }
 
     fn any(&self) -> usize {
