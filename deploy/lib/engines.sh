@@ -283,6 +283,13 @@ print_env() {
   printf 'export PATH=%q:"$PATH"\n' "$tools"
 }
 
+# Not simply eval "$(print_env)": that would hide its failure.
+load_env() {
+  local lines
+  lines=$(print_env)
+  eval "$lines"
+}
+
 # with_engines "KIND..." COMMAND...: starts, runs the command among the engines with nothing to read, stops: also when the command fails,
 # at Ctrl-C and when asked to end. Hands on the command's exit code.
 with_engines() {
@@ -294,7 +301,7 @@ with_engines() {
   trap 'finish_run' EXIT
   # shellcheck disable=SC2086 # words on purpose
   start_engines run $kinds
-  eval "$(print_env)"
+  load_env
   ways_in
   # A process group of its own: signals then reach the command and all that it started, and only that. The token, so that nothing of it
   # outlives the engines, even if this shell is killed.

@@ -53,14 +53,14 @@ missing_of() {
   done | sort -u
 }
 
+# may_be_root WHAT FOR: said before anything is tried, because apt-get's own words about it help nobody.
+may_be_root() {
+  [ "$(id -u)" = 0 ] || sudo -n true 2>/dev/null \
+    || fail "$1 needs root" "You are not root, and sudo is not there or wants a password. Run this as root, or install the packages yourself."
+}
+
 as_root() {
-  if [ "$(id -u)" = 0 ]; then
-    "$@"
-  elif have sudo; then
-    sudo -n -- "$@" || fail "sudo could not run: $*" "Run this as root, or let sudo do it without a password."
-  else
-    fail "this needs root: $*" "You are not root and there is no sudo. Run it as root, or install the packages named above yourself."
-  fi
+  if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n -- "$@"; fi
 }
 
 apt() { as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300 "$@" </dev/null >&2; }
@@ -71,7 +71,8 @@ apt_update() {
   until said=$(apt update 2>&1); do
     tries=$((tries + 1))
     if [[ $said != *lock* ]] || [ "$tries" -ge 30 ]; then
-      fail "apt-get update failed" "${said##*$'\n'}" "The lines above it: ${said:0:2000}"
+      printf '%s\n' "$said" >&2
+      fail "apt-get update failed; what it said stands above"
     fi
     say "another apt is at work; trying again in 10 s ($tries of 30)"
     sleep 10
@@ -147,6 +148,7 @@ packages() {
     "These are names of Debian packages, and there is no apt-get here. Install their programs in your system's own way and run this again."
   if [ "${#missing[@]}" -gt 0 ]; then say "installing with apt-get: ${missing[*]} (their services are not started)"; fi
   if [ "${#programs[@]}" -gt 0 ]; then say "unpacking one program each, without installing, into $tools: ${programs[*]}"; fi
+  may_be_root "installing packages"
   apt_update
   if [ "${#missing[@]}" -gt 0 ]; then install_packages "${missing[@]}"; fi
   if [ "${#programs[@]}" -gt 0 ]; then
