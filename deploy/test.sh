@@ -50,21 +50,25 @@ nothing_left() {
   [ "$(host)" = "$before" ] || wrong "the host has changed: $(diff <(printf '%s\n' "$before") <(host))"
 }
 
-both_answer() {
-  [ -e "$state" ] && [ -e "$work/ready" ]
-}
-
-# A run whose command says when it is there, starts a daemon that ignores every polite word, and stays.
-# shellcheck disable=SC2016 # expanded by the inner shell
-stay='(trap "" HUP INT TERM; exec setsid sleep 1000) & : >"$CARGO_TARGET_DIR/ready"; sleep 1000'
+# A command that starts a container on each engine and a daemon that ignores every polite word, says when it is there, and stays.
+cat >"$work/stay" <<'END'
+set -e
+for engine in "$NSPOOL_TEST_DOCKER" "$NSPOOL_TEST_PODMAN"; do
+  tar -C / -c "$(realpath --relative-to=/ "$(command -v busybox)")" | docker -H "$engine" import - localhost/nspool-setup-test >/dev/null
+  docker -H "$engine" run -d localhost/nspool-setup-test "$(realpath "$(command -v busybox)")" sleep 1000 >/dev/null
+done
+(trap "" HUP INT TERM; exec setsid sleep 1000) &
+: >"$CARGO_TARGET_DIR/ready"
+sleep 1000
+END
 
 # end_by SIGNAL CODE: ends such a run and waits for the exit code. perl gives it back the SIGINT that a background job is denied.
 end_by() {
   local pid code=0
   rm -f "$work/ready"
-  perl -e '$SIG{INT} = "DEFAULT"; exec @ARGV' "$setup" engine run bash -c "$stay" </dev/null &
+  perl -e '$SIG{INT} = "DEFAULT"; exec @ARGV' "$setup" engine run bash "$work/stay" </dev/null &
   pid=$!
-  await both_answer
+  await test -e "$work/ready"
   remember
   kill "-$1" "$pid"
   wait "$pid" || code=$?
