@@ -19,7 +19,9 @@ busybox | busybox-static
 htpasswd | apache2-utils
 go | golang-go
 /usr/share/gocode/src/google.golang.org/grpc/clientconn.go | golang-google-grpc-dev
+/usr/share/gocode/src/github.com/golang/protobuf/proto/lib.go | golang-github-golang-protobuf-1-3-dev
 protoc | protobuf-compiler
+/usr/share/doc/protoc-gen-go-1-3 | protoc-gen-go-1-3
 python3-venv | python3-venv
 aarch64-linux-gnu-gcc | gcc-aarch64-linux-gnu
 shellcheck | shellcheck
