@@ -16,7 +16,7 @@ scripts := $(wildcard deploy/*.sh) .ci/run $(wildcard clients/*/*.sh tests/*.sh 
 tests := --workspace --locked --lib --bins --examples --tests
 
 .PHONY: help build demo test bench lint install clean packages-test engines-stop test-rust test-clients test-rules \
-        lint-toolchain lint-scripts lint-deny
+        test-scripts lint-toolchain lint-scripts lint-deny
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -31,7 +31,7 @@ demo: ## fill a pool on a real engine and compare starts with those on the bridg
 	@deploy/setup.sh demo $(target)/release/nspool
 
 test: packages-test ## install what is missing, start private engines, run every test
-	@$(MAKE) test-rust test-clients test-rules lint-scripts
+	@$(MAKE) test-rust test-clients test-rules test-scripts lint-scripts
 
 packages-test:
 	@$(section) "packages" deploy/setup.sh packages test
@@ -50,6 +50,9 @@ test-clients:
 
 test-rules:
 	@$(section) "alert rules" promtool test rules deploy/prometheus/nspool.rules.test.yml
+
+test-scripts:
+	@$(section) "private engines leave nothing behind" deploy/test.sh
 
 bench: ## what the daemon itself costs, against an empty gRPC handler and over pool sizes
 	$(CARGO) bench --workspace --locked

@@ -11,6 +11,7 @@ install -Dm0644 -t "$units" systemd/*.service systemd/*.socket
 # The units name the place of a packaged binary.
 sed -i "s,/usr/bin/nspool,$3/bin/nspool,g" "$units"/nspool*.service
 if [ ! -e "$root/etc/nspool/nspool.toml" ]; then install -Dm0644 systemd/nspool.toml "$root/etc/nspool/nspool.toml"; fi
+install -Dm0644 deploy/nspool.sysusers.conf "$root/usr/lib/sysusers.d/nspool.conf"
 install -Dm0644 -t "$prefix/share/nspool" deploy/prometheus/nspool.rules.yml systemd/nspool.toml
 
 install -d "$prefix/share/man/man1"
@@ -20,4 +21,4 @@ completions bash bash-completion/completions/nspool
 completions zsh zsh/site-functions/_nspool
 completions fish fish/vendor_completions.d/nspool.fish
 
-printf 'installed below %s. Next: systemctl daemon-reload && systemctl enable --now nspool\n' "${root:-/}"
+printf 'installed below %s. Next: systemd-sysusers && systemctl daemon-reload && systemctl enable --now nspool\n' "${root:-/}"

@@ -42,7 +42,7 @@ engine() {
       print_env
       ;;
     env) print_env ;;
-    exec) eval "$(print_env)" && inside "$@" ;;
+    exec) load_env && inside "$@" ;;
     run) with_engines "docker podman" "$@" ;;
     stop)
       lock_engines

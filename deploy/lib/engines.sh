@@ -79,8 +79,15 @@ keep_pid() {
   disown "$2"
 }
 
-# inside COMMAND...: in the engines' namespaces, which their holder keeps.
-inside() { nsenter --net --mount --target "$(field holder)" -- "$@"; }
+# Prints nothing and fills `enter`: what comes before a command that shall run in the engines' namespaces, which their holder keeps. The
+# root and the folder are named again, because entering a mount namespace loses a chroot and the way back from the current folder.
+enter=()
+ways_in() { enter=(nsenter --net --mount --root --target "$(field holder)" -- env -C "$PWD" --); }
+
+inside() {
+  ways_in
+  "${enter[@]}" "$@"
+}
 
 # within SECONDS COMMAND...: until the command succeeds, or the time is over.
 within() {
@@ -173,7 +180,7 @@ start_docker() {
   fi
   # A config file of its own: /etc/docker/daemon.json is the host's.
   printf '{}\n' >"$run/docker.json"
-  NSPOOL_ENGINES=$(field token) setsid nsenter --net --mount --target "$(field holder)" -- \
+  NSPOOL_ENGINES=$(field token) setsid "${enter[@]}" \
     dockerd --config-file "$run/docker.json" --data-root "$engines/docker" --exec-root "$run/docker" --pidfile "$run/docker.pid" \
     -H "unix://$run/docker.sock" --iptables="$rules" --storage-driver "$driver" \
     --exec-opt native.cgroupdriver=cgroupfs --cgroup-parent "/nspool-$(field token)" \
@@ -210,7 +217,7 @@ network_config_dir = "$run/podman-net"
 END
   printf '[storage]\ndriver = "%s"\ngraphroot = "%s"\nrunroot = "%s"\n' "$driver" "$engines/podman" "$run/podman-run" >"$run/storage.conf"
   NSPOOL_ENGINES=$(field token) CONTAINERS_CONF="$run/containers.conf" CONTAINERS_STORAGE_CONF="$run/storage.conf" \
-    setsid nsenter --net --mount --target "$(field holder)" -- \
+    setsid "${enter[@]}" \
     podman --root "$engines/podman" --runroot "$run/podman-run" --tmpdir "$run/podman-tmp" --storage-driver "$driver" \
     system service --time 0 "unix://$run/podman.sock" </dev/null >"$podman_log" 2>&1 9>&- &
   keep_pid podman "$!"
@@ -256,6 +263,7 @@ start_engines() {
   printf '%s\n' "token=$(od -An -N12 -tx1 /dev/urandom | tr -d ' \n')" "run=$run" "owner=$owner" "kinds=$*" \
     "boot=$(cat /proc/sys/kernel/random/boot_id)" >"$state"
   make_namespaces "$run"
+  ways_in
   driver=$(storage_driver)
   for kind in "$@"; do "start_$kind" "$run" "$driver"; done
   for kind in "$@"; do await_engine "$kind" "$kind"; done
@@ -275,6 +283,13 @@ print_env() {
   printf 'export PATH=%q:"$PATH"\n' "$tools"
 }
 
+# Not simply eval "$(print_env)": that would hide its failure.
+load_env() {
+  local lines
+  lines=$(print_env)
+  eval "$lines"
+}
+
 # with_engines "KIND..." COMMAND...: starts, runs the command among the engines with nothing to read, stops: also when the command fails,
 # at Ctrl-C and when asked to end. Hands on the command's exit code.
 with_engines() {
@@ -286,11 +301,12 @@ with_engines() {
   trap 'finish_run' EXIT
   # shellcheck disable=SC2086 # words on purpose
   start_engines run $kinds
-  eval "$(print_env)"
+  load_env
+  ways_in
   # A process group of its own: signals then reach the command and all that it started, and only that. The token, so that nothing of it
   # outlives the engines, even if this shell is killed.
   set -m
-  NSPOOL_ENGINES=$(field token) nsenter --net --mount --target "$(field holder)" --wd="$PWD" -- "$@" </dev/null 9>&- &
+  NSPOOL_ENGINES=$(field token) "${enter[@]}" "$@" </dev/null 9>&- &
   child=$!
   set +m
   trap 'kill -INT -- "-$child" 2>/dev/null; wait_for "$child"; exit 130' INT

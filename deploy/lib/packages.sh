@@ -19,7 +19,9 @@ busybox | busybox-static
 htpasswd | apache2-utils
 go | golang-go
 /usr/share/gocode/src/google.golang.org/grpc/clientconn.go | golang-google-grpc-dev
+/usr/share/gocode/src/github.com/golang/protobuf/proto/lib.go | golang-github-golang-protobuf-1-3-dev
 protoc | protobuf-compiler
+/usr/share/doc/protoc-gen-go-1-3 | protoc-gen-go-1-3
 python3-venv | python3-venv
 aarch64-linux-gnu-gcc | gcc-aarch64-linux-gnu
 shellcheck | shellcheck
@@ -53,17 +55,17 @@ missing_of() {
   done | sort -u
 }
 
-as_root() {
-  if [ "$(id -u)" = 0 ]; then
-    "$@"
-  elif have sudo; then
-    sudo -n -- "$@" || fail "sudo could not run: $*" "Run this as root, or let sudo do it without a password."
-  else
-    fail "this needs root: $*" "You are not root and there is no sudo. Run it as root, or install the packages named above yourself."
-  fi
+# may_be_root WHAT FOR: said before anything is tried, because apt-get's own words about it help nobody.
+may_be_root() {
+  [ "$(id -u)" = 0 ] || sudo -n true 2>/dev/null \
+    || fail "$1 needs root" "You are not root, and sudo is not there or wants a password. Run this as root, or install the packages yourself."
 }
 
-apt() { as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300 "$@" </dev/null >&2; }
+as_root() {
+  if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n -- "$@"; fi
+}
+
+apt() { as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300 "$@" </dev/null >&2; }
 
 # The lock on the package lists, unlike dpkg's, is not waited for by apt-get itself.
 apt_update() {
@@ -71,7 +73,8 @@ apt_update() {
   until said=$(apt update 2>&1); do
     tries=$((tries + 1))
     if [[ $said != *lock* ]] || [ "$tries" -ge 30 ]; then
-      fail "apt-get update failed" "${said##*$'\n'}" "The lines above it: ${said:0:2000}"
+      printf '%s\n' "$said" >&2
+      fail "apt-get update failed; what it said stands above"
     fi
     say "another apt is at work; trying again in 10 s ($tries of 30)"
     sleep 10
@@ -147,6 +150,7 @@ packages() {
     "These are names of Debian packages, and there is no apt-get here. Install their programs in your system's own way and run this again."
   if [ "${#missing[@]}" -gt 0 ]; then say "installing with apt-get: ${missing[*]} (their services are not started)"; fi
   if [ "${#programs[@]}" -gt 0 ]; then say "unpacking one program each, without installing, into $tools: ${programs[*]}"; fi
+  may_be_root "installing packages"
   apt_update
   if [ "${#missing[@]}" -gt 0 ]; then install_packages "${missing[@]}"; fi
   if [ "${#programs[@]}" -gt 0 ]; then
