@@ -189,6 +189,3 @@ fn socket_path(endpoint: &str) -> Result<PathBuf, ClientError> {
     }
     Ok(PathBuf::from(path))
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,0 +1,311 @@
+//! The command line as people and programs meet it: help, tables, JSON, errors and exit codes.
+
+#[expect(dead_code, reason = "each test file uses a part of it")]
+mod stub;
+
+use std::io::Write as _;
+use std::time::Duration;
+
+use assert_cmd::Command;
+use stub::{Running, refusal};
+use tonic::Code;
+
+/// The program, deaf to this machine's configuration.
+fn nspool(daemon: Option<&Running>) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nspool"));
+    command.env_clear().env("COLUMNS", "100").env("TERM", "dumb");
+    if let Some(path) = std::env::var_os("PATH") {
+        command.env("PATH", path);
+    }
+    let endpoint = daemon.map_or_else(|| "unix:/nowhere/nspool.sock".to_owned(), Running::endpoint);
+    command.env("NSPOOL_ENDPOINT", endpoint);
+    command.timeout(Duration::from_secs(30));
+    command
+}
+
+/// Code, stdout and stderr in one text, without what differs from run to run.
+fn run(daemon: Option<&Running>, arguments: &[&str]) -> String {
+    let output = nspool(daemon).args(arguments).output().unwrap();
+    let socket = daemon.map_or_else(String::new, |daemon| daemon.path.display().to_string());
+    let clean = |bytes: &[u8]| {
+        let text = String::from_utf8_lossy(bytes).into_owned();
+        if socket.is_empty() { text } else { text.replace(&socket, "SOCKET") }
+    };
+    let mut text = format!("$ nspool {}\nexit code {}\n", arguments.join(" "), output.status.code().unwrap());
+    for (name, bytes) in [("stdout", &output.stdout), ("stderr", &output.stderr)] {
+        if !bytes.is_empty() {
+            text.push_str(&format!("--- {name}\n{}", clean(bytes)));
+        }
+    }
+    text
+}
+
+const COMMANDS: &[&str] = &[
+    "serve",
+    "allocate",
+    "renew",
+    "release",
+    "resume",
+    "run",
+    "usage",
+    "slots",
+    "leases",
+    "watch",
+    "whois",
+    "resize",
+    "cordon",
+    "uncordon",
+    "drain",
+    "recycle",
+    "purge",
+    "demo",
+    "bench",
+    "config",
+    "completions",
+    "man",
+];
+
+#[test]
+fn help_of_every_command() {
+    let mut all = run(None, &["-h"]).replace("unix:/nowhere/nspool.sock", "");
+    for command in COMMANDS {
+        let help = run(None, &[command, "-h"]).replace("unix:/nowhere/nspool.sock", "");
+        assert!(help.contains("exit code 0") && !help.contains("--- stderr"), "{help}");
+        // The same for all; shown once, above.
+        let help = help.split("\nGlobal options:").collect::<Vec<_>>();
+        let rest = help.get(1).and_then(|rest| rest.split_once("\n\n")).map_or("", |(_, rest)| rest);
+        all.push_str(&format!("\n\n{}\n{rest}", help[0]));
+    }
+    insta::assert_snapshot!("help", all);
+}
+
+#[test]
+fn every_command_is_in_the_manual_and_in_docs() {
+    let docs = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/cli.md")).unwrap();
+    for command in COMMANDS {
+        assert!(
+            docs.contains(&format!("\n## nspool {command}")) || docs.contains(&format!("nspool {command}`")),
+            "docs/cli.md lacks {command}"
+        );
+    }
+    let dir = tempfile::tempdir().unwrap();
+    nspool(None).args(["man", dir.path().to_str().unwrap()]).assert().success();
+    for command in COMMANDS {
+        assert!(dir.path().join(format!("nspool-{command}.1")).exists(), "{command}");
+    }
+    let page = nspool(None).arg("man").output().unwrap().stdout;
+    assert!(String::from_utf8_lossy(&page).contains(".TH nspool 1"));
+}
+
+#[test]
+fn completions_for_shells() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = nspool(None).args(["completions", shell]).output().unwrap();
+        assert!(script.status.success() && String::from_utf8_lossy(&script.stdout).contains("uncordon"), "{shell}");
+    }
+}
+
+#[test]
+fn tables_for_people() {
+    let daemon = Running::start();
+    let mut all = Vec::new();
+    for arguments in [
+        &["allocate", "--wait", "1s"][..],
+        &["renew", "t"],
+        &["release", "t"],
+        &["release", "--lease", "lease-1"],
+        &["resume", "agent-1"],
+        &["usage"],
+        &["watch", "--once"],
+        &["resize", "--ready", "9"],
+        &["cordon", "--reason", "update"],
+        &["uncordon"],
+        &["drain"],
+        &["drain", "--timeout", "1s"],
+        &["recycle", "7"],
+        &["whois", "172.17.0.5"],
+        &["whois", "nspool-default-1-1041-3-k2"],
+        &["whois", "10.0.0.1"],
+    ] {
+        all.push(run(Some(&daemon), arguments));
+    }
+    insta::assert_snapshot!("tables", all.join("\n"));
+}
+
+/// Ages differ from run to run, so their column is not compared.
+#[test]
+fn tables_with_ages() {
+    let daemon = Running::start();
+    let slots = run(Some(&daemon), &["slots"]);
+    assert!(slots.contains("SLOT  STATE        SINCE"), "{slots}");
+    assert!(
+        slots.contains("no space left on device") && slots.contains("held by process 77 (sleep)") && slots.contains("DETACHED"),
+        "{slots}"
+    );
+    let leases = run(Some(&daemon), &["leases"]);
+    assert!(leases.contains("lease-1") && leases.contains("agent-1"), "{leases}");
+    assert!(run(Some(&daemon), &["slots", "--state", "ready"]).lines().filter(|line| line.contains("bridge")).count() == 1);
+    assert!(!run(Some(&daemon), &["leases", "--owner", "other"]).contains("lease-1"));
+}
+
+#[test]
+fn json_for_programs() {
+    let daemon = Running::start();
+    let mut all = Vec::new();
+    for arguments in [
+        &["allocate", "-o", "json", "--ttl", "10m", "--lifetime", "ttl"][..],
+        &["renew", "t", "-o", "json"],
+        &["release", "t", "-o", "json"],
+        &["resume", "agent-1", "-o", "json"],
+        &["usage", "-o", "json"],
+        &["slots", "-o", "json", "--state", "quarantined"],
+        &["leases", "-o", "json"],
+        &["watch", "--once", "-o", "json"],
+        &["resize", "--ready", "9", "-o", "json"],
+        &["drain", "-o", "json"],
+        &["recycle", "7", "-o", "json"],
+        &["whois", "nspool-default-1-1041-3-k2", "-o", "json"],
+    ] {
+        let text = run(Some(&daemon), arguments);
+        let body = text.split("--- stdout\n").nth(1).unwrap().split("--- stderr").next().unwrap();
+        let documents: Result<Vec<serde_json::Value>, _> = serde_json::Deserializer::from_str(body).into_iter().collect();
+        assert!(documents.is_ok(), "{text}");
+        all.push(text);
+    }
+    insta::assert_snapshot!("json", all.join("\n"));
+}
+
+#[test]
+fn the_keys_that_are_promised_are_there() {
+    let daemon = Running::start();
+    let keys = |arguments: &[&str]| {
+        let output = nspool(Some(&daemon)).args(arguments).args(["-o", "json"]).output().unwrap();
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    let usage = keys(&["usage"]);
+    for key in "vacant ready leased vacating renewing cooling quarantined retiring detached lost target max waiting misses".split(' ') {
+        assert!(usage[key].is_u64(), "usage.{key}");
+    }
+    let lease = keys(&["allocate"]);
+    for key in "token lease_id namespace_id network_mode netns_path slot generation use network ip_addresses expires_at".split(' ') {
+        assert!(lease.get(key).is_some(), "allocate.{key}");
+    }
+    let slots = keys(&["slots"]);
+    for key in "slot generation use state namespace_id container_id network since failures last_error".split(' ') {
+        assert!(slots["slots"][0].get(key).is_some(), "slots.{key}");
+    }
+}
+
+#[test]
+fn errors_say_what_to_do_next() {
+    let daemon = Running::start();
+    let mut all = vec![run(None, &["usage"])];
+    for (code, reason, message, retry) in [
+        (Code::ResourceExhausted, "POOL_EMPTY", "no slot is ready", Some(Duration::from_millis(1_200))),
+        (Code::ResourceExhausted, "QUOTA", "uid 1000 has 10 leases, its quota", None),
+        (Code::Unavailable, "STARTING", "the pool is filling: 0 of 8", Some(Duration::from_millis(400))),
+        (Code::Unavailable, "ENGINE_AWAY", "the engine does not answer", None),
+        (Code::FailedPrecondition, "CORDONED", "the pool is cordoned: update", None),
+        (Code::InvalidArgument, "UNKNOWN_NETWORK", "the request is not valid", None),
+        (Code::PermissionDenied, "NOT_ALLOWED", "uid 1000 may not do that", None),
+        (Code::Internal, "", "a bug", None),
+    ] {
+        daemon.script(|script| script.allocate.push_back(refusal(code, reason, message, retry)));
+        all.push(run(Some(&daemon), &["allocate"]));
+    }
+    insta::assert_snapshot!("errors", all.join("\n"));
+}
+
+#[test]
+fn usage_mistakes_exit_with_64() {
+    for arguments in [
+        &[][..],
+        &["frobnicate"],
+        &["allocate", "--lifetime", "ttl"],
+        &["allocate", "--ttl", "1m"],
+        &["allocate", "--lifetime", "connection"],
+        &["allocate", "--wait", "soon"],
+        &["allocate", "--label", "novalue"],
+        &["release"],
+        &["resize"],
+        &["usage", "--endpoint", "tcp://127.0.0.1:1"],
+    ] {
+        let text = run(None, arguments);
+        assert!(text.contains("exit code 64\n"), "{text}");
+    }
+}
+
+#[test]
+fn a_release_tells_by_its_exit_code_whether_all_is_well() {
+    use nspool::proto::ReleaseOutcome;
+    let daemon = Running::start();
+    for (outcome, code) in [
+        (ReleaseOutcome::Returned, 0),
+        (ReleaseOutcome::AlreadyReleased, 0),
+        (ReleaseOutcome::JoinerStillThere, 1),
+        (ReleaseOutcome::AlreadyEnded, 1),
+    ] {
+        daemon.script(|script| script.outcome = outcome);
+        nspool(Some(&daemon)).args(["release", "t", "--doubtful"]).assert().code(code);
+    }
+    daemon.script(|script| assert!(script.released.iter().all(|release| release.doubtful)));
+}
+
+#[test]
+fn an_allocation_by_hand_stands() {
+    let daemon = Running::start();
+    nspool(Some(&daemon)).arg("allocate").assert().success();
+    nspool(Some(&daemon)).args(["resume", "agent-1"]).assert().success();
+    daemon.script(|script| assert!(script.released.is_empty()));
+}
+
+#[test]
+fn a_process_is_found_by_its_namespace() {
+    let daemon = Running::start();
+    // The stub says that slot 7's buddy is this process, so a child in the same namespace belongs to it.
+    let text = run(Some(&daemon), &["whois", "-o", "json", &std::process::id().to_string()]);
+    assert!(text.contains("\"kind\": \"buddy\"") && text.contains("lease-1"), "{text}");
+    let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+    let text = run(Some(&daemon), &["whois", "-o", "json", &child.id().to_string()]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(text.contains("\"kind\": \"process\""), "{text}");
+}
+
+#[test]
+fn mistakes_in_the_configuration_are_all_told() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(b"[pool]\nready = \"many\"\nmaxx = 3\n[api]\nlisten = [\"tcp:1\"]\n").unwrap();
+    let path = file.path().to_str().unwrap();
+    for arguments in [&["config", "check", path][..], &["config", "show", path], &["serve", "--config", path]] {
+        let text = run(None, arguments);
+        assert!(text.contains("exit code 78\n") && text.contains("3 mistakes") && text.contains(&format!("{path}:3: pool.maxx")), "{text}");
+    }
+    let text = run(None, &["serve", "--config", "/dev/null", "--ready", "x", "--pacer-rate", "-1", "--reuse", "fresh"]);
+    assert!(text.contains("3 mistakes") && text.contains("--pacer-rate: pacer.rate: read \"-1\""), "{text}");
+}
+
+#[test]
+fn config_show_says_where_values_are_from() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(b"[pool]\nready = 3\n").unwrap();
+    let output =
+        nspool(None).args(["config", "show", file.path().to_str().unwrap(), "--changed"]).env("NSPOOL_POOL_MAX", "5").output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap().replace(file.path().to_str().unwrap(), "FILE");
+    assert_eq!(text, "KEY         VALUE  FROM\npool.ready  3      FILE:2\npool.max    5      NSPOOL_POOL_MAX\n");
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_error() {
+    let daemon = Running::start();
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_nspool"))
+        .args(["watch", "--endpoint", &daemon.endpoint()])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}

@@ -1,0 +1,338 @@
+//! A daemon that answers what a test tells it to, on a Unix socket of its own.
+
+#![expect(clippy::unwrap_used, reason = "a test helper: what fails here fails the test")]
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, UNIX_EPOCH};
+
+use futures::stream::{self, BoxStream, StreamExt};
+use nspool::proto::namespace_pool_server::{NamespacePool, NamespacePoolServer};
+use nspool::proto::pool_admin_server::{PoolAdmin, PoolAdminServer};
+use nspool::proto::*;
+use tokio::net::UnixListener;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Request, Response, Status, Streaming};
+use tonic_types::{ErrorDetails, StatusExt};
+
+/// Everything that the daemon was asked, and what it is to answer.
+#[derive(Default)]
+pub struct Script {
+    /// For the next Allocate calls; when empty, they are granted.
+    pub allocate: VecDeque<Status>,
+    /// How long the next Allocate calls take.
+    pub delay: VecDeque<Duration>,
+    /// For the next Release calls.
+    pub release: VecDeque<Status>,
+    /// What a Release says when nothing is scripted.
+    pub outcome: ReleaseOutcome,
+    /// For any other call.
+    pub refuse: Option<Status>,
+    pub allocated: Vec<AllocateRequest>,
+    pub released: Vec<ReleaseRequest>,
+    pub calls: Vec<String>,
+}
+
+#[derive(Clone, Default)]
+pub struct Stub {
+    pub script: Arc<Mutex<Script>>,
+}
+
+/// A running stub; dropping it ends it.
+pub struct Running {
+    pub stub: Stub,
+    pub path: PathBuf,
+    _dir: Arc<tempfile::TempDir>,
+    stop: CancellationToken,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Running {
+    pub fn start() -> Self {
+        let dir = Arc::new(tempfile::tempdir().unwrap());
+        let path = dir.path().join("nspool.sock");
+        Self::start_at(Stub::default(), path, dir)
+    }
+
+    fn start_at(stub: Stub, path: PathBuf, dir: Arc<tempfile::TempDir>) -> Self {
+        let stop = CancellationToken::new();
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let (served, stopped) = (stub.clone(), stop.clone());
+        // A thread with a runtime of its own, so that tests without one can use it, and dropping it cuts every connection.
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async move {
+                let listener = UnixListener::from_std(listener).unwrap();
+                let incoming =
+                    stream::unfold(listener, |listener| async move { Some((listener.accept().await.map(|(s, _)| s), listener)) });
+                let server = tonic::transport::Server::builder()
+                    .add_service(NamespacePoolServer::new(served.clone()))
+                    .add_service(PoolAdminServer::new(served))
+                    .serve_with_incoming(incoming);
+                tokio::select! { _ = server => {}, () = stopped.cancelled() => {} }
+            });
+        });
+        Self { stub, path, _dir: dir, stop }
+    }
+
+    /// The same daemon again, on the same socket, after all connections were cut.
+    pub fn restart(self) -> Self {
+        self.stop.cancel();
+        // Nobody can connect to a path that is gone, so what connects afterwards is the new one.
+        std::fs::remove_file(&self.path).unwrap();
+        Self::start_at(self.stub.clone(), self.path.clone(), self._dir.clone())
+    }
+
+    pub fn endpoint(&self) -> String {
+        format!("unix:{}", self.path.display())
+    }
+
+    pub fn script<T>(&self, with: impl FnOnce(&mut Script) -> T) -> T {
+        with(&mut self.stub.script.lock().unwrap())
+    }
+}
+
+/// A refusal as the daemon makes them.
+pub fn refusal(code: Code, reason: &str, message: &str, retry: Option<Duration>) -> Status {
+    let mut details = ErrorDetails::new();
+    details.set_error_info(reason, "nspool", std::collections::HashMap::new());
+    details.set_retry_info(retry);
+    if code == Code::InvalidArgument {
+        details.add_bad_request_violation("network", "no such network");
+    }
+    Status::with_error_details(code, message, details)
+}
+
+fn timestamp(seconds: u64) -> Option<prost_types::Timestamp> {
+    Some((UNIX_EPOCH + Duration::from_secs(1_700_000_000 + seconds)).into())
+}
+
+pub fn engine() -> Engine {
+    Engine { kind: "docker".into(), id: "ABCD".into(), endpoint: "unix:///var/run/docker.sock".into(), version: "20.10.24".into() }
+}
+
+pub fn lease(token: &str) -> Lease {
+    Lease {
+        token: token.into(),
+        lease_id: "lease-1".into(),
+        state: LeaseState::Active.into(),
+        slot: 7,
+        generation: 1042,
+        r#use: 3,
+        namespace_id: "nspool-default-7-1042-3-k2".into(),
+        network_mode: "container:nspool-default-7-1042-3-k2".into(),
+        host_config: r#"{"HostConfig":{"NetworkMode":"container:nspool-default-7-1042-3-k2","CapDrop":["NET_RAW"]}}"#.into(),
+        engine: Some(engine()),
+        network: "bridge".into(),
+        ip_addresses: vec!["172.17.0.5/16".into()],
+        gateways: vec!["172.17.0.1".into()],
+        mtu: 1500,
+        lifetime: Lifetime::Joiners.into(),
+        expires_at: timestamp(60),
+        remaining: Some(prost_types::Duration { seconds: 60, nanos: 0 }),
+        allocated_at: timestamp(0),
+        owner: "agent-1".into(),
+        tenant: "acme".into(),
+        labels: [("app".to_owned(), "thumbs".to_owned())].into(),
+        ..Lease::default()
+    }
+}
+
+fn usage() -> Usage {
+    Usage { ready: 5, leased: 2, filling: 1, vacant: 56, target: 8, max: 64, misses: 1, allocations: 40, ..Usage::default() }
+}
+
+fn slot(number: u32, state: &str) -> Slot {
+    Slot {
+        slot: number,
+        generation: 1040 + u64::from(number),
+        r#use: 3,
+        state: state.into(),
+        namespace_id: format!("nspool-default-{number}-104{number}-3-k2"),
+        container_id: format!("{number}").repeat(64),
+        network: "bridge".into(),
+        since: timestamp(0),
+        ..Slot::default()
+    }
+}
+
+impl Stub {
+    fn note(&self, call: impl Into<String>) -> Result<(), Status> {
+        let mut script = self.script.lock().unwrap();
+        script.calls.push(call.into());
+        script.refuse.clone().map_or(Ok(()), Err)
+    }
+}
+
+#[tonic::async_trait]
+impl NamespacePool for Stub {
+    type KeepAliveStream = BoxStream<'static, Result<KeepAliveResponse, Status>>;
+    type ResumeStream = BoxStream<'static, Result<ResumeResponse, Status>>;
+    type WatchStream = BoxStream<'static, Result<WatchResponse, Status>>;
+
+    async fn get_info(&self, _: Request<GetInfoRequest>) -> Result<Response<GetInfoResponse>, Status> {
+        self.note("GetInfo")?;
+        Ok(Response::new(GetInfoResponse { pool: "default".into(), engine: Some(engine()), ..GetInfoResponse::default() }))
+    }
+
+    async fn allocate(&self, request: Request<AllocateRequest>) -> Result<Response<AllocateResponse>, Status> {
+        let (delay, refusal) = {
+            let mut script = self.script.lock().unwrap();
+            script.allocated.push(request.into_inner());
+            (script.delay.pop_front(), script.allocate.pop_front())
+        };
+        if let Some(delay) = delay {
+            tokio::time::sleep(delay).await;
+        }
+        match refusal {
+            Some(status) => Err(status),
+            None => Ok(Response::new(AllocateResponse { lease: Some(lease("secret-token")), repeated_request: false })),
+        }
+    }
+
+    async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewResponse>, Status> {
+        self.note(format!("{:?}", request.into_inner()))?;
+        Ok(Response::new(RenewResponse { expires_at: timestamp(600), remaining: Some(prost_types::Duration { seconds: 600, nanos: 0 }) }))
+    }
+
+    async fn keep_alive(&self, request: Request<Streaming<KeepAliveRequest>>) -> Result<Response<Self::KeepAliveStream>, Status> {
+        let answers = request.into_inner().flat_map(|message| {
+            let tokens = message.map(|message| message.tokens).unwrap_or_default();
+            stream::iter(tokens.into_iter().map(|token| Ok(KeepAliveResponse { token, ..KeepAliveResponse::default() })))
+        });
+        Ok(Response::new(answers.boxed()))
+    }
+
+    async fn release(&self, request: Request<ReleaseRequest>) -> Result<Response<ReleaseResponse>, Status> {
+        let mut script = self.script.lock().unwrap();
+        script.released.push(request.into_inner());
+        match script.release.pop_front() {
+            Some(status) => Err(status),
+            None => Ok(Response::new(ReleaseResponse {
+                outcome: if script.outcome == ReleaseOutcome::Unspecified { ReleaseOutcome::Returned } else { script.outcome }.into(),
+                cause: String::new(),
+            })),
+        }
+    }
+
+    async fn get_lease(&self, request: Request<GetLeaseRequest>) -> Result<Response<GetLeaseResponse>, Status> {
+        self.note("GetLease")?;
+        Ok(Response::new(GetLeaseResponse { lease: Some(lease(&request.into_inner().token)) }))
+    }
+
+    async fn resume(&self, request: Request<ResumeRequest>) -> Result<Response<Self::ResumeStream>, Status> {
+        self.note(format!("Resume {}", request.into_inner().owner))?;
+        let leases = ["one", "two"].map(|token| Ok(ResumeResponse { lease: Some(lease(token)) }));
+        Ok(Response::new(stream::iter(leases).boxed()))
+    }
+
+    async fn get_usage(&self, _: Request<GetUsageRequest>) -> Result<Response<GetUsageResponse>, Status> {
+        self.note("GetUsage")?;
+        Ok(Response::new(GetUsageResponse {
+            total: Some(usage()),
+            networks: BTreeMap::from([("bridge".to_owned(), usage())]).into_iter().collect(),
+            engine_state: "away".into(),
+            engine_error: "ping: connection refused".into(),
+            image_state: "ready".into(),
+            engine: Some(engine()),
+            pool: "default".into(),
+            ..GetUsageResponse::default()
+        }))
+    }
+
+    async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        use watch_response::Event;
+        self.note(format!("{:?}", request.into_inner()))?;
+        let event = LeaseEvent {
+            lease_id: "lease-1".into(),
+            namespace_id: "ns".into(),
+            slot: 7,
+            generation: 1042,
+            r#use: 3,
+            owner: "agent-1".into(),
+            state: LeaseState::Lost.into(),
+            cause: "the buddy died".into(),
+        };
+        let events = [
+            Event::Snapshot(Snapshot { usage: Some(usage()), incarnation: "i1".into(), ..Snapshot::default() }),
+            Event::Capacity(usage()),
+            Event::Lost(event),
+            Event::Cordon(CordonEvent { cordoned: true, draining: false }),
+            Event::Reset(Reset {}),
+        ];
+        let events = events.into_iter().enumerate().map(|(n, event)| Ok(WatchResponse { position: n as u64, event: Some(event) }));
+        Ok(Response::new(stream::iter(events.collect::<Vec<_>>()).boxed()))
+    }
+}
+
+#[tonic::async_trait]
+impl PoolAdmin for Stub {
+    type DrainStream = BoxStream<'static, Result<DrainResponse, Status>>;
+
+    async fn list_slots(&self, _: Request<ListSlotsRequest>) -> Result<Response<ListSlotsResponse>, Status> {
+        self.note("ListSlots")?;
+        let mut leased = slot(7, "leased");
+        leased.lease_id = "lease-1".into();
+        leased.pid = std::process::id();
+        let mut failing = slot(2, "vacant");
+        failing.failures = 3;
+        failing.last_error = "create nspool-default-2: no space left on device".into();
+        let mut held = slot(3, "quarantined");
+        held.joiners = vec!["process 77 (sleep)".into()];
+        let detached = DetachedBuddy {
+            container_id: "d".repeat(64),
+            name: "nspool-default-9-3-1".into(),
+            slot: 9,
+            generation: 3,
+            joiners: vec!["container f".into()],
+            since: timestamp(0),
+        };
+        Ok(Response::new(ListSlotsResponse { slots: vec![slot(1, "ready"), failing, held, leased], detached: vec![detached] }))
+    }
+
+    async fn list_leases(&self, _: Request<ListLeasesRequest>) -> Result<Response<ListLeasesResponse>, Status> {
+        self.note("ListLeases")?;
+        let listed = Lease { host_config: String::new(), ..lease("") };
+        Ok(Response::new(ListLeasesResponse { leases: vec![listed] }))
+    }
+
+    async fn resize(&self, request: Request<ResizeRequest>) -> Result<Response<ResizeResponse>, Status> {
+        self.note("Resize")?;
+        let request = request.into_inner();
+        Ok(Response::new(ResizeResponse { ready: request.ready.unwrap_or(8), max: request.max.unwrap_or(64) }))
+    }
+
+    async fn cordon(&self, request: Request<CordonRequest>) -> Result<Response<CordonResponse>, Status> {
+        self.note(format!("Cordon {}", request.into_inner().reason))?;
+        Ok(Response::new(CordonResponse {}))
+    }
+
+    async fn uncordon(&self, _: Request<UncordonRequest>) -> Result<Response<UncordonResponse>, Status> {
+        self.note("Uncordon")?;
+        Ok(Response::new(UncordonResponse {}))
+    }
+
+    async fn drain(&self, request: Request<DrainRequest>) -> Result<Response<Self::DrainStream>, Status> {
+        let in_time = request.into_inner().timeout.is_none_or(|timeout| timeout.seconds > 5);
+        let last = DrainResponse { leased: u32::from(!in_time), waiting: 0, drained: in_time, timed_out: !in_time };
+        let answers = [Ok(DrainResponse { leased: 2, ..DrainResponse::default() }), Ok(last)];
+        Ok(Response::new(stream::iter(answers).boxed()))
+    }
+
+    async fn recycle_slot(&self, request: Request<RecycleSlotRequest>) -> Result<Response<RecycleSlotResponse>, Status> {
+        self.note(format!("{:?}", request.into_inner()))?;
+        Ok(Response::new(RecycleSlotResponse { state: "ready".into() }))
+    }
+
+    async fn force_release(&self, request: Request<ForceReleaseRequest>) -> Result<Response<ForceReleaseResponse>, Status> {
+        self.note(format!("ForceRelease {}", request.into_inner().lease_id))?;
+        Ok(Response::new(ForceReleaseResponse { outcome: ReleaseOutcome::Returned.into() }))
+    }
+}
