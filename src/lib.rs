@@ -13,6 +13,7 @@ pub mod coalesce;
 pub mod engine;
 pub mod image;
 pub mod netns;
+pub mod process;
 
 pub mod api;
 pub mod cli;

@@ -8,6 +8,9 @@ use clap::Args;
 use super::args::ConfigFlags;
 use super::exit;
 use crate::config::raw::{self, Sources};
+use crate::daemon::DaemonError;
+use crate::lock::LockError;
+use crate::process::{self, ProcessError};
 use crate::telemetry;
 
 #[derive(Debug, Args)]
@@ -55,6 +58,24 @@ async fn start(
     log: telemetry::LogHandle,
     reload: impl Fn() -> Result<crate::config::Config, raw::Mistakes> + Send + Sync + 'static,
 ) -> anyhow::Result<ExitCode> {
-    drop((config, log, reload));
-    Err(exit::Failure::new(exit::SOFTWARE, "this build has no daemon").into())
+    let stopped = process::run(config, log, reload).await.map_err(failure)?;
+    for left in &stopped.left {
+        tracing::warn!(name = left.name, why = left.why, "left in the engine");
+    }
+    Ok(if stopped.left.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(exit::FOUND) })
+}
+
+/// The exit code tells systemd, or a script, what to do about it.
+fn failure(error: ProcessError) -> anyhow::Error {
+    let code = match &error {
+        ProcessError::Kernel(_) => exit::NOPERM,
+        ProcessError::Engine(_) | ProcessError::Group(_) | ProcessError::Systemd(_) => exit::CONFIG,
+        ProcessError::InUse(_) | ProcessError::Daemon(DaemonError::Lock(LockError::Taken { .. })) => exit::TEMPFAIL,
+        ProcessError::Listen { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => exit::NOPERM,
+        ProcessError::Listen { .. } | ProcessError::Metrics(_) => exit::CONFIG,
+        ProcessError::Placeholder(_) | ProcessError::Signals(_) | ProcessError::Daemon(_) => exit::SOFTWARE,
+    };
+    let causes = std::iter::successors(std::error::Error::source(&error), |cause| cause.source());
+    let words = causes.fold(error.to_string(), |words, cause| format!("{words}: {cause}"));
+    exit::Failure::new(code, words).into()
 }

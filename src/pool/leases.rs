@@ -356,7 +356,7 @@ impl State {
                 self.by_connection.remove(&before);
             }
         }
-        self.by_connection.entry(connection).or_default().push(index);
+        self.by_connection.entry(connection).or_default().insert(index);
     }
 
     /// Every `connection` lease of this connection ends.

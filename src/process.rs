@@ -1,0 +1,341 @@
+//! The daemon as a process of its host: sockets, signals, metrics' listener, systemd. What is in here is all that a test of [`Daemon`] does
+//! without.
+//!
+//! What it promises: sockets that systemd passed are used instead of the configured ones and never unlinked; a socket path that somebody answers
+//! on is not taken away; SIGTERM and SIGINT stop, a second one stops at once, SIGHUP reads the configuration again; READY is said once calls are
+//! answered; the watchdog is fed only while tasks get their turn.
+
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use nix::unistd::{Group, chown};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{self, Config, raw::Mistakes};
+use crate::daemon::{Daemon, DaemonError, Parts, Signal, Stopped};
+use crate::engine::NamespaceKind;
+use crate::engine::discover::{self, DiscoverError};
+use crate::image::gate::Source;
+use crate::nanny::Tools;
+use crate::netns::linux::Linux;
+use crate::netns::{Kernel, KernelError};
+use crate::systemd::{Notifier, SystemdError, inherited_listeners};
+use crate::telemetry::{self, LogHandle, TelemetryError, metric};
+
+/// The group that may talk to the daemon, unless another is configured.
+const GROUP: &str = "nspool";
+/// Between two beats; the watchdog wants one that is not older than three.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// Why the process could not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// Not root.
+    #[error("nspool has to look into other processes' namespaces")]
+    Kernel(#[source] KernelError),
+    /// No engine can be looked for.
+    #[error("no engine can be used")]
+    Engine(#[source] DiscoverError),
+    /// The embedded placeholder.
+    #[error("the placeholder cannot be put together")]
+    Placeholder(#[source] io::Error),
+    /// Passed sockets.
+    #[error("systemd's sockets cannot be used")]
+    Systemd(#[source] SystemdError),
+    /// Somebody answers there.
+    #[error("somebody answers on {} already; is another nspool running?", .0.display())]
+    InUse(PathBuf),
+    /// The path, or its folder.
+    #[error("cannot listen on {}", path.display())]
+    Listen {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// `[api] group`.
+    #[error("the group {0:?} of [api] group does not exist")]
+    Group(String),
+    /// `[metrics] listen`.
+    #[error("the metrics cannot be served")]
+    Metrics(#[source] TelemetryError),
+    /// SIGTERM and the like.
+    #[error("signals cannot be caught")]
+    Signals(#[source] io::Error),
+    /// The daemon itself.
+    #[error("the daemon ended")]
+    Daemon(#[source] DaemonError),
+}
+
+/// Runs the daemon until it is told to stop. `reload` reads the configuration again.
+///
+/// # Errors
+/// [`ProcessError`], with its sources.
+pub async fn run(
+    config: Config,
+    log: LogHandle,
+    reload: impl Fn() -> Result<Config, Mistakes> + Send + 'static,
+) -> Result<Stopped, ProcessError> {
+    let kernel: Arc<dyn Kernel> = Arc::new(Linux::new());
+    kernel.host_namespace(NamespaceKind::Net).map_err(ProcessError::Kernel)?;
+    let engine = discover::connect(&config.engine, |name| std::env::var(name).ok()).map_err(ProcessError::Engine)?;
+    tracing::info!(endpoint = engine.endpoint(), pool = config.pool.name, version = env!("CARGO_PKG_VERSION"), "starting");
+    let source = Source::from_config(&config.placeholder, &config.registries).map_err(ProcessError::Placeholder)?;
+    let sockets = Sockets::open(&config.api).await?;
+    let metrics = match config.metrics.listen {
+        Some(address) => {
+            let handle = telemetry::install_metrics().map_err(ProcessError::Metrics)?;
+            Some((telemetry::listen_metrics(address).await.map_err(ProcessError::Metrics)?, handle))
+        }
+        None => None,
+    };
+    let (tell, told) = mpsc::channel(4);
+    let signals = Signals::catch().map_err(ProcessError::Signals)?;
+
+    let networks = config.pool.networks.clone();
+    let parts = Parts { engine: Arc::new(engine), kernel, source, listeners: sockets.listeners, locks: crate::lock::LOCKS.into() };
+    let daemon = Daemon::assemble(config.clone(), parts);
+    let tools = daemon.tools();
+    let end = CancellationToken::new();
+    let mut helpers = JoinSet::new();
+    helpers.spawn(signals.run(tell, log, config, reload));
+    helpers.spawn(watch_over(Arc::clone(&tools), end.clone()));
+    if let Some((listener, handle)) = metrics {
+        let refresh = Arc::new(move || set_gauges(&tools, &networks));
+        let served = telemetry::serve_metrics(listener, handle, refresh, end.clone());
+        helpers.spawn(async move {
+            if let Err(error) = served.await {
+                tracing::error!(%error, "the metrics are not served any more");
+            }
+        });
+    }
+    Notifier.ready("filling");
+    let outcome = daemon.run(told).await;
+    end.cancel();
+    sockets.bound.iter().for_each(Bound::unlink);
+    outcome.map_err(ProcessError::Daemon)
+}
+
+/// Listening sockets, and which of them are ours to remove.
+struct Sockets {
+    listeners: Vec<UnixListener>,
+    bound: Vec<Bound>,
+}
+
+/// A socket that we made.
+struct Bound {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl Sockets {
+    async fn open(api: &config::Api) -> Result<Self, ProcessError> {
+        let passed = inherited_listeners().map_err(ProcessError::Systemd)?;
+        if !passed.is_empty() {
+            let nowhere = PathBuf::from("(passed by systemd)");
+            let adopt =
+                |listener| UnixListener::from_std(listener).map_err(|source| ProcessError::Listen { path: nowhere.clone(), source });
+            return Ok(Self { listeners: passed.into_iter().map(adopt).collect::<Result<_, _>>()?, bound: Vec::new() });
+        }
+        let group = group(api)?;
+        let mut sockets = Self { listeners: Vec::new(), bound: Vec::new() };
+        for path in &api.listen {
+            make_way(path).await?;
+            let (listener, bound) =
+                bind(path, api.mode, group.as_ref()).map_err(|source| ProcessError::Listen { path: path.clone(), source })?;
+            sockets.listeners.push(listener);
+            sockets.bound.push(bound);
+        }
+        Ok(sockets)
+    }
+}
+
+fn group(api: &config::Api) -> Result<Option<Group>, ProcessError> {
+    let found = |name: &str| Group::from_name(name).ok().flatten();
+    match &api.group {
+        Some(name) => found(name).map(Some).ok_or_else(|| ProcessError::Group(name.clone())),
+        None => {
+            let group = found(GROUP);
+            if group.is_none() {
+                tracing::info!(group = GROUP, "there is no such group: only root can use the socket");
+            }
+            Ok(group)
+        }
+    }
+}
+
+/// Removes a socket that nobody answers on, which a killed daemon leaves; anything else stays.
+async fn make_way(path: &Path) -> Result<(), ProcessError> {
+    let io = |source| ProcessError::Listen { path: path.to_owned(), source };
+    match tokio::fs::symlink_metadata(path).await {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(io(error)),
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            return Err(io(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is no socket")));
+        }
+        Ok(_) => {}
+    }
+    match UnixStream::connect(path).await {
+        Ok(_) => Err(ProcessError::InUse(path.to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => tokio::fs::remove_file(path).await.map_err(io),
+        Err(error) => Err(io(error)),
+    }
+}
+
+fn bind(path: &Path, mode: u32, group: Option<&Group>) -> io::Result<(UnixListener, Bound)> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    // Connecting needs write permission, which no usual umask gives to others: nobody gets in before the mode is set.
+    let listener = UnixListener::bind(path)?;
+    if let Some(group) = group {
+        chown(path, None, Some(group.gid))?;
+    }
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    let metadata = std::fs::symlink_metadata(path)?;
+    Ok((listener, Bound { path: path.to_owned(), identity: (metadata.dev(), metadata.ino()) }))
+}
+
+impl Bound {
+    /// Unless somebody else's socket is there by now.
+    fn unlink(&self) {
+        let ours = std::fs::symlink_metadata(&self.path).is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.identity);
+        if ours && let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "the socket could not be removed");
+        }
+    }
+}
+
+/// Caught before anything is started, so that none ends the process in an uncontrolled way.
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn catch() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn run(
+        mut self,
+        tell: mpsc::Sender<Signal>,
+        log: LogHandle,
+        mut config: Config,
+        reload: impl Fn() -> Result<Config, Mistakes> + Send + 'static,
+    ) {
+        loop {
+            let signal = tokio::select! {
+                Some(()) = self.terminate.recv() => Signal::Stop,
+                Some(()) = self.interrupt.recv() => Signal::Stop,
+                Some(()) = self.hangup.recv() => {
+                    Notifier.reloading();
+                    let read = reload();
+                    Notifier.ready("running");
+                    match read {
+                        Ok(new) => {
+                            if new.log.filter != config.log.filter && let Err(error) = log.set_filter(&new.log.filter) {
+                                tracing::error!(%error, "the log filter stays as it was");
+                            }
+                            config = new;
+                            Signal::Reload(Box::new(config.clone()))
+                        }
+                        Err(mistakes) => {
+                            tracing::error!(%mistakes, "the configuration stays as it was");
+                            continue;
+                        }
+                    }
+                }
+                else => return,
+            };
+            if matches!(signal, Signal::Stop) {
+                Notifier.stopping("removing the pool's buddies");
+            }
+            if tell.send(signal).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Feeds the watchdog, and keeps the line in `systemctl status` true.
+async fn watch_over(tools: Arc<Tools>, end: CancellationToken) {
+    let beat = Arc::new(AtomicU64::new(0));
+    let began = tokio::time::Instant::now();
+    let seen = Arc::clone(&beat);
+    let healthy = move || began.elapsed() < Duration::from_secs(seen.load(Ordering::Relaxed)) + HEARTBEAT * 3;
+    let mut ticks = tokio::time::interval(HEARTBEAT);
+    let mut watchdog = std::pin::pin!(Notifier.watchdog(healthy, end.clone()));
+    let mut watched = true;
+    let mut said = String::new();
+    loop {
+        tokio::select! {
+            biased;
+            () = end.cancelled() => return,
+            _ = ticks.tick() => {
+                beat.store(began.elapsed().as_secs(), Ordering::Relaxed);
+                // Takes the pool's lock: a daemon whose lock is stuck does not get here.
+                let line = status_line(&tools);
+                if line != said {
+                    Notifier.status(&line);
+                    said = line;
+                }
+            }
+            () = &mut watchdog, if watched => watched = false,
+        }
+    }
+}
+
+fn status_line(tools: &Tools) -> String {
+    let usage = tools.pool.read(|state| state.usage());
+    let state = tools.engine_state.borrow();
+    let engine = if state.is_up() { String::new() } else { format!("; engine away: {}", state.why()) };
+    format!("{} of {} ready, {} leased, {} quarantined{engine}", usage.ready, usage.target, usage.leased, usage.quarantined)
+}
+
+/// Right before each reading, from the pool itself, so that the gauges cannot disagree with it.
+fn set_gauges(tools: &Tools, networks: &[String]) {
+    let (usage, per_network, stale, cordoned) = tools.pool.read(|state| {
+        let per_network: Vec<_> = (0..networks.len()).map(|index| state.network_usage(u32::try_from(index).unwrap_or(0))).collect();
+        (state.usage(), per_network, state.stale(), state.doors().0)
+    });
+    for (name, usage) in networks.iter().zip(&per_network) {
+        let counts = [
+            ("vacant", usage.vacant),
+            ("filling", usage.filling),
+            ("ready", usage.ready),
+            ("leased", usage.leased),
+            ("vacating", usage.vacating),
+            ("quarantined", usage.quarantined),
+            ("retiring", usage.retiring),
+        ];
+        for (state, count) in counts {
+            metrics::gauge!(metric::SLOTS, "state" => state, "network" => name.clone()).set(count);
+        }
+    }
+    metrics::gauge!(metric::LEASES_LOST).set(usage.lost);
+    metrics::gauge!(metric::WAITING).set(usage.waiting);
+    metrics::gauge!(metric::TARGET).set(usage.target);
+    metrics::gauge!(metric::MAX).set(usage.max);
+    metrics::gauge!(metric::DETACHED).set(usage.detached);
+    metrics::gauge!(metric::CORDONED).set(u8::from(cordoned));
+    metrics::gauge!(metric::ENGINE_UP).set(u8::from(tools.engine_state.borrow().is_up()));
+    metrics::gauge!(metric::IMAGE_READY).set(u8::from(tools.gate.state().image().is_some()));
+    metrics::counter!(metric::STALE_MESSAGES).absolute(stale);
+    metrics::counter!(metric::MISSES).absolute(usage.misses);
+    metrics::gauge!(metric::BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1);
+}
