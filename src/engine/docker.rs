@@ -129,8 +129,10 @@ impl Docker {
 
     async fn wait_for_end(&self, id: &ContainerId) -> Result<WaitOutcome, EngineError> {
         path_safe("wait", id.as_str())?;
-        if self.kind("wait", id.as_str()).await? == EngineKind::Podman {
-            return podman::wait(self, id).await;
+        match self.kind("wait", id.as_str()).await {
+            Ok(EngineKind::Podman) => return podman::wait(self, id).await,
+            Err(error) if error.class == ErrorClass::Unknown => return Ok(WaitOutcome::Unknown),
+            kind => kind.map(drop)?,
         }
         let options = WaitContainerOptions { condition: "not-running".to_owned() };
         let answer = Box::pin(self.client.wait_container(id.as_str(), Some(options))).next().await;

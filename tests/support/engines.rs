@@ -30,7 +30,7 @@ pub struct PrivateDocker;
 pub struct PrivatePodman;
 
 impl PrivateDocker {
-    /// Panics with the engine's log when it does not come up. `DOCKER_OPTIONS` of dockerd may be given by [`PrivateDocker::start_with`].
+    /// Panics with the engine's log when it does not come up.
     pub fn start() -> TestEngine {
         Self::start_with(&[])
     }
@@ -99,7 +99,7 @@ impl TestEngine {
         let script = if kind == EngineKind::Podman { "podman-engine.sh" } else { "docker-engine.sh" };
         let mut args = vec![scripts().join(script).display().to_string(), dir.display().to_string()];
         if kind == EngineKind::Podman {
-            write_podman_network(&dir, &prefix, x, y);
+            write_podman_config(&dir, &prefix, x, y);
             args.push(prefix.clone());
         } else {
             args.extend([format!("{prefix}b"), format!("10.{}.{y}.1/24", 64 + x), format!("base=10.{}.{y}.0/24,size=28", 128 + x)]);
@@ -220,8 +220,8 @@ fn scripts() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support")
 }
 
-/// podman's default network, without its iptables plugins, with its address book in our folder.
-fn write_podman_network(dir: &Path, prefix: &str, x: u8, y: u8) {
+/// Limits, registries on loopback without TLS (as Docker has them by itself), and the default network, without its iptables plugins, with its address book in our folder.
+fn write_podman_config(dir: &Path, prefix: &str, x: u8, y: u8) {
     let ipam = serde_json::json!({"type": "host-local", "dataDir": dir.join("ipam"), "routes": [{"dst": "0.0.0.0/0"}],
         "ranges": [[{"subnet": format!("10.{}.{y}.0/24", 64 + x), "gateway": format!("10.{}.{y}.1", 64 + x)}]]});
     let bridge = serde_json::json!({"type": "bridge", "bridge": format!("{prefix}b"), "isGateway": true, "ipMasq": false, "ipam": ipam});
@@ -230,6 +230,7 @@ fn write_podman_network(dir: &Path, prefix: &str, x: u8, y: u8) {
     std::fs::write(dir.join("net/87-podman.conflist"), list.to_string()).unwrap();
     // podman's own defaults are refused where limits may not be raised.
     std::fs::write(dir.join("containers.conf"), "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=16384:16384\"]\n").unwrap();
+    std::fs::write(dir.join("registries.conf"), "[[registry]]\nlocation = \"127.0.0.1\"\ninsecure = true\n").unwrap();
 }
 
 /// Ends what killed minders left. A folder younger than a minute may just be starting.
