@@ -1,15 +1,16 @@
 //! Docker, and podman through its Docker-compatible API, over a local Unix socket.
 //!
-//! This folder is the only place that knows bollard, and the only one that knows how podman differs: its list does not say what a container
-//! joins (so each new row is inspected once), its id is another one at each call (so the storage folder stands for it), it conflicts with a
-//! 500, and it asks for more descriptors than it may get. What can go wrong is in [`errors`]: the engine's words become an
-//! [`ErrorClass`].
+//! This folder is the only place that knows bollard, and the only one that knows how podman differs: its list and its wait are others
+//! ([`podman`]), its id is a new one at each call (so the storage folder stands for it), it conflicts with a 500, and it asks for more
+//! descriptors than it may get. What can go wrong is in [`errors`]: the engine's words become an [`ErrorClass`].
 //!
 //! It deliberately has no deadline, no retry and no pace: [`crate::engine::paced`] has. It does nothing before the first call, so it can be
-//! made while the engine is away. Each call has a connection of its own ([`transport`]).
+//! made while the engine is away. Requests name no API version, so each engine answers in its newest; what is read is read
+//! leniently. Each call has a connection of its own ([`transport`]).
 
 mod convert;
 mod errors;
+mod podman;
 mod transport;
 
 use std::collections::HashMap;
@@ -19,8 +20,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bollard::auth::DockerCredentials;
 use bollard::errors::Error;
 use bollard::query_parameters::{
-    CreateContainerOptions, CreateImageOptions, EventsOptions, ImportImageOptions, ListContainersOptions, RemoveContainerOptions,
-    RenameContainerOptions, WaitContainerOptions,
+    CreateContainerOptions, CreateImageOptions, EventsOptions, ImportImageOptions, RemoveContainerOptions, RenameContainerOptions,
+    WaitContainerOptions,
 };
 use futures::future::{Either, select};
 use futures::stream::{self, BoxStream};
@@ -34,14 +35,12 @@ use super::{
     EngineKind, ErrorClass, ImageId, WaitOutcome,
 };
 
-/// Inspects in flight while podman's list is completed.
-const INSPECTS: usize = 8;
-
 /// A client of one engine. Cheap to make, does no I/O until the first call.
 pub struct Docker {
     endpoint: String,
     socket: PathBuf,
     client: bollard::Docker,
+    reader: transport::Reader,
     wanted: Option<EngineKind>,
     /// Found at the first call, renewed by each [`Engine::info`].
     kind: Mutex<Option<EngineKind>>,
@@ -68,7 +67,9 @@ impl Docker {
         }
         let socket = PathBuf::from(path);
         let client = transport::client(socket.clone(), None).map_err(|error| errors::convert("connect", endpoint, &error))?;
-        Ok(Self { endpoint: endpoint.to_owned(), socket, client, wanted, kind: Mutex::new(None), modes: Mutex::new(HashMap::new()) })
+        let reader = transport::Reader::new(socket.clone());
+        let endpoint = endpoint.to_owned();
+        Ok(Self { endpoint, socket, client, reader, wanted, kind: Mutex::new(None), modes: Mutex::new(HashMap::new()) })
     }
 
     /// `unix:///…`
@@ -88,10 +89,8 @@ impl Docker {
 
     /// Kind and version of who answers, which is remembered and must be the wanted one.
     async fn version(&self, operation: &'static str, subject: &str) -> Result<(EngineKind, String), EngineError> {
-        let version = self.client.version().await.map_err(|error| errors::convert(operation, subject, &error))?;
-        let components = version.components.unwrap_or_default();
-        let podman = components.iter().any(|component| component.name.to_lowercase().contains("podman"));
-        let kind = if podman { EngineKind::Podman } else { EngineKind::Docker };
+        let version: convert::Version = self.reader.get("/version").await.map_err(|error| errors::convert(operation, subject, &error))?;
+        let kind = version.kind();
         if let Some(wanted) = self.wanted.filter(|&wanted| wanted != kind) {
             let message = format!("{kind} answers at {}, but {wanted} is configured", self.endpoint);
             return Err(errors::refused(operation, ErrorClass::Refused, subject, &message));
@@ -101,10 +100,8 @@ impl Docker {
     }
 
     async fn info_of_engine(&self) -> Result<EngineInfo, EngineError> {
-        let failed = |error: &Error| errors::convert("info", &self.endpoint, error);
-        self.client.clone().negotiate_version().await.map_err(|error| failed(&error))?;
         let (kind, version) = self.version("info", &self.endpoint).await?;
-        let info = self.client.info().await.map_err(|error| failed(&error))?;
+        let info: convert::Info = self.reader.get("/info").await.map_err(|error| errors::convert("info", &self.endpoint, &error))?;
         let id = match (kind, info.id.filter(|id| !id.is_empty())) {
             (EngineKind::Docker, Some(id)) => id,
             (kind, _) => id_of_storage(kind, &info.docker_root_dir.unwrap_or_default()),
@@ -132,6 +129,11 @@ impl Docker {
 
     async fn wait_for_end(&self, id: &ContainerId) -> Result<WaitOutcome, EngineError> {
         path_safe("wait", id.as_str())?;
+        match self.kind("wait", id.as_str()).await {
+            Ok(EngineKind::Podman) => return podman::wait(self, id).await,
+            Err(error) if error.class == ErrorClass::Unknown => return Ok(WaitOutcome::Unknown),
+            kind => kind.map(drop)?,
+        }
         let options = WaitContainerOptions { condition: "not-running".to_owned() };
         let answer = Box::pin(self.client.wait_container(id.as_str(), Some(options))).next().await;
         match answer {
@@ -148,61 +150,33 @@ impl Docker {
 
     async fn list_all(&self) -> Result<Vec<ContainerSummary>, EngineError> {
         let kind = self.kind("list", "containers").await?;
-        let options = ListContainersOptions { all: true, ..Default::default() };
-        let rows = self.client.list_containers(Some(options)).await.map_err(|error| errors::convert("list", "containers", &error))?;
+        let rows: Vec<convert::Row> =
+            self.reader.get("/containers/json?all=1").await.map_err(|error| errors::convert("list", "containers", &error))?;
         let mut rows: Vec<ContainerSummary> = rows.into_iter().map(convert::summary).collect();
         if kind == EngineKind::Podman {
-            rows = self.with_modes(rows).await?;
+            rows = podman::with_modes(self, rows).await?;
         }
         convert::resolve_joined_names(&mut rows);
         Ok(rows)
     }
 
-    /// podman's list leaves the network mode out: it is taken from inspect, once per container. A container that is gone by then is left out.
-    async fn with_modes(&self, rows: Vec<ContainerSummary>) -> Result<Vec<ContainerSummary>, EngineError> {
-        let unknown: Vec<ContainerId> = {
-            let modes = self.modes.lock();
-            rows.iter().filter(|row| !modes.contains_key(&row.id)).map(|row| row.id.clone()).collect()
-        };
-        let found: Vec<Option<(ContainerId, String)>> = stream::iter(unknown)
-            .map(|id| async move {
-                match self.inspect_one(id.as_str()).await {
-                    Ok(container) => Ok(Some((id, container.network_mode))),
-                    Err(error) if error.class == ErrorClass::NotFound => Ok(None),
-                    Err(error) => Err(EngineError { operation: "list", ..error }),
-                }
-            })
-            .buffer_unordered(INSPECTS)
-            .try_collect()
-            .await?;
-        let mut modes = self.modes.lock();
-        modes.extend(found.into_iter().flatten());
-        let rows: Vec<ContainerSummary> = rows
-            .into_iter()
-            .filter_map(|row| modes.get(&row.id).cloned().map(|network_mode| ContainerSummary { network_mode, ..row }))
-            .collect();
-        // Forget what is gone. A list that runs at the same time may then inspect a container once more.
-        let present: std::collections::HashSet<&ContainerId> = rows.iter().map(|row| &row.id).collect();
-        modes.retain(|id, _| present.contains(id));
-        Ok(rows)
-    }
-
     async fn inspect_one(&self, id_or_name: &str) -> Result<Container, EngineError> {
         path_safe("inspect", id_or_name)?;
-        let answer = self.client.inspect_container(id_or_name, None).await;
+        let answer = self.reader.get(&format!("/containers/{id_or_name}/json")).await;
         answer.map(convert::container).map_err(|error| errors::convert("inspect", id_or_name, &error))
     }
 
-    async fn subscribe(&self) -> Result<BoxStream<'static, Result<EngineEvent, EngineError>>, EngineError> {
+    /// To one container's events, or to those of all containers and images.
+    async fn subscribe(&self, of: Option<&ContainerId>) -> Result<BoxStream<'static, Result<EngineEvent, EngineError>>, EngineError> {
         let failed = |error: &Error| errors::convert("events", "", error);
         // Engines send the head of their answer just before they subscribe; `since` closes that gap from their backlog.
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let types = vec!["container".to_owned(), "image".to_owned()];
-        let options = EventsOptions {
-            since: Some(format!("{}.{:09}", since.as_secs(), since.subsec_nanos())),
-            until: None,
-            filters: Some(HashMap::from([("type".to_owned(), types)])),
+        let filters = match of {
+            None => HashMap::from([("type".to_owned(), vec!["container".to_owned(), "image".to_owned()])]),
+            Some(id) => HashMap::from([("container".to_owned(), vec![id.to_string()])]),
         };
+        let options =
+            EventsOptions { since: Some(format!("{}.{:09}", since.as_secs(), since.subsec_nanos())), until: None, filters: Some(filters) };
         let (tell, accepted) = oneshot::channel();
         let client = transport::client(self.socket.clone(), Some(tell)).map_err(|error| failed(&error))?;
         let mut messages = client.events(Some(options)).boxed();
@@ -238,7 +212,7 @@ impl Engine for Docker {
             if !convert::is_path_safe(reference) {
                 return Err(errors::refused("inspect image", ErrorClass::Refused, reference, "not an image reference"));
             }
-            match self.client.inspect_image(reference).await {
+            match self.reader.get::<convert::Image>(&format!("/images/{reference}/json")).await {
                 Ok(image) => Ok(image.id.map(ImageId::from)),
                 Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(None),
                 Err(error) => Err(errors::convert("inspect image", reference, &error)),
@@ -310,7 +284,7 @@ impl Engine for Docker {
     }
 
     fn events(&self) -> EngineFuture<'_, BoxStream<'static, Result<EngineEvent, EngineError>>> {
-        self.subscribe().boxed()
+        self.subscribe(None).boxed()
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! What can go wrong: a process ends while it is looked at (it is [`KernelError::Gone`] in `hold`, and left out by `members`), or reading
 //! another's namespaces is not permitted, which is an error and never an empty answer. So is a `/proc` that hides processes: a scan that
-//! does not see process 1 has not seen everybody.
+//! does not see process 1 has not seen everybody. Only what namespaces process 1 is in need not be readable: a hardened init's are not.
 //!
 //! It deliberately does not know what holds a namespace besides processes (open descriptors, bind mounts), nor who the processes belong to.
 
@@ -25,6 +25,9 @@ use tokio::io::unix::AsyncFd;
 use super::{Held, Kernel, KernelError, Members, NamespaceId, Process};
 use crate::coalesce::Coalesced;
 use crate::engine::NamespaceKind;
+
+/// The first process of this pid namespace.
+const INIT: u32 = 1;
 
 /// All processes by the namespaces their threads are in.
 type Scan = Result<Arc<HashMap<NamespaceId, BTreeSet<u32>>>, KernelError>;
@@ -76,8 +79,12 @@ impl Kernel for Linux {
     }
 
     fn host_namespace(&self, kind: NamespaceKind) -> Result<NamespaceId, KernelError> {
-        let path = format!("/proc/1/ns/{}", kind.proc_name());
-        stat(&path).map_err(|errno| failure(1, path, errno))
+        let of = |process: &str| format!("/proc/{process}/ns/{}", kind.proc_name());
+        match stat(&of("1")) {
+            // Even root may not read a hardened init's. nspool itself has to run in the host's namespaces, so its own are as good.
+            Err(Errno::ACCESS | Errno::PERM) => stat(&of("self")).map_err(|errno| failure(1, of("self"), errno)),
+            answer => answer.map_err(|errno| failure(1, of("1"), errno)),
+        }
     }
 
     fn members<'a>(&'a self, kind: NamespaceKind, of: &'a [NamespaceId]) -> BoxFuture<'a, Result<Members, KernelError>> {
@@ -190,7 +197,7 @@ async fn look(kind: NamespaceKind) -> Scan {
 fn scan(kind: NamespaceKind) -> Result<HashMap<NamespaceId, BTreeSet<u32>>, KernelError> {
     let mut found: HashMap<NamespaceId, BTreeSet<u32>> = HashMap::new();
     let pids = numbers_in("/proc")?;
-    if !pids.contains(&1) {
+    if !pids.contains(&INIT) {
         let message = "it does not show process 1: mounted with hidepid, or ProtectProc is set".to_owned();
         return Err(KernelError::Failed { what: "/proc".to_owned(), message });
     }
@@ -203,6 +210,8 @@ fn scan(kind: NamespaceKind) -> Result<HashMap<NamespaceId, BTreeSet<u32>>, Kern
                 }
                 Err(errno) => match failure(pid, path, errno) {
                     KernelError::Gone { .. } => {}
+                    // The host's init is in the host's namespaces and joins nobody, so not being let see that is no loss.
+                    KernelError::NotPermitted { .. } if pid == INIT => {}
                     error @ (KernelError::NotPermitted { .. } | KernelError::Failed { .. }) => return Err(error),
                 },
             }

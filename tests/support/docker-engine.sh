@@ -13,6 +13,8 @@ fi
 
 start() {
     rm -f "$dir/docker.pid"
+    # containerd ends with a killed dockerd, but the next dockerd waits in vain for it if it comes before whoever reaps it.
+    [ -s "$dir/exec/containerd/containerd.pid" ] && gone "$(cat "$dir/exec/containerd/containerd.pid")" 5
     dockerd --data-root "$dir/data" --exec-root "$dir/exec" --pidfile "$dir/docker.pid" -H "unix://$dir/s" \
         --bridge "$bridge" --default-address-pool "$pool" --iptables=false --ip6tables=false --ip-masq=false --ip-forward=false \
         --userland-proxy=false --shutdown-timeout 2 "$@" </dev/null >>"$dir/log" 2>&1 9>&- &
@@ -45,7 +47,8 @@ end "$dir/docker.pid"
 end "$dir/exec/containerd/containerd.pid"
 # Shims outlive a containerd that was killed; each names our socket in its arguments. Their containers go with them.
 for proc in /proc/[0-9]*; do
-    if tr '\0' ' ' <"$proc/cmdline" 2>/dev/null | grep -q -- "-address $dir/exec/containerd/containerd.sock"; then
+    [ -r "$proc/cmdline" ] || continue
+    if cat "$proc/cmdline" 2>/dev/null | tr '\0' ' ' | grep -q -- "-address $dir/exec/containerd/containerd.sock"; then
         for child in $(cat "$proc/task/"*/children 2>/dev/null); do kill -KILL "$child" 2>/dev/null; done
         kill -KILL "${proc#/proc/}" 2>/dev/null
     fi

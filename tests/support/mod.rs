@@ -2,6 +2,7 @@
 //!
 //! It deliberately knows nothing of pools and nannies: it is about the machine under them.
 #![expect(dead_code, reason = "each test binary uses a part of this module")]
+#![expect(clippy::unwrap_used, reason = "a support function that fails fails its test")]
 
 pub mod engines;
 pub mod image;

@@ -1,6 +1,7 @@
 # Minds one private podman API service; see docker-engine.sh. Usage: sh podman-engine.sh DIR LINK-PREFIX
 set -u
 dir=$1 prefix=$2
+export CONTAINERS_CONF="$dir/containers.conf" CONTAINERS_REGISTRIES_CONF="$dir/registries.conf"
 
 exec 9>"$dir/lock"
 flock -n 9 || exit 1

@@ -1,11 +1,15 @@
 //! Between our words and the engine's: what a create asks for, what inspect, list and events say.
 //!
-//! Everything here is pure. What the engine leaves out becomes an empty string or [`ContainerStatus::Unknown`], never a guess.
+//! Everything here is pure, but for the host's limits that podman needs. What the engine leaves out becomes an empty string or [`ContainerStatus::Unknown`], never a guess.
+
+use std::collections::{BTreeMap, HashMap};
 
 use bollard::models::{
-    ContainerCreateBody, ContainerInspectResponse, ContainerState, EndpointSettings, EventMessage, EventMessageTypeEnum, HealthConfig,
-    HostConfig, HostConfigLogConfig, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
+    ContainerCreateBody, EventMessage, EventMessageTypeEnum, HealthConfig, HostConfig, HostConfigLogConfig, ResourcesUlimits,
+    RestartPolicy, RestartPolicyNameEnum,
 };
+use rustix::process::{Resource, getrlimit};
+use serde::Deserialize;
 
 use crate::engine::{
     Address, BuddySpec, Container, ContainerStatus, ContainerSummary, EngineEvent, EngineKind, EventAction, Labels, NamespaceKind,
@@ -47,49 +51,163 @@ pub(super) fn create_body(kind: EngineKind, spec: &BuddySpec) -> ContainerCreate
     }
 }
 
-/// podman asks for 1048576 descriptors on its own, which the kernel refuses where the service may not raise its limits; a buddy needs few.
+/// podman asks for a million descriptors and tasks on its own, which the kernel refuses where the service may not raise its limits. A buddy
+/// needs few descriptors. The limit on tasks counts all of a user's on the host, thus all buddies together: it is left as high as podman's
+/// own is, which it has lowered to the number of pids there can be, or to what programs on this host may have, this one too.
 fn ulimits(kind: EngineKind) -> Option<Vec<ResourcesUlimits>> {
+    if kind != EngineKind::Podman {
+        return None;
+    }
     let limit = |name: &str, value| ResourcesUlimits { name: Some(name.to_owned()), soft: Some(value), hard: Some(value) };
-    (kind == EngineKind::Podman).then(|| vec![limit("nofile", 1024)])
+    let pids: Option<i64> = std::fs::read_to_string("/proc/sys/kernel/pid_max").ok().and_then(|text| text.trim().parse().ok());
+    let own = getrlimit(Resource::Nproc).maximum.and_then(|most| i64::try_from(most).ok());
+    let tasks = [pids, own].into_iter().flatten().min();
+    Some([Some(limit("nofile", 1024)), tasks.map(|most| limit("nproc", most))].into_iter().flatten().collect())
+}
+
+/// Of `/version`.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct Version {
+    pub(super) version: Option<String>,
+    components: Option<Vec<Component>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Component {
+    name: Option<String>,
+}
+
+impl Version {
+    pub(super) fn kind(&self) -> EngineKind {
+        let mut names = self.components.iter().flatten().filter_map(|component| component.name.as_deref());
+        if names.any(|name| name.to_lowercase().contains("podman")) { EngineKind::Podman } else { EngineKind::Docker }
+    }
+}
+
+/// Of `/info`.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct Info {
+    #[serde(rename = "ID")]
+    pub(super) id: Option<String>,
+    pub(super) docker_root_dir: Option<String>,
+}
+
+/// Of `/images/<reference>/json`.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct Image {
+    pub(super) id: Option<String>,
+}
+
+/// Of `/containers/<id>/json`.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct Inspected {
+    id: String,
+    name: Option<String>,
+    image: Option<String>,
+    resolv_conf_path: Option<String>,
+    state: State,
+    host_config: Option<Modes>,
+    config: Option<Config>,
+    network_settings: Option<NetworkSettings>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct State {
+    status: String,
+    pid: Option<i64>,
+    started_at: Option<String>,
+    exit_code: Option<i64>,
+    error: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Modes {
+    network_mode: Option<String>,
+    ipc_mode: Option<String>,
+    pid_mode: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Config {
+    labels: Option<Labels>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct NetworkSettings {
+    networks: Option<BTreeMap<String, Endpoint>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Endpoint {
+    #[serde(rename = "IPAddress")]
+    v4: Option<String>,
+    #[serde(rename = "IPPrefixLen")]
+    v4_prefix: Option<i64>,
+    gateway: Option<String>,
+    #[serde(rename = "GlobalIPv6Address")]
+    v6: Option<String>,
+    #[serde(rename = "GlobalIPv6PrefixLen")]
+    v6_prefix: Option<i64>,
+    #[serde(rename = "IPv6Gateway")]
+    v6_gateway: Option<String>,
+}
+
+/// A row of `/containers/json`.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct Row {
+    id: String,
+    names: Option<Vec<String>>,
+    labels: Option<Labels>,
+    state: Option<String>,
+    host_config: Option<Modes>,
 }
 
 /// What inspect says.
-pub(super) fn container(answer: ContainerInspectResponse) -> Container {
-    let state = answer.state.unwrap_or_default();
+pub(super) fn container(answer: Inspected) -> Container {
+    let state = answer.state;
     let modes = answer.host_config.unwrap_or_default();
-    let status = status(state.status.map(|word| word.to_string()).as_deref().unwrap_or_default());
+    let status = status(&state.status);
     Container {
-        id: answer.id.unwrap_or_default().into(),
+        id: answer.id.into(),
         name: without_slash(&answer.name.unwrap_or_default()),
         status,
         pid: state.pid.and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0),
-        started_at: state.started_at.clone().unwrap_or_default(),
-        exit_code: exit_code(status, &state),
+        started_at: state.started_at.unwrap_or_default(),
+        exit_code: state.exit_code.filter(|_| has_ended(status)),
         error: state.error.unwrap_or_default(),
-        labels: answer.config.and_then(|config| config.labels).unwrap_or_default().into_iter().collect(),
+        labels: answer.config.and_then(|config| config.labels).unwrap_or_default(),
         image: answer.image.unwrap_or_default().into(),
         network_mode: modes.network_mode.unwrap_or_default(),
         ipc_mode: modes.ipc_mode.unwrap_or_default(),
         pid_mode: modes.pid_mode.unwrap_or_default(),
-        addresses: addresses(answer.network_settings.and_then(|settings| settings.networks).unwrap_or_default().into_iter().collect()),
+        addresses: addresses(&answer.network_settings.and_then(|settings| settings.networks).unwrap_or_default()),
         resolv_conf_path: answer.resolv_conf_path.unwrap_or_default(),
     }
 }
 
-/// Engines say 0 for a container that never ran or still runs.
-fn exit_code(status: ContainerStatus, state: &ContainerState) -> Option<i64> {
+/// Whether the exit code is one: engines say 0 for a container that never ran or still runs.
+fn has_ended(status: ContainerStatus) -> bool {
     match status {
-        ContainerStatus::Exited | ContainerStatus::Dead | ContainerStatus::Removing | ContainerStatus::Restarting => state.exit_code,
-        ContainerStatus::Created | ContainerStatus::Running | ContainerStatus::Paused | ContainerStatus::Unknown => None,
+        ContainerStatus::Exited | ContainerStatus::Dead | ContainerStatus::Removing | ContainerStatus::Restarting => true,
+        ContainerStatus::Created | ContainerStatus::Running | ContainerStatus::Paused | ContainerStatus::Unknown => false,
     }
 }
 
 /// IPv4 first, then IPv6, each in the order of the networks' names.
-fn addresses(mut networks: Vec<(String, EndpointSettings)>) -> Vec<Address> {
-    networks.sort_by(|(a, _), (b, _)| a.cmp(b));
-    let v4 = networks.iter().filter_map(|(_, n)| address(n.ip_address.as_ref(), n.ip_prefix_len, n.gateway.as_ref()));
-    let v6 =
-        networks.iter().filter_map(|(_, n)| address(n.global_ipv6_address.as_ref(), n.global_ipv6_prefix_len, n.ipv6_gateway.as_ref()));
+fn addresses(networks: &BTreeMap<String, Endpoint>) -> Vec<Address> {
+    let v4 = networks.values().filter_map(|n| address(n.v4.as_ref(), n.v4_prefix, n.gateway.as_ref()));
+    let v6 = networks.values().filter_map(|n| address(n.v6.as_ref(), n.v6_prefix, n.v6_gateway.as_ref()));
     v4.chain(v6).collect()
 }
 
@@ -114,12 +232,12 @@ fn status(word: &str) -> ContainerStatus {
 }
 
 /// One row of the list.
-pub(super) fn summary(row: bollard::models::ContainerSummary) -> ContainerSummary {
+pub(super) fn summary(row: Row) -> ContainerSummary {
     ContainerSummary {
-        id: row.id.unwrap_or_default().into(),
+        id: row.id.into(),
         name: row.names.unwrap_or_default().first().map(|name| without_slash(name)).unwrap_or_default(),
-        labels: row.labels.unwrap_or_default().into_iter().collect(),
-        status: status(row.state.map(|word| word.to_string()).as_deref().unwrap_or_default()),
+        labels: row.labels.unwrap_or_default(),
+        status: status(row.state.as_deref().unwrap_or_default()),
         network_mode: row.host_config.and_then(|modes| modes.network_mode).unwrap_or_default(),
     }
 }
@@ -127,7 +245,7 @@ pub(super) fn summary(row: bollard::models::ContainerSummary) -> ContainerSummar
 /// Docker keeps `container:<name>` as it was written when nothing had that name at the create, and looks the name up at the start. Such a row
 /// joins whatever has the name now, if anything has.
 pub(super) fn resolve_joined_names(rows: &mut [ContainerSummary]) {
-    let ids: std::collections::HashMap<String, String> = rows.iter().map(|row| (row.name.clone(), row.id.to_string())).collect();
+    let ids: HashMap<String, String> = rows.iter().map(|row| (row.name.clone(), row.id.to_string())).collect();
     for row in rows {
         if let Some(id) = row.joins().and_then(|joined| ids.get(joined)) {
             row.network_mode = format!("container:{id}");
@@ -245,15 +363,15 @@ mod tests {
 
     #[test]
     fn addresses_are_v4_before_v6_in_the_order_of_names() {
-        let network = |v4: &str, v6: &str| EndpointSettings {
-            ip_address: Some(v4.into()),
-            ip_prefix_len: Some(16),
-            gateway: Some("172.17.0.1".into()),
-            global_ipv6_address: Some(v6.into()),
-            global_ipv6_prefix_len: Some(64),
-            ..Default::default()
+        let network = |v4: &str, v6: &str| Endpoint {
+            v4: Some(v4.into()),
+            v4_prefix: Some(16),
+            v6: Some(v6.into()),
+            v6_prefix: Some(64),
+            ..Endpoint::default()
         };
-        let found = addresses(vec![("b".into(), network("172.18.0.2", "fd00::2")), ("a".into(), network("172.17.0.2", ""))]);
+        let networks = [("b".to_owned(), network("172.18.0.2", "fd00::2")), ("a".to_owned(), network("172.17.0.2", ""))];
+        let found = addresses(&networks.into());
         let found: Vec<&str> = found.iter().map(|a| a.address.as_str()).collect();
         assert_eq!(found, ["172.17.0.2/16", "172.18.0.2/16", "fd00::2/64"]);
     }
@@ -267,6 +385,17 @@ mod tests {
     }
 
     #[test]
+    fn answers_with_unknown_words_and_missing_parts_are_read() {
+        let row: Row = serde_json::from_str(r#"{"Id":"1","Names":["/a"],"Labels":null,"State":"stopped","New":{"x":1}}"#).unwrap();
+        let row = summary(row);
+        assert_eq!((row.name.as_str(), row.status, row.network_mode.as_str()), ("a", ContainerStatus::Exited, ""));
+        let text = r#"{"Id":"1","State":{"Status":"thawing","Health":{"Status":"odd"}},"NetworkSettings":{"Networks":null}}"#;
+        let container = container(serde_json::from_str(text).unwrap());
+        assert_eq!((container.status, container.addresses.len()), (ContainerStatus::Unknown, 0));
+        assert!(serde_json::from_str::<Inspected>("{}").is_err(), "an answer without an id says nothing");
+    }
+
+    #[test]
     fn a_name_that_was_kept_is_resolved_to_who_has_it() {
         let row = |id: &str, name: &str, mode: &str| ContainerSummary {
             id: id.into(),
@@ -277,7 +406,7 @@ mod tests {
         };
         let mut rows = vec![row("1", "buddy", "bridge"), row("2", "late", "container:buddy"), row("3", "later", "container:gone")];
         resolve_joined_names(&mut rows);
-        assert_eq!(rows.iter().map(|row| row.joins()).collect::<Vec<_>>(), [None, Some("1"), Some("gone")]);
+        assert_eq!(rows.iter().map(ContainerSummary::joins).collect::<Vec<_>>(), [None, Some("1"), Some("gone")]);
     }
 
     #[test]

@@ -96,7 +96,7 @@ const REGISTRY_DENIED: &[&str] = &[
     "invalid username/password",
     "incorrect username or password",
     "403 (forbidden)",
-    "401",
+    "status code 401",
 ];
 
 /// The error and its causes, once each: bollard's `Display` leaves the causes out.
@@ -182,6 +182,7 @@ mod tests {
             ("inspect", Some(404), "No such container: x", C::NotFound),
             ("remove", Some(404), "no container with ID or name \"x\" found: no such container", C::NotFound),
             ("pull", None, "Get \"http://127.0.0.1:5000/v2/a/manifests/1\": no basic auth credentials", C::RegistryDenied),
+            ("pull", Some(500), "Get \"http://127.0.0.1:40193/v2/\": dial tcp 127.0.0.1:40193: connect: connection refused", C::Refused),
             ("pull", Some(404), "manifest for 127.0.0.1:5000/a:1 not found: manifest unknown", C::Refused),
             ("start", Some(500), "error while dialing containerd", C::Refused),
         ];

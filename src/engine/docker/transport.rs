@@ -1,6 +1,6 @@
 //! The way to the engine's socket: one Unix connection per request.
 //!
-//! bollard's own Unix transport looks for the socket when it is made, which a daemon that waits for its engine cannot use, and it does not
+//! Mutations and streams are bollard's, what is only read is read by [`Reader`]. bollard's own Unix transport looks for the socket when it is made, which a daemon that waits for its engine cannot use, and it does not
 //! say when a request has been *accepted*, which is what makes a subscription a subscription. One connection per request (a connect costs
 //! some 50 µs) means that hundreds of waits hold nothing that another call needs, that a dropped call closes its connection, and that a
 //! connection that was cut between two calls fails neither.
@@ -14,11 +14,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use bollard::errors::Error;
 use bollard::{API_DEFAULT_VERSION, BollardRequest};
 use futures::FutureExt;
+use http_body_util::BodyExt;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
+use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 
@@ -46,15 +49,47 @@ impl tower::Service<http::Uri> for Connector {
     }
 }
 
+/// Reads from the engine into types of ours. bollard's own refuse a whole answer for one word they do not know, like podman's `stopped`, which
+/// a container is for a moment after its end: one foreign container would spoil every list.
+pub(super) struct Reader {
+    client: Client<Connector, String>,
+}
+
+impl Reader {
+    pub(super) fn new(socket: PathBuf) -> Self {
+        let connector = Connector { socket: socket.into() };
+        Self { client: Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector) }
+    }
+
+    /// GETs a path with its query, which must not need escaping. Errors are bollard's, as those of all other calls.
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
+        let request = http::Request::get(format!("http://localhost{path}")).body(String::new())?;
+        let answer = self.client.request(request).await?;
+        let status = answer.status();
+        let body = answer.into_body().collect().await?.to_bytes();
+        if status.is_success() {
+            return Ok(serde_json::from_slice(&body)?);
+        }
+        let message = serde_json::from_slice::<Refusal>(&body).map(|refusal| refusal.message);
+        let message = message.unwrap_or_else(|_| String::from_utf8_lossy(&body).into_owned());
+        Err(Error::DockerResponseServerError { status_code: status.as_u16(), message })
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct Refusal {
+    message: String,
+}
+
 /// A bollard client on the socket. `accepted` is told once when the head of the first successful answer has come.
-pub(super) fn client(socket: PathBuf, accepted: Option<oneshot::Sender<()>>) -> Result<bollard::Docker, bollard::errors::Error> {
+pub(super) fn client(socket: PathBuf, accepted: Option<oneshot::Sender<()>>) -> Result<bollard::Docker, Error> {
     let connector = Connector { socket: socket.into() };
     let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector);
     let accepted = Arc::new(Mutex::new(accepted));
     let transport = move |request: BollardRequest| {
         let (answer, accepted) = (client.request(request), Arc::clone(&accepted));
         async move {
-            let answer = answer.await.map_err(bollard::errors::Error::from)?;
+            let answer = answer.await.map_err(Error::from)?;
             if answer.status().is_success()
                 && let Some(accepted) = accepted.lock().take()
             {
