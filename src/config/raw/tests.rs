@@ -34,7 +34,13 @@ fn other_value(key: &Key) -> (String, String) {
         _ => match key.kind {
             Kind::Duration { .. } => "1m7s",
             Kind::Size { .. } => "128KiB",
-            Kind::Number { .. } | Kind::Choice { .. } | Kind::Text(_) | Kind::List { .. } | Kind::Words { .. } | Kind::Numbers { .. } | Kind::Mode => "33",
+            Kind::Number { .. }
+            | Kind::Choice { .. }
+            | Kind::Text(_)
+            | Kind::List { .. }
+            | Kind::Words { .. }
+            | Kind::Numbers { .. }
+            | Kind::Mode => "33",
         },
     };
     let text = if key.path == "placeholder.memory" { "32MiB" } else { text };
