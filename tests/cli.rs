@@ -1,5 +1,7 @@
 //! The command line as people and programs meet it: help, tables, JSON, errors and exit codes.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests: what fails here fails the test")]
+
 #[expect(dead_code, reason = "each test file uses a part of it")]
 mod stub;
 
@@ -308,4 +310,102 @@ fn a_reader_that_has_seen_enough_is_no_error() {
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
+
+/// An engine's client that writes its arguments down and does what `body` says.
+struct FakeDocker {
+    dir: tempfile::TempDir,
+}
+
+impl FakeDocker {
+    fn new(body: &str) -> Self {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("docker");
+        let script = format!("#!/bin/sh\necho \"$@\" > {}/arguments\n{body}\n", dir.path().display());
+        std::fs::write(&path, script).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        Self { dir }
+    }
+
+    fn path(&self) -> String {
+        format!("{}:/usr/bin:/bin", self.dir.path().display())
+    }
+
+    fn arguments(&self) -> Option<String> {
+        std::fs::read_to_string(self.dir.path().join("arguments")).ok()
+    }
+}
+
+#[test]
+fn run_hands_on_arguments_output_and_exit_code() {
+    let daemon = Running::start();
+    let docker = FakeDocker::new("echo from the container; exit 7");
+    let output = nspool(Some(&daemon))
+        .args(["run", "--tenant", "t", "--engine-arg=--memory=64m", "busybox", "ip", "-o", "addr"])
+        .env("PATH", docker.path())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(7));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "from the container\n");
+    assert_eq!(
+        docker.arguments().unwrap().trim(),
+        "-H unix:///var/run/docker.sock run --rm --network container:nspool-default-7-1042-3-k2 \
+         --label nspool.namespace_id=nspool-default-7-1042-3-k2 --cap-drop NET_RAW --memory=64m busybox ip -o addr"
+    );
+    daemon.script(|script| {
+        assert_eq!(script.released.len(), 1);
+        assert!(!script.released[0].doubtful, "the container is gone for certain");
+    });
+}
+
+#[test]
+fn run_doubts_when_the_engine_failed() {
+    let daemon = Running::start();
+    let docker = FakeDocker::new("echo 'Cannot connect' >&2; exit 125");
+    nspool(Some(&daemon)).args(["run", "busybox"]).env("PATH", docker.path()).assert().code(125);
+    daemon.script(|script| assert!(script.released[0].doubtful));
+}
+
+#[test]
+fn run_without_the_engines_client_says_so_and_releases() {
+    let daemon = Running::start();
+    let text = nspool(Some(&daemon)).args(["run", "busybox"]).env("PATH", "/nowhere").output().unwrap();
+    assert_eq!(text.status.code(), Some(69));
+    assert!(String::from_utf8_lossy(&text.stderr).contains("must be installed"));
+    daemon.script(|script| assert!(!script.released[0].doubtful));
+}
+
+#[test]
+fn run_hands_on_a_signal_and_waits() {
+    let daemon = Running::start();
+    let docker = FakeDocker::new("trap 'echo told; exit 143' TERM; echo up; n=0; while [ $n -lt 1000 ]; do n=$((n+1)); sleep 0.02; done");
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_nspool"))
+        .args(["run", "--endpoint", &daemon.endpoint(), "busybox"])
+        .env("PATH", docker.path())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
+    assert_eq!(lines.next().unwrap().unwrap(), "up");
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM).unwrap();
+    assert_eq!(lines.next().unwrap().unwrap(), "told");
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    daemon.script(|script| assert!(!script.released[0].doubtful));
+}
+
+#[test]
+fn whois_asks_the_engine_about_a_container_that_is_no_buddy() {
+    let daemon = Running::start();
+    let docker = FakeDocker::new(&format!("echo {} container:{}", "f".repeat(64), "7".repeat(64)));
+    let output = nspool(Some(&daemon)).args(["whois", "my-function", "-o", "json"]).env("PATH", docker.path()).output().unwrap();
+    let view: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((view["kind"].as_str(), view["slot"]["slot"].as_u64()), (Some("joiner"), Some(7)));
+    assert_eq!(view["lease"]["owner"], "agent-1");
+
+    let docker = FakeDocker::new("echo 'Error: No such container: x' >&2; exit 1");
+    let output = nspool(Some(&daemon)).args(["whois", "x"]).env("PATH", docker.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("No such container"));
 }

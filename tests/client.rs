@@ -13,7 +13,7 @@ use tonic::Code;
 const SOON: Duration = Duration::from_secs(5);
 
 fn client(daemon: &Running) -> Client {
-    Client::connect(&daemon.endpoint()).unwrap()
+    Client::connect(&daemon.endpoint()).expect("the endpoint is good")
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::exit::{self, Failure};
 use super::output::say;
 use super::{Globals, args, engine_client};
 use crate::client::{Lease, Request};
@@ -51,9 +52,18 @@ pub(super) struct Run {
 }
 
 pub(super) async fn run(globals: &Globals, args: Run) -> anyhow::Result<ExitCode> {
+    // Before the lease is taken: from then on a signal must not end this without giving it back.
+    let mut signals = Signals::new()?;
     let client = globals.client()?;
     let request = Request::new().wait(args.wait).network(&args.network).owner(&args.owner).tenant(&args.tenant);
-    let mut lease = client.allocate(request).await?;
+    let mut lease = tokio::select! {
+        biased;
+        lease = client.allocate(request) => lease?,
+        (_, name) = signals.next() => {
+            let message = format!("{name} before a namespace was there; if one was granted meanwhile, its lease ends by itself");
+            return Err(Failure::new(exit::TEMPFAIL, message).into());
+        }
+    };
     let engine = lease.engine.clone().unwrap_or_default();
     let mut command = engine_client::command(&engine)?;
     command.args(run_arguments(&lease, &args));
@@ -63,7 +73,7 @@ pub(super) async fn run(globals: &Globals, args: Run) -> anyhow::Result<ExitCode
         command.process_group(0);
     }
     let status = match spawn(&mut command) {
-        Ok(child) => supervise(child).await?,
+        Ok(child) => supervise(child, signals).await?,
         Err(error) => {
             lease.finished();
             give_back(lease).await;
@@ -109,17 +119,35 @@ fn run_arguments(lease: &proto::Lease, args: &Run) -> Vec<String> {
     words
 }
 
+/// The signals that ask to stop; held back from the moment this exists.
+struct Signals {
+    interrupts: tokio::signal::unix::Signal,
+    terminations: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { interrupts: signal(SignalKind::interrupt())?, terminations: signal(SignalKind::terminate())? })
+    }
+
+    /// Cancel safe.
+    async fn next(&mut self) -> (Signal, &'static str) {
+        tokio::select! {
+            Some(()) = self.interrupts.recv() => (Signal::INT, "SIGINT"),
+            Some(()) = self.terminations.recv() => (Signal::TERM, "SIGTERM"),
+            else => std::future::pending().await,
+        }
+    }
+}
+
 /// Waits for the client, handing on signals.
-async fn supervise(mut child: Child) -> std::io::Result<ExitStatus> {
-    let mut interrupts = signal(SignalKind::interrupt())?;
-    let mut terminations = signal(SignalKind::terminate())?;
+async fn supervise(mut child: Child, mut signals: Signals) -> std::io::Result<ExitStatus> {
     let mut told = false;
     loop {
         let (received, name) = tokio::select! {
             biased;
             status = child.wait() => return status,
-            _ = interrupts.recv() => (Signal::INT, "SIGINT"),
-            _ = terminations.recv() => (Signal::TERM, "SIGTERM"),
+            received = signals.next() => received,
         };
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
         let Some(pid) = pid else { continue };

@@ -19,8 +19,9 @@ use crate::telemetry;
   nspool serve --ready 16 --max 128 --networks bridge,functions
   nspool serve --config ./nspool.toml --listen unix:/tmp/nspool.sock --log-format json
 
-Each flag goes before its variable (NSPOOL_POOL_READY), and that before the file. SIGHUP reads the file again. SIGTERM or SIGINT stops within
-stop.timeout; a second one stops at once. Exit code 1: a stop left buddies behind because somebody was in them.")]
+Each flag goes before its variable (NSPOOL_POOL_READY), and that before the file.
+SIGHUP reads the file again. SIGTERM or SIGINT stops within stop.timeout; a second one stops at once.
+Exit code 1: a stop left buddies behind because somebody was in them.")]
 pub(super) struct Serve {
     /// The configuration file; it must exist [default: /etc/nspool/nspool.toml, if it exists]
     #[arg(long, env = "NSPOOL_CONFIG", value_name = "FILE")]

@@ -20,7 +20,7 @@ pub(super) async fn usage(globals: &Globals) -> anyhow::Result<ExitCode> {
 }
 
 fn usage_text(usage: &UsageView) -> String {
-    let engine = usage.engine.as_ref().map(|engine| format!("{} {} at {}", engine.kind, engine.version, engine.endpoint));
+    let engine = usage.engine.as_ref().map(|engine| format!("{} ({} {})", engine.endpoint, engine.kind, engine.version));
     let with = |state: &str, words: &str| if words.is_empty() { state.to_owned() } else { format!("{state}: {words}") };
     let handing_out = match (usage.cordoned, usage.draining) {
         (_, true) => "no, draining",
@@ -31,7 +31,7 @@ fn usage_text(usage: &UsageView) -> String {
         ("pool", usage.pool.clone()),
         ("handing out", handing_out.to_owned()),
         ("engine", with(&usage.engine_state, &usage.engine_error)),
-        ("", engine.unwrap_or_default()),
+        ("found at", engine.unwrap_or_default()),
         ("image", with(&usage.image_state, &usage.image_error)),
         ("allocations", format!("{}, of which {} found nothing ready", usage.total.allocations, usage.total.misses)),
     ]);

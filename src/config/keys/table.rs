@@ -1,0 +1,465 @@
+//! The rows of the key table. A new key is a row here and a field in [`Config`], nothing else.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::Key;
+#[cfg(doc)]
+use crate::config::Config;
+use crate::config::value::{Kind, Value};
+use crate::config::{EngineChoice, LogFormat, PlaceholderImage, Reuse, StopPolicy, checks};
+use crate::engine::NamespaceKind;
+
+const fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+const HOUR: Duration = secs(3600);
+const DAY: Duration = secs(24 * 3600);
+const WEEK: Duration = secs(7 * 24 * 3600);
+const MANAGED_ONLY: &str = "renewal in place comes with managed networks, in a later release; \"auto\" means \"once\" here";
+const INSPECTION: &str = "the inspection of namespaces comes in a later release; \"auto\" means \"once\" here";
+const KEEP: &str = "slots can be kept once leases survive a restart, in a later release; \"auto\" means \"remove\" here";
+const NATIVE: &str = "the native engine comes in a later release";
+
+/// A row of the table, by what the value is: a general one, a number, an optional number with 0 for none, or a duration.
+macro_rules! key {
+    ($section:literal, $name:literal, $flag:literal, $live:ident, $kind:expr, $default:expr, get $get:expr, set $set:expr, $doc:literal) => {
+        Key {
+            section: $section,
+            name: $name,
+            path: concat!($section, ".", $name),
+            flag: $flag,
+            kind: $kind,
+            live: key!(@$live),
+            doc: $doc,
+            written_default: $default,
+            get: $get,
+            set: $set,
+        }
+    };
+    ($section:literal, $name:literal, $flag:literal, $live:ident, $min:literal..$max:literal, |$c:ident| $field:expr, $doc:literal) => {
+        key!(
+            $section, $name, $flag, $live, Kind::Number { min: $min, max: $max, zero: None }, None,
+            get |$c| Value::Number(u64::from($field)), set |$c, value| $field = value.small(), $doc
+        )
+    };
+    ($section:literal, $name:literal, $flag:literal, $live:ident, 0 = $zero:literal, $max:literal, |$c:ident| $field:expr, $doc:literal) => {
+        key!(
+            $section, $name, $flag, $live, Kind::Number { min: 1, max: $max, zero: Some($zero) }, None,
+            get |$c| Value::Number($field.map_or(0, u64::from)),
+            set |$c, value| $field = Some(value.small()).filter(|number| *number > 0), $doc
+        )
+    };
+    ($section:literal, $name:literal, $flag:literal, $live:ident, time $min:expr, $max:expr, |$c:ident| $field:expr, $doc:literal) => {
+        key!(
+            $section, $name, $flag, $live, Kind::Duration { min: $min, max: $max }, None,
+            get |$c| Value::Duration($field), set |$c, value| $field = value.duration(), $doc
+        )
+    };
+    (@live) => { true };
+    (@restart) => { false };
+}
+
+/// All keys, in the order of the sample file.
+pub const KEYS: &[Key] = &[
+    key!(
+        "pool",
+        "name",
+        "pool",
+        restart,
+        Kind::Text(checks::POOL_NAME),
+        None,
+        get | c | Value::Text(c.pool.name.clone()),
+        set | c,
+        value | c.pool.name = value.text().to_owned(),
+        "The pool's name. It is part of every buddy's name and label, so two pools on one engine need two names."
+    ),
+    key!("pool", "ready", "ready", live, 0..100_000, |c| c.pool.ready, "Slots kept ready, spread evenly over the networks."),
+    key!("pool", "max", "max", live, 1..100_000, |c| c.pool.max, "Buddies that may exist at once, leased ones included."),
+    key!(
+        "pool",
+        "networks",
+        "networks",
+        restart,
+        Kind::List { item: checks::NETWORK, min: 1, max: 64 },
+        None,
+        get | c | Value::List(c.pool.networks.clone()),
+        set | c,
+        value | c.pool.networks = value.list().to_vec(),
+        "Networks of the engine that the slots are on. The first is the default."
+    ),
+    key!(
+        "pool",
+        "namespaces",
+        "namespaces",
+        restart,
+        Kind::List { item: checks::NAMESPACE, min: 1, max: 3 },
+        None,
+        get | c | Value::List(c.pool.namespaces.iter().map(|kind| kind.proc_name().to_owned()).collect()),
+        set | c,
+        value | c.pool.namespaces = value.list().iter().map(|word| namespace_kind(word)).collect(),
+        "Namespaces that functions may share with a buddy. Shared memory outlives the function that made it (ipc); with pid a function that is \
+         root can end the buddy and see other processes, so pid goes only with reuse = \"once\"."
+    ),
+    key!(
+        "pool",
+        "reuse",
+        "reuse",
+        live,
+        Kind::Choice { allowed: &["auto", "once", "always"], refused: &[("fresh", MANAGED_ONLY), ("verified", INSPECTION)] },
+        Some("\"auto\""),
+        get | c
+            | Value::Text(
+                match c.pool.reuse {
+                    Reuse::Once => "once",
+                    Reuse::Always => "always",
+                }
+                .into()
+            ),
+        set | c,
+        value | c.pool.reuse = if value.text() == "always" { Reuse::Always } else { Reuse::Once },
+        "What becomes of a buddy after a use. once: a new one for each use. always: the same namespace again, so that the next tenant can see \
+         what the last one left in it. auto: once."
+    ),
+    key!(
+        "pool", "join_by", "join-by", live, time secs(1), DAY, |c| c.pool.join_by,
+        "How long a lease waits for the first container to join, unless the caller says."
+    ),
+    key!(
+        "pool", "linger", "linger", live, time Duration::ZERO, HOUR, |c| c.pool.linger,
+        "How long a lease outlives the last container that joined it."
+    ),
+    key!(
+        "pool", "longest", "longest", restart, time secs(60), WEEK, |c| c.pool.longest,
+        "The longest ttl, join_by and wait that a caller may ask for."
+    ),
+    key!(
+        "pool", "settle", "settle", live, time Duration::ZERO, secs(60), |c| c.pool.settle,
+        "After a lease: how long a container that was created to join, but never started, may take to go away before the buddy is retired."
+    ),
+    key!(
+        "pool", "detach_after", "detach-after", live, time secs(1), DAY, |c| c.pool.detach_after,
+        "How long a buddy that somebody is still in after its lease keeps its slot, before it is given up and only watched."
+    ),
+    key!(
+        "pool",
+        "max_detached",
+        "max-detached",
+        restart,
+        0..100_000,
+        |c| c.pool.max_detached,
+        "Buddies given up like that at most; further ones keep their slots."
+    ),
+    key!("pool", "max_waiting", "max-waiting", restart, 0..1_000_000, |c| c.pool.max_waiting, "Allocate calls that may wait at once."),
+    key!(
+        "pool",
+        "quota_per_uid",
+        "quota-per-uid",
+        restart,
+        0 = "no quota",
+        100_000,
+        |c| c.pool.quota_per_uid,
+        "Leases that one uid may have at once."
+    ),
+    key!(
+        "pool", "remember", "remember", restart, time secs(1), DAY, |c| c.pool.remember,
+        "How long the token and the request id of a lease that ended are remembered, for calls that are repeated."
+    ),
+    key!("pool", "remember_max", "remember-max", restart, 16..10_000_000, |c| c.pool.remember_max, "Leases that ended remembered at most."),
+    key!(
+        "pool", "trim_after", "trim-after", restart, time secs(1), DAY, |c| c.pool.trim_after,
+        "A ready slot beyond `ready` is given up after this long without need."
+    ),
+    key!(
+        "pool",
+        "watch_backlog",
+        "watch-backlog",
+        restart,
+        16..1_000_000,
+        |c| c.pool.watch_backlog,
+        "Events kept for watchers that come back."
+    ),
+    key!(
+        "placeholder",
+        "image",
+        "placeholder-image",
+        restart,
+        Kind::Text(checks::IMAGE),
+        None,
+        get | c
+            | Value::Text(match &c.placeholder.image {
+                PlaceholderImage::Embedded => "embedded".to_owned(),
+                PlaceholderImage::Reference(reference) => reference.clone(),
+            }),
+        set | c,
+        value | c.placeholder.image = match value.text() {
+            "embedded" => PlaceholderImage::Embedded,
+            reference => PlaceholderImage::Reference(reference.to_owned()),
+        },
+        "The built-in image, which needs no registry, or a reference that is pulled when it is not there."
+    ),
+    key!(
+        "placeholder",
+        "command",
+        "placeholder-command",
+        restart,
+        Kind::Words { item: checks::WORD, max: 64 },
+        None,
+        get | c | Value::List(c.placeholder.command.clone()),
+        set | c,
+        value | c.placeholder.command = value.list().to_vec(),
+        "What the image runs, e.g. [\"tail\", \"-f\", \"/dev/null\"]. Empty: the image's own; the embedded image takes none."
+    ),
+    key!(
+        "placeholder",
+        "user",
+        "placeholder-user",
+        restart,
+        Kind::Text(checks::USER),
+        None,
+        get | c | Value::Text(c.placeholder.user.clone()),
+        set | c,
+        value | c.placeholder.user = value.text().to_owned(),
+        "The uid and gid of the buddies; no function should run with them."
+    ),
+    key!(
+        "placeholder",
+        "memory",
+        "placeholder-memory",
+        restart,
+        Kind::Size { min: 6 << 20, max: 1 << 40 },
+        None,
+        get | c | Value::Number(u64::try_from(c.placeholder.memory).unwrap_or(0)),
+        set | c,
+        value | c.placeholder.memory = i64::try_from(value.number()).unwrap_or(i64::MAX),
+        "Memory limit of a buddy. runc's own start needs some room."
+    ),
+    key!(
+        "placeholder",
+        "pids",
+        "placeholder-pids",
+        restart,
+        Kind::Number { min: 2, max: 32_768, zero: None },
+        None,
+        get | c | Value::Number(u64::try_from(c.placeholder.pids).unwrap_or(0)),
+        set | c,
+        value | c.placeholder.pids = i64::from(value.small()),
+        "Task limit of a buddy. runc's own start needs some room."
+    ),
+    key!(
+        "placeholder", "prepare_timeout", "placeholder-prepare-timeout", restart, time secs(1), DAY, |c| c.placeholder.prepare_timeout,
+        "One pull or load of the image takes at most this long."
+    ),
+    key!(
+        "engine",
+        "kind",
+        "engine-kind",
+        restart,
+        Kind::Choice { allowed: &["auto", "docker", "podman"], refused: &[("native", NATIVE)] },
+        None,
+        get | c
+            | Value::Text(
+                match c.engine.kind {
+                    EngineChoice::Auto => "auto",
+                    EngineChoice::Docker => "docker",
+                    EngineChoice::Podman => "podman",
+                }
+                .into()
+            ),
+        set | c,
+        value | c.engine.kind = match value.text() {
+            "docker" => EngineChoice::Docker,
+            "podman" => EngineChoice::Podman,
+            _ => EngineChoice::Auto,
+        },
+        "Which engine to look for. auto: Docker, else podman."
+    ),
+    key!(
+        "engine",
+        "endpoint",
+        "engine-endpoint",
+        restart,
+        Kind::Text(checks::ENGINE_ENDPOINT),
+        None,
+        get | c | Value::Text(c.engine.endpoint.clone().unwrap_or_default()),
+        set | c,
+        value | c.engine.endpoint = Some(value.text().to_owned()).filter(|endpoint| !endpoint.is_empty()),
+        "Where it listens. Empty: DOCKER_HOST, then the usual sockets."
+    ),
+    key!("engine", "read_timeout", "engine-read-timeout", restart, time secs(1), HOUR, |c| c.engine.read_timeout, "Deadline of a call that reads."),
+    key!(
+        "engine", "write_timeout", "engine-write-timeout", restart, time secs(1), HOUR, |c| c.engine.write_timeout,
+        "Deadline of a create, start, rename or remove."
+    ),
+    key!(
+        "engine", "probe_every", "engine-probe-every", restart, time Duration::from_millis(100), HOUR, |c| c.engine.probe_every,
+        "How often a silent engine is asked whether it lives."
+    ),
+    key!("pacer", "rate", "pacer-rate", live, 0 = "no limit", 100_000, |c| c.pacer.rate, "Preparations of buddies per second."),
+    key!("pacer", "burst", "pacer-burst", live, 1..100_000, |c| c.pacer.burst, "Preparations that may come at once."),
+    key!(
+        "pacer",
+        "concurrent",
+        "pacer-concurrent",
+        live,
+        1..1_000,
+        |c| c.pacer.concurrent,
+        "Creates, starts, renames and removals in flight at once."
+    ),
+    key!("backoff", "first", "backoff-first", live, time MILLISECOND, HOUR, |c| c.backoff.first, "After the first failure; doubles with each further one."),
+    key!("backoff", "longest", "backoff-longest", live, time MILLISECOND, DAY, |c| c.backoff.longest, "The longest wait."),
+    key!(
+        "backoff", "healthy_after", "backoff-healthy-after", live, time Duration::ZERO, DAY, |c| c.backoff.healthy_after,
+        "A buddy that lived this long makes its slot's failures forgotten."
+    ),
+    key!(
+        "api",
+        "listen",
+        "listen",
+        restart,
+        Kind::List { item: checks::LISTEN, min: 1, max: 8 },
+        None,
+        get | c | Value::List(c.api.listen.iter().map(|path| format!("unix:{}", path.display())).collect()),
+        set | c,
+        value | c.api.listen = value.list().iter().map(|text| socket_path(text)).collect(),
+        "Unix sockets to listen on. When systemd passes sockets, those are used instead."
+    ),
+    key!(
+        "api",
+        "mode",
+        "api-mode",
+        restart,
+        Kind::Mode,
+        None,
+        get | c | Value::Number(u64::from(c.api.mode)),
+        set | c,
+        value | c.api.mode = value.small(),
+        "Permission bits of the sockets."
+    ),
+    key!(
+        "api",
+        "group",
+        "api-group",
+        restart,
+        Kind::Text(checks::GROUP),
+        None,
+        get | c | Value::Text(c.api.group.clone().unwrap_or_default()),
+        set | c,
+        value | c.api.group = Some(value.text().to_owned()).filter(|group| !group.is_empty()),
+        "Group of the sockets. Empty: nspool, if there is such a group. Who may open a socket can take every lease there is."
+    ),
+    key!(
+        "api",
+        "admin_uids",
+        "api-admin-uids",
+        restart,
+        Kind::Numbers { max: 64 },
+        None,
+        get | c | Value::Numbers(c.api.admin_uids.clone()),
+        set | c,
+        value | c.api.admin_uids = value.numbers().to_vec(),
+        "Who may resize, cordon, drain, recycle and release by force, besides root and the daemon's own uid."
+    ),
+    key!("api", "timeout", "api-timeout", restart, time MILLISECOND, HOUR, |c| c.api.timeout, "Deadline of a call that brings none."),
+    key!(
+        "api",
+        "max_message",
+        "api-max-message",
+        restart,
+        Kind::Size { min: 4 << 10, max: 16 << 20 },
+        None,
+        get | c | Value::Number(u64::try_from(c.api.max_message).unwrap_or(u64::MAX)),
+        set | c,
+        value | c.api.max_message = usize::try_from(value.number()).unwrap_or(usize::MAX),
+        "The largest message taken."
+    ),
+    key!("api", "max_streams", "api-max-streams", restart, 1..1_000_000, |c| c.api.max_streams, "Calls in flight per connection."),
+    key!(
+        "metrics",
+        "listen",
+        "metrics-listen",
+        restart,
+        Kind::Text(checks::METRICS_LISTEN),
+        None,
+        get | c | Value::Text(c.metrics.listen.map(|address| address.to_string()).unwrap_or_default()),
+        set | c,
+        value | c.metrics.listen = value.text().parse().ok(),
+        "Address and port to serve them on. Empty: nowhere."
+    ),
+    key!(
+        "log",
+        "format",
+        "log-format",
+        restart,
+        Kind::Choice { allowed: &["text", "json"], refused: &[] },
+        None,
+        get | c
+            | Value::Text(
+                match c.log.format {
+                    LogFormat::Text => "text",
+                    LogFormat::Json => "json",
+                }
+                .into()
+            ),
+        set | c,
+        value | c.log.format = if value.text() == "json" { LogFormat::Json } else { LogFormat::Text },
+        "One readable line, or one JSON object, per event."
+    ),
+    key!(
+        "log",
+        "filter",
+        "log-filter",
+        live,
+        Kind::Text(checks::FILTER),
+        None,
+        get | c | Value::Text(c.log.filter.clone()),
+        set | c,
+        value | c.log.filter = value.text().to_owned(),
+        "How much."
+    ),
+    key!(
+        "state",
+        "dir",
+        "state-dir",
+        restart,
+        Kind::Text(checks::DIRECTORY),
+        Some("\"/run/nspool/default\""),
+        get | c | Value::Text(c.state.dir.to_string_lossy().into_owned()),
+        set | c,
+        value | c.state.dir = PathBuf::from(value.text()),
+        "Made with mode 0700 when it is not there. By default it is named after the pool."
+    ),
+    key!(
+        "stop",
+        "policy",
+        "stop-policy",
+        restart,
+        Kind::Choice { allowed: &["auto", "remove"], refused: &[("keep", KEEP)] },
+        Some("\"auto\""),
+        get | c
+            | match c.stop.policy {
+                StopPolicy::Remove => Value::Text("remove".into()),
+            },
+        set | c,
+        _ | c.stop.policy = StopPolicy::Remove,
+        "remove: every buddy that nobody is in. auto: remove."
+    ),
+    key!("stop", "timeout", "stop-timeout", restart, time secs(1), secs(600), |c| c.stop.timeout, "The whole stop takes at most this long."),
+];
+
+/// The path in `unix:/path` and `unix:///path`.
+fn socket_path(text: &str) -> PathBuf {
+    let path = text.strip_prefix("unix:").unwrap_or(text);
+    Path::new(path.strip_prefix("//").unwrap_or(path)).to_owned()
+}
+
+/// Of a word that the check has let through.
+fn namespace_kind(word: &str) -> NamespaceKind {
+    match word {
+        "ipc" => NamespaceKind::Ipc,
+        "pid" => NamespaceKind::Pid,
+        _ => NamespaceKind::Net,
+    }
+}
