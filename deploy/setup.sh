@@ -73,7 +73,7 @@ demo() {
   fi
   say "no engine answers on this machine: the demo gets a private Docker engine, which ends with it (data in $engines)"
   # shellcheck disable=SC2016 # expanded by the inner shell, which has the engine's address
-  with_engines docker "$BASH" -c 'exec "$1" demo --engine-endpoint "$NSPOOL_TEST_DOCKER"' demo "$program"
+  with_engines docker "$BASH" -c 'exec "$1" demo --engine-endpoint "unix://$NSPOOL_TEST_DOCKER"' demo "$program"
 }
 
 section() {

@@ -26,7 +26,7 @@ await() {
 # What the host must not notice: links, mounts, iptables' chains, and names in the folders that engines use.
 host() {
   ip -br link | cut -d' ' -f1 | sort
-  cut -d' ' -f5 /proc/self/mountinfo | grep -F -e "$work" -e /nspool-e. || true
+  cut -d' ' -f5 /proc/self/mountinfo | grep -F -e "$work" -e /tmp/nspe || true
   ls -d /run/containerd /run/docker /run/netns /run/libpod /run/runc /run/crun /var/lib/cni /var/lib/containers 2>/dev/null || true
 }
 
@@ -54,8 +54,8 @@ nothing_left() {
 cat >"$work/stay" <<'END'
 set -e
 for engine in "$NSPOOL_TEST_DOCKER" "$NSPOOL_TEST_PODMAN"; do
-  tar -C / -c "$(realpath --relative-to=/ "$(command -v busybox)")" | docker -H "$engine" import - localhost/nspool-setup-test >/dev/null
-  docker -H "$engine" run -d localhost/nspool-setup-test "$(realpath "$(command -v busybox)")" sleep 1000 >/dev/null
+  tar -C / -c "$(realpath --relative-to=/ "$(command -v busybox)")" | docker -H "unix://$engine" import - localhost/nspool-setup-test >/dev/null
+  docker -H "unix://$engine" run -d localhost/nspool-setup-test "$(realpath "$(command -v busybox)")" sleep 1000 >/dev/null
 done
 (trap "" HUP INT TERM; exec setsid sleep 1000) &
 : >"$CARGO_TARGET_DIR/ready"

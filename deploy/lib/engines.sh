@@ -259,7 +259,8 @@ start_engines() {
     say "clearing away the private engines that an earlier run left"
     clear_engines
   fi
-  run=$(mktemp -d /tmp/nspool-e.XXXXXX)
+  # The folder's name is also what tests let their links' names begin with, and those have 15 bytes at most.
+  run=$(mktemp -d /tmp/nspeXXXXX)
   printf '%s\n' "token=$(od -An -N12 -tx1 /dev/urandom | tr -d ' \n')" "run=$run" "owner=$owner" "kinds=$*" \
     "boot=$(cat /proc/sys/kernel/random/boot_id)" >"$state"
   make_namespaces "$run"
@@ -275,11 +276,11 @@ all_answer() {
   for kind in "$@"; do engine_answers "$(socket_of "$kind")" || return 1; done
 }
 
-# Lines for `eval`.
+# Lines for `eval`: the paths of the sockets.
 print_env() {
   local kind
   [ -e "$state" ] || fail "no private engines run here" "Start them: deploy/setup.sh engine start"
-  for kind in $(field kinds); do printf 'export NSPOOL_TEST_%s=unix://%s\n' "${kind^^}" "$(socket_of "$kind")"; done
+  for kind in $(field kinds); do printf 'export NSPOOL_TEST_%s=%s\n' "${kind^^}" "$(socket_of "$kind")"; done
   printf 'export PATH=%q:"$PATH"\n' "$tools"
 }
 

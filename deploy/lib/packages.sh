@@ -26,6 +26,7 @@ python3-venv | python3-venv
 aarch64-linux-gnu-gcc | gcc-aarch64-linux-gnu
 shellcheck | shellcheck
 systemd-analyze | systemd
+/bin/kill | procps
 END
 }
 
@@ -131,7 +132,7 @@ unpack_program() {
   work=$(mktemp -d)
   # apt drops to the user _apt for the download, who must be able to write here.
   chmod 0777 "$work"
-  (cd "$work" && apt-get -q download "$2" </dev/null >&2) || fail "apt-get could not download $2"
+  (cd "$work" && apt-get -qq download "$2" </dev/null >&2) || fail "apt-get could not download $2"
   mkdir -p "$tools"
   dpkg-deb --fsys-tarfile "$work/$2"_*.deb | tar -xO "./usr/bin/$1" >"$tools/.$1"
   chmod 0755 "$tools/.$1"
