@@ -87,6 +87,8 @@ enum Side {
 struct Figures {
     calls_per_second: f64,
     p50: f64,
+    /// Processor time of the whole process (both ends) per call, in microseconds: what other load on the machine disturbs least.
+    cpu: f64,
 }
 
 impl Bench {
@@ -109,14 +111,21 @@ impl Bench {
         }
         let speed = |figures: &[Figures]| median(figures.iter().map(|round| round.calls_per_second).collect());
         let p50 = |figures: &[Figures]| median(figures.iter().map(|round| round.p50).collect());
+        let cpu = |figures: &[Figures]| median(figures.iter().map(|round| round.cpu).collect());
         let (ours, empty) = (&figures.0, &figures.1);
         vec![
-            format!("{in_flight} in flight: ours  {:>8.0} calls/s, p50 {:>6.1} us", speed(ours), p50(ours)),
-            format!("{in_flight} in flight: empty {:>8.0} calls/s, p50 {:>6.1} us", speed(empty), p50(empty)),
+            format!("{in_flight} in flight: ours  {:>8.0} calls/s, p50 {:>6.1} us, cpu {:>5.1} us/call", speed(ours), p50(ours), cpu(ours)),
             format!(
-                "{in_flight} in flight: ratio {:.3} (of medians {:.3}), p50 {:+.1} us",
+                "{in_flight} in flight: empty {:>8.0} calls/s, p50 {:>6.1} us, cpu {:>5.1} us/call",
+                speed(empty),
+                p50(empty),
+                cpu(empty)
+            ),
+            format!(
+                "{in_flight} in flight: ratio {:.3} (of medians {:.3}; by processor time {:.3}), p50 {:+.1} us",
                 median(ratios),
                 speed(ours) / speed(empty),
+                cpu(empty) / cpu(ours),
                 p50(ours) - p50(empty)
             ),
         ]
@@ -124,7 +133,7 @@ impl Bench {
 
     fn round(&self, side: Side, in_flight: u32, pairs: u32) -> Figures {
         let left = Arc::new(AtomicU32::new(pairs));
-        let started = Instant::now();
+        let (started, cpu) = (Instant::now(), cpu_time());
         let mut nanos = self.clients.block_on(async {
             let mut callers = JoinSet::new();
             for caller in 0..in_flight {
@@ -136,14 +145,23 @@ impl Bench {
             }
             callers.join_all().await.concat()
         });
-        let took = started.elapsed();
+        let (took, cpu) = (started.elapsed(), cpu_time() - cpu);
         if matches!(side, Side::Ours) {
             bring_back(&self.pool);
         }
         nanos.sort_unstable();
         let p50 = f64::from(nanos[nanos.len() / 2]) / 1000.0;
-        Figures { calls_per_second: f64::from(pairs) * 2.0 / took.as_secs_f64(), p50 }
+        Figures {
+            calls_per_second: f64::from(pairs) * 2.0 / took.as_secs_f64(),
+            p50,
+            cpu: cpu.as_secs_f64() * 1e6 / (f64::from(pairs) * 2.0),
+        }
     }
+}
+
+fn cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec.try_into().unwrap(), time.tv_nsec.try_into().unwrap())
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

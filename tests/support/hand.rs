@@ -7,7 +7,7 @@ use nspool::pool::state::Order;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::world::namespace;
+use crate::world::namespace;
 
 /// What the nannies do; the rest of their orders waits.
 #[derive(Clone, Copy)]

@@ -21,8 +21,8 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use super::hand::{Does, Hand};
-use super::world;
+use crate::hand::{Does, Hand};
+use crate::world;
 
 pub type Agent = NamespacePoolClient<Channel>;
 pub type Operator = PoolAdminClient<Channel>;

@@ -7,7 +7,7 @@ use nspool::proto::{
 };
 use tonic::{Code, Streaming};
 
-use crate::support::served::*;
+use crate::served::*;
 
 #[tokio::test]
 async fn only_operators_may_change_and_all_may_look() {

@@ -8,7 +8,7 @@ use nspool::proto::{AllocateRequest, CordonRequest, DrainRequest, LeaseState, Li
 use tonic::{Code, Request};
 use tonic_types::StatusExt;
 
-use crate::support::served::*;
+use crate::served::*;
 
 #[tokio::test]
 async fn a_lease_holds_all_that_a_container_needs() {
@@ -165,7 +165,8 @@ async fn each_bound_is_where_the_contract_says() {
     }
     // 128 characters, though 256 bytes; 16 labels at their bounds.
     let labels = (0..16).map(|n| (format!("{n:063}"), "v".repeat(256))).collect();
-    let asked = AllocateRequest { request_id: "é".repeat(128), owner: "é".repeat(128), labels, join_by: seconds(24 * 3600), ..request("") };
+    let asked =
+        AllocateRequest { request_id: "é".repeat(128), owner: "é".repeat(128), labels, join_by: seconds(24 * 3600), ..request("") };
     allocate(&mut agent, asked).await.unwrap();
 }
 

@@ -10,7 +10,7 @@ use nspool::proto::{
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
-use crate::support::served::*;
+use crate::served::*;
 
 const NEVER_SEEN: &str = "00112233445566778899aabbccddeeff";
 

@@ -14,7 +14,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_reflection::pb::{v1, v1alpha};
 
-use crate::support::served::*;
+use crate::served::*;
 
 const POOL: &str = "nspool.v1.NamespacePool";
 const ADMIN: &str = "nspool.v1.PoolAdmin";

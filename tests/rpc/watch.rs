@@ -6,7 +6,7 @@ use nspool::proto::watch_response::Event;
 use nspool::proto::{LeaseState, Snapshot, WatchRequest, WatchResponse};
 use tonic::{Code, Streaming};
 
-use crate::support::served::*;
+use crate::served::*;
 
 async fn watch(agent: &mut Agent, position: Option<u64>) -> Streaming<WatchResponse> {
     agent.watch(WatchRequest { position }).await.unwrap().into_inner()

@@ -1,0 +1,7 @@
+//! One file per part of the contract.
+
+mod admin;
+mod allocate;
+mod leases;
+mod serving;
+mod watch;
