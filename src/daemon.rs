@@ -210,7 +210,7 @@ impl Daemon {
         let outcome = loop {
             tokio::select! {
                 signal = signals.recv() => match signal {
-                    Some(Signal::Reload(new)) => reload(&tools, &settings, &limits, &mut config, *new),
+                    Some(Signal::Reload(new)) => reload(&tools, &settings, &limits, &mut config, &new),
                     Some(Signal::Stop) | None => break Ok(()),
                 },
                 worked = &mut work => break worked,
@@ -313,15 +313,14 @@ async fn clean_up_after_predecessor(tools: &Tools, means: &Means) -> bool {
     true
 }
 
-fn reload(tools: &Tools, settings: &watch::Sender<Settings>, limits: &watch::Sender<Limits>, config: &mut Config, new: Config) {
-    for change in config::reload::diff(config, &new) {
-        if change.live {
-            tracing::info!(key = change.key, "changed");
-        } else {
-            tracing::warn!(key = change.key, "changes with the next start only");
-        }
+fn reload(tools: &Tools, settings: &watch::Sender<Settings>, limits: &watch::Sender<Limits>, config: &mut Config, new: &Config) {
+    let config::reload::Reload { config: now_live, applied, needs_restart } = config::reload::reload(config, new);
+    for change in applied {
+        tracing::info!(key = change.key, old = change.old, new = change.new, "changed");
     }
-    let now_live = config::reload::apply_live(config, &new);
+    for change in needs_restart {
+        tracing::warn!(key = change.key, old = change.old, new = change.new, "changes with the next start only");
+    }
     tools.engine.reconfigure(&now_live.pacer);
     settings.send_replace(settings_of(&now_live));
     limits.send_replace(Limits::of(&now_live.api, &now_live.pool));

@@ -26,7 +26,7 @@ pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
         .map(|key| Change { key: key.path, old: key.value_toml(old), new: key.value_toml(new), live: key.live })
         .collect();
     if old.registries != new.registries {
-        changes.push(Change { key: "registries", old: String::new(), new: String::new(), live: true });
+        changes.push(Change { key: "registries", old: String::new(), new: String::new(), live: false });
     }
     changes
 }
@@ -49,7 +49,6 @@ pub fn reload(old: &Config, new: &Config) -> Reload {
     for key in KEYS.iter().filter(|key| key.live) {
         (key.set)(&mut config, &(key.get)(new));
     }
-    config.registries.clone_from(&new.registries);
     keep_rules(&mut config);
     Reload { applied: diff(old, &config), needs_restart: diff(&config, new), config }
 }
@@ -84,7 +83,7 @@ mod tests {
         let told: Vec<_> = changes.iter().map(|change| (change.key, change.live)).collect();
         assert_eq!(
             told,
-            [("pool.ready", true), ("pool.reuse", true), ("placeholder.image", false), ("pacer.rate", true), ("registries", true)]
+            [("pool.ready", true), ("pool.reuse", true), ("placeholder.image", false), ("pacer.rate", true), ("registries", false)]
         );
         assert_eq!((changes[0].old.as_str(), changes[0].new.as_str()), ("8", "9"));
         assert!(!format!("{changes:?}").contains("secret"));
@@ -92,8 +91,8 @@ mod tests {
         let reload = reload(&old, &new);
         assert_eq!(reload.config.pool.ready, 9);
         assert_eq!(reload.config.placeholder.image, PlaceholderImage::Embedded);
-        assert_eq!(reload.needs_restart.iter().map(|change| change.key).collect::<Vec<_>>(), ["placeholder.image"]);
-        assert_eq!(reload.applied.len(), 4);
+        assert_eq!(reload.needs_restart.iter().map(|change| change.key).collect::<Vec<_>>(), ["placeholder.image", "registries"]);
+        assert_eq!(reload.applied.len(), 3);
     }
 
     #[test]
