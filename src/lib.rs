@@ -1,4 +1,55 @@
-//! nspool: a prefork namespace pool sidecar.
+//! nspool keeps network namespaces ready for functions that run in containers.
+//!
+//! Starting a container is slow mostly because of its network namespace. nspool is the daemon beside a FaaS agent that keeps such namespaces
+//! ready: one **nanny** task per **slot** keeps one **buddy** (a placeholder container that does nothing) alive; the agent **allocates** a slot
+//! over gRPC, starts its function's container with `--network container:<namespace id>`, and **releases** it.
+//!
+//! ```text
+//!  config ─► daemon ─► supervisor ─► nanny[k] ─► gate ─► paced engine ─► Docker, podman; netns ─► kernel
+//!               │                      │  ▲                   │
+//!               │            register  │  │ vacate / retire   │ exited, paused, gone; joined, left
+//!               │                      ▼  │                   ▼
+//!               └─► api ── allocate / release ──► pool ◄── observer
+//! ```
+//!
+//! # Words
+//! slot: a numbered place · buddy: the placeholder container in it · generation: pool-wide, strictly increasing number of a buddy · use: counts
+//! the hand-outs of a buddy · nanny: the task that keeps one slot filled · gate: lets one preparation of the placeholder image run for all, and
+//! closes again when the image is gone · pacer: rate and concurrency limit before engine mutations · engine: Docker or podman, behind a trait ·
+//! pool: the slots' states, the free lists, the leases · lease: one hand-out · holder: the peer that has it · owner: the name an agent gives itself ·
+//! joiner: a container or process in a buddy's namespaces (*live*: a process, or a running, paused or restarting container; *configured*: created
+//! or exited, could still start) · fence: what makes a late join fail (the buddy's rename) · retire: give a buddy up · detach: give a slot free
+//! whose buddy still has somebody inside · cordon: hand out nothing more · drain: cordon and wait, bounded.
+//!
+//! # Invariants
+//! Cited by these names in code and tests.
+//! - **I1** Each slot is in exactly one state; all counts are derived from that one structure.
+//! - **I2** A use of a buddy has at most one lease. A release by an old, wrong or repeated token never touches another's. A late join by a lease's
+//!   name fails once the lease has ended.
+//! - **I3** Only nanny k (or, where no nanny is, recovery, minder and purge under the pool's lock) creates or removes containers of slot k. Nothing
+//!   without our ownership labels and names is ever touched, nothing of another live pool: a lock, not a label, proves an owner dead.
+//! - **I4** Ready means started, alive by its pidfd, not paused, the same container id and start, in a network namespace of its own. Names, pids
+//!   and inode numbers are no identity: they come back.
+//! - **I5** At most one preparation of an image is in flight; it belongs to the daemon, not to whoever asked first.
+//! - **I6** Every engine mutation passed the pacer. No engine call is without a deadline, but wait and events, which have probes and reconnects.
+//! - **I7** No lock is held across an await; an Allocate that finds a slot touches neither engine nor kernel network.
+//! - **I8** *(with the ledger, not in this version)* An answered Allocate survives kill -9 of the daemon.
+//! - **I9** A namespace with a live joiner is never removed or handed out, under any policy. Unknown is neither dead nor free: an EOF, a timeout, a
+//!   5xx change no slot to free.
+//! - **I10** What is handed out is a fresh namespace, unless `reuse = "always"`.
+//! - **I11** Stop is bounded, and says what becomes of the slots: nothing of ours stays but what has live joiners, each named.
+//! - **I12** Every queue, retry, wait, label, message and file has a bound.
+//!
+//! What is deliberately absent: leases that survive a restart (a start removes a dead predecessor's buddies instead), renewal of a namespace under
+//! its buddy, engines other than Docker and podman.
+//!
+//! # Who may say what
+//! `bollard` only in `engine/docker*` · `governor` only in `engine/paced*` · `tonic` only in `api/`, `client*` and where generated code needs it · the
+//! pool knows no engine, the api no nanny, a nanny no lease. `tests/layering.rs` holds the code to it.
+//!
+//! # Reading order
+//! [`pool::state`] (the picture of a slot's life) → [`nanny`] (the story of one slot) → [`engine`] (what an engine is asked) → [`daemon`]
+//! (assembly and stop) → [`api`] (what callers are told) → [`process`] (sockets and signals).
 
 pub mod proto;
 
@@ -12,14 +63,15 @@ pub mod supervisor;
 pub mod coalesce;
 pub mod engine;
 pub mod image;
+pub mod lock;
 pub mod netns;
-pub mod process;
 
 pub mod api;
-pub mod cli;
 pub mod client;
+
+pub mod cli;
 pub mod config;
 pub mod daemon;
-pub mod lock;
+pub mod process;
 pub mod systemd;
 pub mod telemetry;
