@@ -7,6 +7,8 @@
 //!
 //! `cargo bench --bench api [-- ROUNDS]`
 
+#![expect(clippy::unwrap_used, reason = "a bench that cannot go on says so by a panic")]
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -8,14 +8,13 @@
 //! CANCELLED, and its layers cost as much per call as an Allocate itself. Its services and codecs are used as they are.
 
 use std::convert::Infallible;
-use std::io;
+use std::io::{self as std_io, ErrorKind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use hyper::body::Incoming;
-use hyper::rt::Executor;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{UnixListener, UnixStream};
@@ -29,6 +28,7 @@ use tonic::service::Routes;
 use super::Shared;
 use super::admin::AdminService;
 use super::deadline::{self, Call};
+use super::io::{self, Inline};
 use super::namespace_pool::PoolService;
 use crate::pool::ConnectionId;
 use crate::proto::namespace_pool_server::NamespacePoolServer;
@@ -57,20 +57,6 @@ pub(super) struct Server {
     cut: CancellationToken,
 }
 
-/// What hyper spawns (one task per call) is joined at the stop like everything else.
-#[derive(Clone)]
-struct Tracked(TaskTracker);
-
-impl<F> Executor<F> for Tracked
-where
-    F: Future + Send + 'static,
-    F::Output: Send + 'static,
-{
-    fn execute(&self, call: F) {
-        drop(self.0.spawn(call));
-    }
-}
-
 impl Server {
     pub(super) fn new(shared: Arc<Shared>, rest: Routes, tasks: TaskTracker, cut: CancellationToken) -> Self {
         Self { shared, rest, tasks, cut }
@@ -89,7 +75,7 @@ impl Server {
                     self.tasks.spawn(self.clone().connection(stream, peer));
                 }
                 // The caller went away between connect and accept: no reason to rest.
-                Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
+                Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => {}
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
                     tokio::select! {
@@ -101,7 +87,7 @@ impl Server {
         }
     }
 
-    fn peer_of(&self, stream: &UnixStream) -> io::Result<Peer> {
+    fn peer_of(&self, stream: &UnixStream) -> std_io::Result<Peer> {
         let credentials = stream.peer_cred()?;
         let connection = ConnectionId(self.shared.next_connection.fetch_add(1, Ordering::Relaxed));
         Ok(Peer { uid: credentials.uid(), pid: credentials.pid().unwrap_or(0), connection })
@@ -112,15 +98,16 @@ impl Server {
         self.shared.connections.lock().insert(peer.connection);
         let closing = Closing { shared: Arc::clone(&self.shared), connection: peer.connection };
         tracing::debug!(peer_uid = peer.uid, peer_pid = peer.pid, connection = peer.connection.0, "connected");
-        let mut http = http2::Builder::new(Tracked(self.tasks.clone()));
+        let (socket, turns) = io::gather(stream);
+        let mut http = http2::Builder::new(Inline(self.tasks.clone()));
         http.timer(TokioTimer::new()).max_concurrent_streams(self.shared.max_streams);
-        let mut serving = pin!(http.serve_connection(TokioIo::new(stream), Calls::new(&self, peer)));
+        let mut serving = pin!(http.serve_connection(TokioIo::new(socket), Calls::new(&self, peer)));
         let ended = tokio::select! {
-            ended = serving.as_mut() => ended,
+            ended = turns.run(serving.as_mut()) => ended,
             () = self.shared.stop.cancelled() => {
                 serving.as_mut().graceful_shutdown();
                 tokio::select! {
-                    ended = serving => ended,
+                    ended = turns.run(serving.as_mut()) => ended,
                     () = self.cut.cancelled() => Ok(()),
                 }
             }

@@ -19,6 +19,7 @@ mod convert;
 mod counters;
 mod deadline;
 mod health;
+mod io;
 mod namespace_pool;
 mod status;
 mod validate;

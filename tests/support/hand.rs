@@ -40,10 +40,11 @@ async fn supervise(pool: Arc<Pool>, does: watch::Receiver<Does>) {
     let mut slots = 0;
     loop {
         pool.until(|state| state.slot_count() > slots).await;
-        for slot in slots..pool.read(|state| state.slot_count()) {
+        let there_are = pool.read(|state| state.slot_count());
+        for slot in slots..there_are {
             nannies.spawn(nanny(Arc::clone(&pool), slot, does.clone()));
-            slots = slot + 1;
         }
+        slots = there_are;
     }
 }
 
