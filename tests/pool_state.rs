@@ -28,7 +28,7 @@ fn rules(networks: u32) -> Rules {
 fn pool(networks: u32, ready: u32, max: u32) -> State {
     let mut state = State::new(rules(networks), 1);
     state.set_engine_up(true);
-    state.resize(NOW, ready, max).unwrap();
+    state.resize(NOW, ready, max).expect("a good size");
     fill(&mut state);
     state
 }
@@ -77,9 +77,9 @@ fn token(number: u8) -> Token {
 }
 
 fn lease(state: &mut State, request: Request, number: u8) -> LeaseIndex {
-    match state.allocate(NOW, request, token(number), false).unwrap() {
-        Allocated::Granted(index) => index,
-        other => panic!("{other:?}"),
+    match state.allocate(NOW, request, token(number), false) {
+        Ok(Allocated::Granted(index)) => index,
+        answer => panic!("{answer:?}"),
     }
 }
 

@@ -166,10 +166,8 @@ impl Story {
                     self.release(token, doubtful);
                 }
             }
-            Op::ReleaseOld { pick, doubtful } => {
-                if !self.all_tokens.is_empty() {
-                    self.release(self.all_tokens[pick % self.all_tokens.len()], doubtful);
-                }
+            Op::ReleaseOld { pick, doubtful } if !self.all_tokens.is_empty() => {
+                self.release(self.all_tokens[pick % self.all_tokens.len()], doubtful);
             }
             Op::ReleaseWrong => self.release(Token([0xff; 16]), false),
             Op::Pass(millis) => {
