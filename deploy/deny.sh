@@ -12,7 +12,7 @@ fi
 
 # Told apart from a finding: only a database that is there is asked.
 if timeout 60 cargo deny --log-level off fetch db </dev/null 2>/dev/null; then
-  cargo deny --log-level error check --hide-inclusion-graph --disable-fetch advisories licenses bans sources
+  cargo deny --log-level error check --hide-inclusion-graph advisories licenses bans sources
 else
   printf 'The advisory database cannot be fetched from here: known weaknesses are not checked.\n'
   cargo deny --log-level error check --hide-inclusion-graph licenses bans sources

@@ -216,7 +216,9 @@ env = ["NSPOOL_ENGINES=$(field token)"]
 network_config_dir = "$run/podman-net"
 END
   printf '[storage]\ndriver = "%s"\ngraphroot = "%s"\nrunroot = "%s"\n' "$driver" "$engines/podman" "$run/podman-run" >"$run/storage.conf"
-  NSPOOL_ENGINES=$(field token) CONTAINERS_CONF="$run/containers.conf" CONTAINERS_STORAGE_CONF="$run/storage.conf" \
+  # As Docker does on its own: a registry on loopback may speak plain HTTP.
+  printf '[[registry]]\nlocation = "127.0.0.1"\ninsecure = true\n' >"$run/registries.conf"
+  NSPOOL_ENGINES=$(field token) CONTAINERS_REGISTRIES_CONF="$run/registries.conf" CONTAINERS_CONF="$run/containers.conf" CONTAINERS_STORAGE_CONF="$run/storage.conf" \
     setsid "${enter[@]}" \
     podman --root "$engines/podman" --runroot "$run/podman-run" --tmpdir "$run/podman-tmp" --storage-driver "$driver" \
     system service --time 0 "unix://$run/podman.sock" </dev/null >"$podman_log" 2>&1 9>&- &
