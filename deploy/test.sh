@@ -46,6 +46,7 @@ nothing_left() {
   [ ! -e "$run" ] || wrong "$run is still there"
   [ ! -e "$state" ] || wrong "the state is still there"
   ! carried "$token" || wrong "processes of $token are left"
+  ! grep -qsaz "^$run/" /proc/[0-9]*/cmdline || wrong "processes that work on $run are left"
   [ -z "$(find /sys/fs/cgroup -name "nspool-$token*")" ] || wrong "control groups of $token are left"
   [ "$(host)" = "$before" ] || wrong "the host has changed: $(diff <(printf '%s\n' "$before") <(host))"
 }

@@ -46,9 +46,10 @@ processes() {
   {
     grep -lsaz "^NSPOOL_ENGINES=$token\$" /proc/[0-9]*/environ || true
     grep -ls "/nspool-$token/" /proc/[0-9]*/cgroup || true
-    # conmon gets an environment from podman that leaves out what podman does not know, but it is told the folder.
+    # conmon gets an environment from podman that leaves out what podman does not know, and so do the clean-ups that it starts; but they are
+    # told the folder.
     grep -lsaz "^$run/" /proc/[0-9]*/cmdline | while read -r file; do
-      [ "$(cat "${file%/cmdline}/comm" 2>/dev/null)" != conmon ] || printf '%s\n' "$file"
+      case "$(cat "${file%/cmdline}/comm" 2>/dev/null)" in conmon | podman | runc*) printf '%s\n' "$file" ;; esac
     done || true
   } | cut -d/ -f3 | sort -u | with_children | while read -r pid; do
     gone "$pid" || printf '%s\n' "$pid"
