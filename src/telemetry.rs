@@ -15,6 +15,7 @@ use axum::routing::get;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
@@ -60,6 +61,8 @@ pub enum TelemetryError {
 #[derive(Clone, Debug)]
 pub struct LogHandle {
     filter: reload::Handle<EnvFilter, Registry>,
+    /// When the last handle is dropped, what is still queued is written.
+    _writer: Arc<WorkerGuard>,
 }
 
 impl LogHandle {
@@ -73,15 +76,18 @@ impl LogHandle {
 pub fn init(log: &Log) -> Result<LogHandle, TelemetryError> {
     let (filter, handle) = reload::Layer::new(parse(&log.filter)?);
     let registry = tracing_subscriber::registry().with(filter);
+    // By a thread of its own: a terminal that takes no output, or a full journal, must not hold up the pool. What does not fit is dropped and
+    // the pool goes on; the queue holds 128,000 lines.
+    let (writer, guard) = tracing_appender::non_blocking(io::stderr());
     let done = match log.format {
         LogFormat::Text => {
             let ansi = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-            registry.with(fmt::layer().with_writer(io::stderr).with_ansi(ansi)).try_init()
+            registry.with(fmt::layer().with_writer(writer).with_ansi(ansi)).try_init()
         }
-        LogFormat::Json => registry.with(fmt::layer().json().flatten_event(true).with_writer(io::stderr).with_ansi(false)).try_init(),
+        LogFormat::Json => registry.with(fmt::layer().json().flatten_event(true).with_writer(writer).with_ansi(false)).try_init(),
     };
     done.map_err(|_| TelemetryError::LogTwice)?;
-    Ok(LogHandle { filter: handle })
+    Ok(LogHandle { filter: handle, _writer: Arc::new(guard) })
 }
 
 fn parse(filter: &str) -> Result<EnvFilter, TelemetryError> {

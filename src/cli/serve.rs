@@ -59,7 +59,8 @@ async fn start(
     log: telemetry::LogHandle,
     reload: impl Fn() -> Result<crate::config::Config, raw::Mistakes> + Send + Sync + 'static,
 ) -> anyhow::Result<ExitCode> {
-    let stopped = process::run(config, log, reload).await.map_err(failure)?;
+    // The clone: what is said below is written too.
+    let stopped = process::run(config, log.clone(), reload).await.map_err(failure)?;
     for left in &stopped.left {
         tracing::warn!(name = left.name, why = left.why, "left in the engine");
     }

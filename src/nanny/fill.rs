@@ -85,7 +85,7 @@ impl Nanny {
                     slot = self.slot, generation, namespace_id = buddy.name, container = %buddy.id, pid = buddy.facts.pid,
                     took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX), "buddy ready"
                 );
-                metrics::histogram!("nspool_fill_seconds").record(took);
+                metrics::histogram!(crate::telemetry::metric::FILL).record(took);
                 self.buddy = Some(buddy);
                 tools.pool.with(|state, now| state.registered(now, self.slot, generation, Arc::new(namespace)));
             }

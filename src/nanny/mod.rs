@@ -35,6 +35,7 @@ use crate::netns::{Held, Kernel};
 use crate::observer::{Doubts, EngineState};
 use crate::pool::state::Order;
 use crate::pool::{Moment, Pool, SlotIndex, UseKey};
+use crate::telemetry::metric;
 use backoff::Backoff;
 use buddy::Breed;
 pub(crate) use fill::kinds_held;
@@ -288,7 +289,7 @@ impl Nanny {
             slot = self.slot, generation = buddy.generation, use_number = key.use_number, container = %buddy.id,
             lived_ms = u64::try_from(lived.as_millis()).unwrap_or(u64::MAX), why, "buddy gone"
         );
-        metrics::counter!("nspool_buddies_died_total", "cause" => why).increment(1);
+        metrics::counter!(metric::BUDDIES_DIED, "cause" => why.replace(' ', "_")).increment(1);
         if lived < self.tools.settings.borrow().backoff.healthy_after {
             self.tools.trust.shaken();
             self.tools.pool.with(|state, _| state.note_failure(self.slot, why));

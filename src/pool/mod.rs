@@ -37,6 +37,7 @@ pub use types::*;
 pub use views::{SlotView, Usage};
 pub use waiters::WaiterId;
 
+use crate::telemetry::metric;
 use events::Ring;
 use state::{Effect, Order, Rules, State};
 
@@ -374,7 +375,7 @@ impl Afterwards {
     fn run(self) {
         for (key, cause) in self.ended {
             tracing::debug!(slot = key.slot, generation = key.generation, use_number = key.use_number, lease_id = %key, cause, "lease ended");
-            metrics::counter!("nspool_leases_ended_total", "cause" => cause).increment(1);
+            metrics::counter!(metric::LEASES_ENDED, "cause" => cause).increment(1);
         }
         for event in self.events {
             log_event(&event);
