@@ -51,6 +51,11 @@
 //! [`pool::state`] (the picture of a slot's life) → [`nanny`] (the story of one slot) → [`engine`] (what an engine is asked) → [`daemon`]
 //! (assembly and stop) → [`api`] (what callers are told) → [`process`] (sockets and signals).
 
+/// The examples in the README compile.
+#[doc = include_str!("../README.md")]
+#[cfg(doctest)]
+pub struct Readme;
+
 pub mod proto;
 
 pub mod pool;

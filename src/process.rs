@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::unistd::{Group, chown};
+use rustix::thread::{CapabilitySet, capabilities};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -86,7 +87,7 @@ pub async fn run(
     reload: impl Fn() -> Result<Config, Mistakes> + Send + 'static,
 ) -> Result<Stopped, ProcessError> {
     let kernel: Arc<dyn Kernel> = Arc::new(Linux::new());
-    kernel.host_namespace(NamespaceKind::Net).map_err(ProcessError::Kernel)?;
+    may_look(&*kernel).map_err(ProcessError::Kernel)?;
     let engine = discover::connect(&config.engine, |name| std::env::var(name).ok()).map_err(ProcessError::Engine)?;
     tracing::info!(endpoint = engine.endpoint(), pool = config.pool.name, version = env!("CARGO_PKG_VERSION"), "starting");
     let source = Source::from_config(&config.placeholder, &config.registries).map_err(ProcessError::Placeholder)?;
@@ -123,6 +124,16 @@ pub async fn run(
     end.cancel();
     sockets.bound.iter().for_each(Bound::unlink);
     outcome.map_err(ProcessError::Daemon)
+}
+
+/// Whether this process may see who is in a namespace. Better said at the start than by every slot.
+fn may_look(kernel: &dyn Kernel) -> Result<(), KernelError> {
+    kernel.host_namespace(NamespaceKind::Net)?;
+    match capabilities(None) {
+        Ok(own) if own.effective.contains(CapabilitySet::SYS_PTRACE) => Ok(()),
+        Ok(_) => Err(KernelError::NotPermitted { what: "the namespaces of other users' processes".into() }),
+        Err(errno) => Err(KernelError::Failed { what: "capget".into(), message: errno.to_string() }),
+    }
 }
 
 /// Listening sockets, and which of them are ours to remove.
