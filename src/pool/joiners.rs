@@ -69,7 +69,7 @@ impl State {
         let network = u32::from(place.network);
         match place.state {
             SlotState::Leased => {
-                self.lose(now, slot, why);
+                self.lose(now, slot, why.into());
                 self.set_state(now, slot, SlotState::Vacating);
             }
             SlotState::Ready => self.set_state(now, slot, SlotState::Retiring),

@@ -367,12 +367,12 @@ impl State {
     }
 
     /// The lease of `slot` is LOST; the slot goes its own way, which the caller decides.
-    pub(super) fn lose(&mut self, now: Moment, slot: SlotIndex, why: &str) {
+    pub(super) fn lose(&mut self, now: Moment, slot: SlotIndex, why: Arc<str>) {
         let Some(index) = self.slots[slot as usize].lease.take() else { return };
-        self.leases[index].lost = Some(why.into());
         self.lost += 1;
         self.set_deadline(index, Some(now + self.rules.remember));
-        let note = self.note(index, why);
+        let note = self.note(index, &why);
+        self.leases[index].lost = Some(why);
         self.effects.push(Effect::Event(PoolEvent::Lost(note)));
     }
 

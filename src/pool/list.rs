@@ -3,18 +3,25 @@
 use super::types::SlotIndex;
 
 const NONE: SlotIndex = SlotIndex::MAX;
+/// In no list.
+const OUT: SlotIndex = SlotIndex::MAX - 1;
 
-/// The links of one slot.
+/// The links of one slot. Small, because those of a slot's neighbours are seldom in a cache.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Link {
     previous: SlotIndex,
     next: SlotIndex,
-    linked: bool,
+}
+
+impl Link {
+    fn is_linked(self) -> bool {
+        self.next != OUT
+    }
 }
 
 impl Default for Link {
     fn default() -> Self {
-        Self { previous: NONE, next: NONE, linked: false }
+        Self { previous: OUT, next: OUT }
     }
 }
 
@@ -44,8 +51,8 @@ impl Links {
 
     pub(super) fn push_front(&mut self, list: &mut List, slot: SlotIndex) {
         let link = &mut self.0[slot as usize];
-        assert!(!link.linked, "slot {slot} is in a list already");
-        *link = Link { previous: NONE, next: list.front, linked: true };
+        assert!(!link.is_linked(), "slot {slot} is in a list already");
+        *link = Link { previous: NONE, next: list.front };
         match list.front {
             NONE => list.back = slot,
             front => self.0[front as usize].previous = slot,
@@ -55,8 +62,8 @@ impl Links {
 
     pub(super) fn push_back(&mut self, list: &mut List, slot: SlotIndex) {
         let link = &mut self.0[slot as usize];
-        assert!(!link.linked, "slot {slot} is in a list already");
-        *link = Link { previous: list.back, next: NONE, linked: true };
+        assert!(!link.is_linked(), "slot {slot} is in a list already");
+        *link = Link { previous: list.back, next: NONE };
         match list.back {
             NONE => list.front = slot,
             back => self.0[back as usize].next = slot,
@@ -66,7 +73,7 @@ impl Links {
 
     pub(super) fn remove(&mut self, list: &mut List, slot: SlotIndex) {
         let link = std::mem::take(&mut self.0[slot as usize]);
-        assert!(link.linked, "slot {slot} is in no list");
+        assert!(link.is_linked(), "slot {slot} is in no list");
         match link.previous {
             NONE => list.front = link.next,
             previous => self.0[previous as usize].next = link.next,
@@ -79,7 +86,7 @@ impl Links {
 
     /// How many slots are in some list.
     pub(super) fn linked(&self) -> usize {
-        self.0.iter().filter(|link| link.linked).count()
+        self.0.iter().filter(|link| link.is_linked()).count()
     }
 
     /// From the front to the back; checks the links back on its way.

@@ -476,7 +476,7 @@ impl State {
         }
     }
 
-    pub(super) fn doom(&mut self, slot: SlotIndex, why: &str) {
+    pub(super) fn doom(&mut self, slot: SlotIndex, why: impl Into<Arc<str>>) {
         let place = &mut self.slots[slot as usize];
         if place.doom.is_none() {
             place.doom = Some(why.into());
@@ -572,17 +572,18 @@ impl State {
             self.stale += 1;
             return;
         }
-        self.doom(key.slot, why);
+        let why: Arc<str> = why.into();
+        self.doom(key.slot, Arc::clone(&why));
         match self.slots[key.slot as usize].state {
             SlotState::Leased => {
-                self.lose(now, key.slot, why);
+                self.lose(now, key.slot, Arc::clone(&why));
                 self.set_state(now, key.slot, SlotState::Retiring);
             }
             SlotState::Ready => self.set_state(now, key.slot, SlotState::Retiring),
             SlotState::Vacating | SlotState::Quarantined | SlotState::Retiring => {}
             SlotState::Idle | SlotState::Filling | SlotState::BackingOff => unreachable!("slot {} has a buddy", key.slot),
         }
-        self.slots[key.slot as usize].last_error = Some(why.into());
+        self.slots[key.slot as usize].last_error = Some(why);
         self.rebalance(now, u32::from(self.slots[key.slot as usize].network));
     }
 
@@ -720,7 +721,7 @@ impl State {
             SlotState::Leased => {
                 self.doom(slot, "recycled");
                 if force {
-                    self.lose(now, slot, "recycled by an operator");
+                    self.lose(now, slot, "recycled by an operator".into());
                     self.set_state(now, slot, SlotState::Vacating);
                 }
             }

@@ -4,99 +4,24 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use tokio::sync::Notify;
-
 use super::Violation;
 use super::machine::{HOST, Machine, NsSet};
 use super::script::Operation;
 use crate::engine::{
-    Address, BuddySpec, Container, ContainerId, ContainerStatus, ContainerSummary, EngineError, ErrorClass, EventAction, ImageId, Labels,
-    NamespaceKind,
+    Address, BuddySpec, Container, ContainerId, ContainerStatus, ContainerSummary, EngineError, ErrorClass, EventAction, NamespaceKind,
 };
 
 mod events;
 mod images;
+mod items;
 mod lives;
+
+use items::{id_text, started_at};
 
 pub(super) use events::Subscriber;
 pub(super) use images::Images;
+pub(super) use items::{Attachment, Item, Network, Recipe};
 pub(super) use lives::Look;
-
-/// What a container's network is.
-#[derive(Debug)]
-pub(super) enum Attachment {
-    /// A network by name.
-    Network(Arc<str>),
-    /// Another container, as written and as resolved at create.
-    Joins { written: String, number: Option<u64> },
-}
-
-/// What a container is made from; buddies and functions alike.
-pub(super) struct Recipe {
-    pub name: String,
-    pub labels: Labels,
-    pub image: ImageId,
-    pub network: Attachment,
-    /// Namespaces besides the network's that it shares, or joins.
-    pub shares: Vec<NamespaceKind>,
-    pub buddy: bool,
-}
-
-#[derive(Debug)]
-pub(super) struct Item {
-    pub id: ContainerId,
-    pub name: Arc<str>,
-    pub labels: Labels,
-    pub image: ImageId,
-    pub network: Attachment,
-    pub shares: Vec<NamespaceKind>,
-    pub buddy: bool,
-    /// What the engine says; the truth is in `process`.
-    pub status: ContainerStatus,
-    pub told_pid: u32,
-    pub process: Option<u32>,
-    /// Of the last run; may be gone.
-    pub namespaces: Option<NsSet>,
-    pub start_number: u64,
-    pub exit_code: Option<i64>,
-    pub error: String,
-    pub address: Option<u32>,
-    /// Containers that join it.
-    pub joiners: BTreeSet<u64>,
-    /// Somebody waits for its end.
-    pub waits: Option<Arc<Notify>>,
-    /// An end that the engine has not heard of.
-    pub unheard: Option<i64>,
-    /// The engine will not hear of its end.
-    pub lies: bool,
-    /// Its process outlives a removal.
-    pub survives: bool,
-}
-
-#[derive(Debug)]
-pub(super) struct Network {
-    number: u32,
-    free: BTreeSet<u32>,
-    next: u32,
-    most: u32,
-}
-
-impl Network {
-    fn take(&mut self) -> Option<u32> {
-        let in_use = self.next - u32::try_from(self.free.len()).unwrap_or(0);
-        if in_use >= self.most {
-            return None;
-        }
-        Some(self.free.pop_first().unwrap_or_else(|| {
-            self.next += 1;
-            self.next - 1
-        }))
-    }
-
-    pub(super) fn in_use(&self) -> u32 {
-        self.next - u32::try_from(self.free.len()).unwrap_or(0)
-    }
-}
 
 #[derive(Debug)]
 pub(super) struct Model {
@@ -163,8 +88,8 @@ impl Model {
 
     pub(super) fn set_addresses(&mut self, network: &str, most: u32) {
         let number = self.next_network;
-        let known = self.networks.entry(network.into()).or_insert(Network { number, free: BTreeSet::new(), next: 0, most });
-        known.most = most;
+        let known = self.networks.entry(network.into()).or_insert(Network::new(number, most));
+        known.set_most(most);
         self.next_network += u32::from(known.number == number);
     }
 
@@ -372,7 +297,7 @@ impl Model {
         if let Some(network) = network.and_then(|name| self.networks.get_mut(name))
             && let Some(address) = address
         {
-            network.free.insert(address);
+            network.give_back(address);
         }
     }
 
@@ -460,29 +385,4 @@ impl Model {
         let [_, a, b, c] = host.to_be_bytes();
         Some(Address { address: format!("{subnet}.{a}.{b}.{c}/8"), gateway: format!("{subnet}.0.0.1") })
     }
-}
-
-fn started_at(start_number: u64) -> String {
-    if start_number == 0 {
-        return "0001-01-01T00:00:00Z".to_owned();
-    }
-    let seconds = start_number / 1000;
-    format!(
-        "2026-01-01T{:02}:{:02}:{:02}.{:09}Z",
-        seconds / 3600 % 24,
-        seconds / 60 % 60,
-        seconds % 60,
-        start_number % 1000 * 1_000_000 + 7
-    )
-}
-
-/// 64 hex digits that look like an engine's.
-fn id_text(seed: u64, number: u64) -> String {
-    let word = |salt: u64| {
-        let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ number.wrapping_add(1).wrapping_mul(0xbf58_476d_1ce4_e5b9) ^ salt << 56;
-        x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ x >> 31
-    };
-    format!("{:016x}{:016x}{:016x}{:016x}", word(1), word(2), word(3), word(4))
 }

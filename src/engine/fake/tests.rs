@@ -408,3 +408,27 @@ async fn placeholders_can_end_at_once_and_containers_be_restarted() {
     buddy(&world, "two").await;
     assert_eq!(engine.inspect("two").await.unwrap().exit_code, Some(3));
 }
+
+#[tokio::test(start_paused = true)]
+async fn it_carries_many_buddies() {
+    let (world, engine) = world();
+    world.forget_calls();
+    let mut spec = spec(&world, "");
+    let mut ids = Vec::new();
+    for number in 0..20_000 {
+        spec.name = format!("buddy-{number}");
+        let id = engine.create(&spec).await.unwrap();
+        engine.start(&id).await.unwrap();
+        ids.push(id);
+    }
+    let mut waits: Vec<_> = ids.iter().map(|id| engine.wait(id)).collect();
+    assert!(waits.iter_mut().all(|wait| wait.as_mut().now_or_never().is_none()));
+    ids.iter().for_each(|id| world.kill(id.as_str()));
+    for wait in waits {
+        assert_eq!(wait.await.unwrap(), WaitOutcome::Exited(137));
+    }
+    for id in &ids {
+        engine.remove(id).await.unwrap();
+    }
+    assert_eq!((world.buddy_count(), world.buddies_high_water(), world.addresses_in_use("bridge")), (0, 20_000, 0));
+}
