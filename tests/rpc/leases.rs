@@ -205,7 +205,7 @@ async fn resume_gives_an_owner_its_leases_and_nobody_elses() {
     (setup.config.pool.ready, setup.config.pool.max) = (4, 4);
     let served = Served::start(setup).await;
     let mut agent = served.agent().await;
-    let mut mine = vec![allocate(&mut agent, request("a")).await.unwrap(), allocate(&mut agent, request("b")).await.unwrap()];
+    let mut mine = [allocate(&mut agent, request("a")).await.unwrap(), allocate(&mut agent, request("b")).await.unwrap()];
     allocate(&mut agent, AllocateRequest { owner: "agent-2".into(), ..request("c") }).await.unwrap();
     mine.sort_by_key(|lease| lease.slot);
     served.kill_buddy(&mine[0]);
