@@ -2,13 +2,13 @@
 //!
 //! Each connection is one task with its own instances of the services, which know their peer: no call looks it up. The peer's uid and pid are
 //! those of connect(), as the kernel noted them. A connection's end, for whatever cause (closed, broken, cut at the stop), runs [`Closing`],
-//! which ends its `connection` leases; the handlers in flight are dropped by the protocol, which a waiting Allocate takes as its cancellation.
+//! which ends its `connection` leases; the calls in flight are dropped before that, which a waiting Allocate takes as its cancellation.
 //!
 //! Why not tonic's own server: it cannot be stopped within a bound, gives a connection's end to nobody, answers a passed deadline with
 //! CANCELLED, and its layers cost as much per call as an Allocate itself. Its services and codecs are used as they are.
 
 use std::convert::Infallible;
-use std::io::{self as std_io, ErrorKind};
+use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -28,8 +28,8 @@ use tonic::service::Routes;
 use super::Shared;
 use super::admin::AdminService;
 use super::deadline::{self, Call};
-use super::io::{self, Inline};
 use super::namespace_pool::PoolService;
+use super::turns::Turns;
 use crate::pool::ConnectionId;
 use crate::proto::namespace_pool_server::NamespacePoolServer;
 use crate::proto::pool_admin_server::PoolAdminServer;
@@ -75,7 +75,7 @@ impl Server {
                     self.tasks.spawn(self.clone().connection(stream, peer));
                 }
                 // The caller went away between connect and accept: no reason to rest.
-                Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => {}
+                Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
                     tokio::select! {
@@ -87,7 +87,7 @@ impl Server {
         }
     }
 
-    fn peer_of(&self, stream: &UnixStream) -> std_io::Result<Peer> {
+    fn peer_of(&self, stream: &UnixStream) -> io::Result<Peer> {
         let credentials = stream.peer_cred()?;
         let connection = ConnectionId(self.shared.next_connection.fetch_add(1, Ordering::Relaxed));
         Ok(Peer { uid: credentials.uid(), pid: credentials.pid().unwrap_or(0), connection })
@@ -98,10 +98,10 @@ impl Server {
         self.shared.connections.lock().insert(peer.connection);
         let closing = Closing { shared: Arc::clone(&self.shared), connection: peer.connection };
         tracing::debug!(peer_uid = peer.uid, peer_pid = peer.pid, connection = peer.connection.0, "connected");
-        let (socket, turns) = io::gather(stream);
-        let mut http = http2::Builder::new(Inline(self.tasks.clone()));
+        let (mut turns, socket, calls) = Turns::new(stream);
+        let mut http = http2::Builder::new(calls);
         http.timer(TokioTimer::new()).max_concurrent_streams(self.shared.max_streams);
-        let mut serving = pin!(http.serve_connection(TokioIo::new(socket), Calls::new(&self, peer)));
+        let mut serving = pin!(http.serve_connection(TokioIo::new(socket), Services::new(&self, peer)));
         let ended = tokio::select! {
             ended = turns.run(serving.as_mut()) => ended,
             () = self.shared.stop.cancelled() => {
@@ -120,6 +120,8 @@ impl Server {
                 "connection broke"
             );
         }
+        // The calls in flight go before the connection does.
+        drop(turns);
         drop(closing);
     }
 }
@@ -139,14 +141,14 @@ impl Drop for Closing {
 }
 
 /// The services of one connection.
-struct Calls {
+struct Services {
     pool: NamespacePoolServer<PoolService>,
     admin: PoolAdminServer<AdminService>,
     rest: Routes,
     timeout: Duration,
 }
 
-impl Calls {
+impl Services {
     fn new(server: &Server, peer: Peer) -> Self {
         let shared = &server.shared;
         let (most, timeout) = (shared.max_message, shared.limits.borrow().timeout);
@@ -159,7 +161,7 @@ impl Calls {
     }
 }
 
-impl hyper::service::Service<Request<Incoming>> for Calls {
+impl hyper::service::Service<Request<Incoming>> for Services {
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = Call;

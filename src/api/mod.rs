@@ -19,9 +19,9 @@ mod convert;
 mod counters;
 mod deadline;
 mod health;
-mod io;
 mod namespace_pool;
 mod status;
+mod turns;
 mod validate;
 mod watch;
 

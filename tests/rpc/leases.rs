@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use nspool::pool::JoinerSeen;
 use nspool::proto::{
-    AllocateRequest, GetLeaseRequest, KeepAliveRequest, Lease, LeaseState, Lifetime, ReleaseOutcome, ReleaseRequest, RenewRequest,
-    ResumeRequest,
+    AllocateRequest, GetInfoRequest, GetLeaseRequest, KeepAliveRequest, Lease, LeaseState, Lifetime, ReleaseOutcome, ReleaseRequest,
+    RenewRequest, ResumeRequest,
 };
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
@@ -181,15 +181,21 @@ async fn a_connection_lease_answered_to_a_retry_lasts_as_long_as_the_retrys_conn
     served.until(|state| state.usage().waiting == 1).await;
     let keep = CancellationToken::new();
     let kept = keep.clone();
+    let (joined, joins) = tokio::sync::oneshot::channel();
     let (told, tells) = tokio::sync::oneshot::channel();
     let second = tokio::spawn(async move {
-        told.send(allocate(&mut second, asked).await).unwrap();
+        // Sent after the retry on the same connection, and answered: so the retry waits along by then.
+        let mut same = second.clone();
+        let later = async {
+            same.get_info(GetInfoRequest {}).await.unwrap();
+            joined.send(()).unwrap();
+        };
+        let (outcome, ()) = futures::join!(allocate(&mut second, asked), later);
+        told.send(outcome).unwrap();
         kept.cancelled().await;
         drop(second);
     });
-    // No level tells that the retry has joined the wait; a call on the same server that came back after it was sent makes it likely, and a
-    // retry that comes too late waits for itself, which is as good.
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    soon(joins).await.unwrap();
     first.abort();
     release(&mut agent, &holder.token).await.unwrap();
     let lease = soon(tells).await.unwrap().unwrap();
@@ -205,7 +211,7 @@ async fn resume_gives_an_owner_its_leases_and_nobody_elses() {
     (setup.config.pool.ready, setup.config.pool.max) = (4, 4);
     let served = Served::start(setup).await;
     let mut agent = served.agent().await;
-    let mut mine = vec![allocate(&mut agent, request("a")).await.unwrap(), allocate(&mut agent, request("b")).await.unwrap()];
+    let mut mine = [allocate(&mut agent, request("a")).await.unwrap(), allocate(&mut agent, request("b")).await.unwrap()];
     allocate(&mut agent, AllocateRequest { owner: "agent-2".into(), ..request("c") }).await.unwrap();
     mine.sort_by_key(|lease| lease.slot);
     served.kill_buddy(&mine[0]);

@@ -3,5 +3,6 @@
 mod admin;
 mod allocate;
 mod leases;
+mod seen;
 mod serving;
 mod watch;
