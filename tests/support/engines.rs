@@ -118,6 +118,11 @@ impl TestEngine {
         format!("unix://{}", self.socket.display())
     }
 
+    /// The same engine to look at, while this one is stopped and started.
+    pub fn handle(&self) -> Self {
+        Self { kind: self.kind, socket: self.socket.clone(), dir: self.dir.clone(), prefix: self.prefix.clone(), minder: None }
+    }
+
     /// Starts it (again, after [`TestEngine::kill`]) and waits until it answers.
     pub fn launch(&mut self) {
         let minder = self.minder.as_mut().expect("a shared engine is not ours to start");

@@ -4,6 +4,7 @@
 #![expect(dead_code, reason = "each test binary uses a part of this module")]
 #![expect(clippy::unwrap_used, reason = "a support function that fails fails its test")]
 
+pub mod daemon;
 pub mod engines;
 pub mod image;
 pub mod registry;

@@ -1,0 +1,47 @@
+//! Buddies that somebody else lays hands on: out of the pool at once, and replaced.
+
+use std::time::{Duration, Instant};
+
+use crate::support::daemon::{TestDaemon, kill};
+use crate::support::engines::TestEngine;
+
+on_both_engines!(a_buddy_that_ends_is_replaced, a_fallen_buddy_is_never_handed_out);
+
+async fn a_buddy_that_ends_is_replaced(engine: &TestEngine) {
+    let daemon = TestDaemon::start(engine, &["pool.ready = 1", "pool.max = 1"]).await;
+    for way in ["killed on the host", "killed", "paused", "removed", "stopped", "restarted"] {
+        daemon.settled(1).await;
+        let before = daemon.slots().await.remove(0);
+        let id = &before.container_id;
+        let began = Instant::now();
+        match way {
+            "killed on the host" => kill("KILL", before.pid),
+            "killed" => drop(engine.run(&["kill", id])),
+            "paused" => drop(engine.run(&["pause", id])),
+            "removed" => drop(engine.run(&["rm", "-f", id])),
+            "stopped" => drop(engine.run(&["stop", id])),
+            _ => drop(engine.run(&["restart", "-t", "1", id])),
+        }
+        let done = began.elapsed();
+        daemon.slot(0, "it to leave the pool", |slot| slot.generation != before.generation || slot.state != "ready").await;
+        assert!(began.elapsed() < done + Duration::from_secs(1), "{way}: seen after {:?}, done after {done:?}", began.elapsed());
+        let after = daemon.slot(0, "another buddy", |slot| slot.generation > before.generation && slot.state == "ready").await;
+        assert_ne!(after.container_id, *id, "{way}");
+        assert!(!daemon.buddies().contains(id), "{way}: it is still there");
+    }
+}
+
+async fn a_fallen_buddy_is_never_handed_out(engine: &TestEngine) {
+    let daemon = TestDaemon::start(engine, &["pool.ready = 2"]).await;
+    daemon.settled(2).await;
+    let client = daemon.client();
+    for slot in daemon.slots().await.iter().filter(|slot| slot.state == "ready") {
+        kill("KILL", slot.pid);
+        // The signal is there before the kernel has ended the process, but not before a tenth of a second is over.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let lease = daemon.allocate(&client).await;
+        assert_ne!((lease.slot, lease.generation), (slot.slot, slot.generation));
+        client.release(&lease.token, false).await.unwrap();
+    }
+    daemon.settled(2).await;
+}

@@ -1,0 +1,133 @@
+//! Who is in a namespace when its lease is over, or comes too late: the fence, the quarantine, the detached ones.
+
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use nspool::proto::ReleaseOutcome;
+
+use crate::support::daemon::{TestDaemon, joined, load_busybox};
+use crate::support::engines::TestEngine;
+use crate::support::eventually;
+
+on_both_engines!(
+    a_start_by_an_old_name_fails,
+    a_container_created_before_the_release_never_meets_the_next_tenant,
+    a_function_that_stays_keeps_its_namespace,
+    a_slot_goes_on_without_a_buddy_that_stays_occupied,
+    a_process_without_a_container_is_found,
+);
+
+async fn a_start_by_an_old_name_fails(engine: &TestEngine) {
+    load_busybox(engine);
+    for reuse in ["once", "always"] {
+        let daemon = TestDaemon::start(engine, &["pool.ready = 1", "pool.max = 1", &format!("pool.reuse = {reuse:?}")]).await;
+        let client = daemon.client();
+        let lease = daemon.allocate(&client).await;
+        client.release(&lease.token, false).await.unwrap();
+        daemon.settled(1).await;
+        let late = daemon.function(&["run", "--rm"], &lease.network_mode, &["true"]);
+        assert!(late.is_err(), "{reuse}: it started");
+        // Nor does it hurt whoever comes next.
+        let next = daemon.allocate(&client).await;
+        daemon.function(&["run", "--rm"], &next.network_mode, &["true"]).unwrap();
+    }
+}
+
+async fn a_container_created_before_the_release_never_meets_the_next_tenant(engine: &TestEngine) {
+    load_busybox(engine);
+    let daemon = TestDaemon::start(engine, &["pool.ready = 1", "pool.max = 2", "pool.reuse = \"always\"", "pool.settle = \"200ms\""]).await;
+    let client = daemon.client();
+    let lease = daemon.allocate(&client).await;
+    let early = daemon.function(&["create"], &lease.network_mode, &["sleep", "1000"]).unwrap();
+    client.release(&lease.token, false).await.unwrap();
+    let next = daemon.allocate(&client).await;
+    assert!((next.slot, next.generation) != (lease.slot, lease.generation), "handed on with somebody who could still start");
+    let tenants = daemon.slots().await.into_iter().find(|slot| slot.slot == next.slot).unwrap().pid;
+    if engine.client(&["start", &early]).status.success() {
+        // podman cannot remove a container that another one depends on: it still has the old namespace, and only that.
+        let pid = engine.run(&["inspect", "--format", "{{.State.Pid}}", &early]);
+        let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/net")).unwrap();
+        assert_ne!(namespace(&pid), namespace(&tenants.to_string()), "it is in the next tenant's namespace");
+    }
+    engine.run(&["rm", "-f", &early]);
+    client.release(&next.token, false).await.unwrap();
+    daemon.settled(1).await;
+}
+
+/// Whether a container runs and has an address beside loopback.
+fn is_whole(engine: &TestEngine, function: &str) -> bool {
+    engine.run(&["exec", function, "ip", "-o", "-4", "addr"]).contains("eth0")
+}
+
+async fn a_function_that_stays_keeps_its_namespace(engine: &TestEngine) {
+    load_busybox(engine);
+    let daemon = TestDaemon::start(engine, &["pool.ready = 1", "pool.max = 2"]).await;
+    let client = daemon.client();
+    let lease = daemon.allocate(&client).await;
+    let mut events = client.watch(None).await.unwrap();
+    let function = daemon.stay(&lease.network_mode);
+    joined(&mut events, &lease).await;
+    let released = client.release(&lease.token, false).await.unwrap();
+    assert_eq!(released.outcome(), ReleaseOutcome::JoinerStillThere);
+    let slot = daemon.slot(lease.slot, "the quarantine", |slot| slot.state == "quarantined" && !slot.joiners.is_empty()).await;
+    assert!(slot.joiners.iter().any(|joiner| joiner.contains(&function[..12])), "{:?}", slot.joiners);
+    let usage = daemon.usage("another one ready", |usage| usage.ready == 1).await;
+    assert_eq!(usage.quarantined, 1);
+    // A restart, a resize and a forced recycle are no reasons either.
+    let _found = client.recycle(lease.slot, true).await;
+    client.resize(Some(1), Some(1)).await.unwrap();
+    let next = daemon.allocate(&client).await;
+    client.release(&next.token, false).await.unwrap();
+    assert!(is_whole(engine, &function));
+    assert!(daemon.buddies().contains(&lease.container_id));
+    client.resize(Some(1), Some(2)).await.unwrap();
+    engine.run(&["rm", "-f", &function]);
+    daemon.settled(1).await;
+    assert!(!daemon.buddies().contains(&lease.container_id));
+}
+
+async fn a_slot_goes_on_without_a_buddy_that_stays_occupied(engine: &TestEngine) {
+    load_busybox(engine);
+    let daemon = TestDaemon::start(engine, &["pool.ready = 1", "pool.max = 1", "pool.detach_after = \"2s\""]).await;
+    let client = daemon.client();
+    let lease = daemon.allocate(&client).await;
+    let function = daemon.stay(&lease.network_mode);
+    client.release(&lease.token, false).await.unwrap();
+    daemon.usage("the detached buddy, and a slot that is ready", |usage| usage.detached == 1 && usage.ready == 1).await;
+    assert!(is_whole(engine, &function));
+    let who = |list: &serde_json::Value| list["detached"][0]["joiners"].to_string();
+    daemon
+        .level("the detached buddy in the list", |_| async { who(&daemon.json(&["slots"])).contains(&function[..12]).then_some(()) })
+        .await;
+    assert_eq!(daemon.json(&["slots"])["detached"][0]["container_id"].as_str(), Some(lease.container_id.as_str()));
+    engine.run(&["rm", "-f", &function]);
+    daemon.usage("nothing detached", |usage| usage.detached == 0).await;
+    assert_eq!(daemon.buddies().len(), 1);
+}
+
+/// Ended with the test.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _gone = (self.0.kill(), self.0.wait());
+    }
+}
+
+async fn a_process_without_a_container_is_found(engine: &TestEngine) {
+    let daemon = TestDaemon::start(engine, &["pool.ready = 1", "pool.max = 1"]).await;
+    let client = daemon.client();
+    let lease = daemon.allocate(&client).await;
+    let buddy = daemon.slots().await[lease.slot as usize].pid.to_string();
+    let command = Command::new("nsenter").args(["-t", &buddy, "-n", "sleep", "1000"]).spawn().unwrap();
+    let process = Process(command);
+    let pid = process.0.id();
+    let inside = || std::fs::read_link(format!("/proc/{pid}/ns/net")).ok() == std::fs::read_link(format!("/proc/{buddy}/ns/net")).ok();
+    eventually("the process to be inside", Duration::from_secs(10), || async { inside().then_some(()) }).await;
+    client.release(&lease.token, false).await.unwrap();
+    let slot = daemon.slot(lease.slot, "the quarantine", |slot| slot.state == "quarantined" && !slot.joiners.is_empty()).await;
+    assert!(slot.joiners.iter().any(|joiner| joiner.contains(&pid.to_string())), "{:?}", slot.joiners);
+    drop(process);
+    let next = daemon.slot(lease.slot, "the slot to come back", |slot| slot.state == "ready").await;
+    assert!(next.generation > lease.generation);
+}

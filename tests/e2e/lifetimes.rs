@@ -1,0 +1,109 @@
+//! How leases end by themselves, and how their holder hears of it.
+
+use std::time::{Duration, Instant};
+
+use nspool::client::Request;
+use nspool::proto::watch_response::Event;
+use nspool::proto::{LeaseState, ReleaseOutcome};
+
+use crate::support::daemon::{TestDaemon, joined, kill, load_busybox, next_event};
+use crate::support::engines::TestEngine;
+
+on_both_engines!(
+    a_lease_that_nobody_joins_ends,
+    a_lease_ends_after_its_last_joiner,
+    a_death_is_told_within_a_second,
+    a_lease_ends_with_its_connection,
+    a_ttl_is_renewed_and_runs_out,
+);
+
+async fn a_lease_that_nobody_joins_ends(engine: &TestEngine) {
+    let daemon = TestDaemon::start(engine, &["pool.ready = 1", "pool.reuse = \"always\""]).await;
+    let client = daemon.client();
+    let wait = Request::new().wait(Duration::from_secs(15));
+    let lease = client.allocate(wait.joiners(Some(Duration::from_secs(1)))).await.unwrap().keep();
+    let ended = |lease: nspool::proto::Lease| (lease.state() == LeaseState::Ended).then_some(lease);
+    let token = &lease.token;
+    daemon.level("the lease's end", |client| async move { ended(client.lease(token).await.unwrap()) }).await;
+    let released = client.release(&lease.token, false).await.unwrap();
+    assert_eq!(released.outcome(), ReleaseOutcome::AlreadyEnded);
+    assert!(!released.cause.is_empty());
+    // Only a release leads to another use: this one expired.
+    let next = daemon.slot(lease.slot, "a new buddy", |slot| slot.state == "ready").await;
+    assert!(next.generation > lease.generation);
+}
+
+async fn a_lease_ends_after_its_last_joiner(engine: &TestEngine) {
+    load_busybox(engine);
+    let daemon = TestDaemon::start(engine, &["pool.ready = 1", "pool.linger = \"1s\""]).await;
+    let client = daemon.client();
+    let lease = daemon.allocate(&client).await;
+    let mut events = client.watch(None).await.unwrap();
+    let function = daemon.stay(&lease.network_mode);
+    let who = joined(&mut events, &lease).await;
+    assert!(who.cause.contains(&function[..12]), "{who:?}");
+    engine.run(&["kill", &function]);
+    // A container that has ended may be started again: it still counts.
+    let stopped = Instant::now();
+    while stopped.elapsed() < Duration::from_millis(1500) {
+        assert_eq!(client.lease(&lease.token).await.unwrap().state(), LeaseState::Active);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    engine.run(&["rm", &function]);
+    let removed = Instant::now();
+    let ending = |event| match event {
+        Event::Ending(ending) if ending.lease_id == lease.lease_id => Some(ending),
+        _ => None,
+    };
+    next_event(&mut events, "ENDING", ending).await;
+    assert!(removed.elapsed() >= Duration::from_millis(800), "it lingered for {:?} only", removed.elapsed());
+    daemon.settled(1).await;
+    assert_eq!(client.release(&lease.token, false).await.unwrap().outcome(), ReleaseOutcome::AlreadyEnded);
+}
+
+async fn a_death_is_told_within_a_second(engine: &TestEngine) {
+    let daemon = TestDaemon::start(engine, &["pool.ready = 1"]).await;
+    let client = daemon.client();
+    let lease = daemon.allocate(&client).await;
+    let mut events = client.watch(None).await.unwrap();
+    let pid = daemon.slots().await.into_iter().find(|slot| slot.slot == lease.slot).unwrap().pid;
+    let killed = Instant::now();
+    kill("KILL", pid);
+    let lost = |event| match event {
+        Event::Lost(lost) if lost.lease_id == lease.lease_id => Some(lost),
+        _ => None,
+    };
+    let lost = next_event(&mut events, "LOST", lost).await;
+    assert!(killed.elapsed() < Duration::from_secs(1), "{:?}", killed.elapsed());
+    assert!(!lost.cause.is_empty());
+    assert_eq!(client.lease(&lease.token).await.unwrap().state(), LeaseState::Lost);
+    daemon.usage("a new one, and the lost lease", |usage| usage.ready == 1 && usage.lost == 1).await;
+    assert_eq!(client.release(&lease.token, false).await.unwrap().outcome(), ReleaseOutcome::Returned);
+    assert_eq!(daemon.settled(1).await.lost, 0);
+}
+
+async fn a_lease_ends_with_its_connection(engine: &TestEngine) {
+    let daemon = TestDaemon::start(engine, &["pool.ready = 1"]).await;
+    let holder = daemon.client();
+    let lease = holder.allocate(Request::new().wait(Duration::from_secs(15)).connection()).await.unwrap().keep();
+    daemon.usage("the lease", |usage| usage.leased == 1).await;
+    drop(holder);
+    daemon.settled(1).await;
+    let released = daemon.client().release(&lease.token, false).await.unwrap();
+    assert_eq!(released.outcome(), ReleaseOutcome::AlreadyEnded);
+}
+
+async fn a_ttl_is_renewed_and_runs_out(engine: &TestEngine) {
+    let daemon = TestDaemon::start(engine, &["pool.ready = 1"]).await;
+    let lease = daemon.json(&["allocate", "--wait", "20s", "--lifetime", "ttl", "--ttl", "2s"]);
+    let granted = Instant::now();
+    let token = lease["token"].as_str().unwrap();
+    while granted.elapsed() < Duration::from_secs(3) {
+        daemon.json(&["renew", token]);
+        assert_eq!(daemon.client().lease(token).await.unwrap().state(), LeaseState::Active);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    daemon.settled(1).await;
+    assert_eq!(daemon.cli(&["renew", token]).status.code(), Some(1));
+    assert_eq!(daemon.cli(&["release", token]).status.code(), Some(1));
+}
