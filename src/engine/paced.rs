@@ -8,7 +8,7 @@
 //! - **Deadlines.** Every call has one, but wait and events. It begins when the call does, not when it queues: a queue is left by dropping the
 //!   wait, or moves on by the deadlines of those in front.
 //! - **Mutations run to their end.** Waiting for a token or a place is cancel safe and takes nothing. After it the call is a task on the tracker: who drops the
-//!   future stops listening, and the call goes on. At its deadline the call is cut off and the answer is [`ErrorClass::Unknown`](super::ErrorClass::Unknown): the engine
+//!   future stops listening, and the call goes on. At its deadline the call is cut off and the answer is [`ErrorClass::Unknown`]: the engine
 //!   may still carry it out. It is not left running, since an engine that never answers would then keep its places for good.
 //!   Load and pull are the exception: a dropped one is cut off, which ends a pull on the engine's side too.
 //! - **Stop** ([`Paced::set_stopping`]) keeps only the concurrency: nobody waits for a token any more.
