@@ -173,17 +173,21 @@ storage_driver() {
 
 start_docker() {
   local run=$1 driver=$2 rules=true
+  local bridge=${run##*/}b
   mkdir -p "$engines/docker"
   if [ "$driver" = overlay ]; then driver=overlay2; fi
   if ! inside iptables -t nat -nL >/dev/null 2>&1; then
     rules=false
     say "iptables does not work here: containers of the private Docker engine have no NAT"
   fi
+  # Not docker0: every dockerd that is told of another bridge deletes it at its start, and tests start more of them in here.
+  { inside ip link add "$bridge" type bridge && inside ip addr add 172.31.255.1/24 dev "$bridge" && inside ip link set "$bridge" up; } \
+    || fail "the bridge of the private Docker engine could not be made"
   # A config file of its own: /etc/docker/daemon.json is the host's.
   printf '{}\n' >"$run/docker.json"
   NSPOOL_ENGINES=$(field token) setsid "${enter[@]}" \
     dockerd --config-file "$run/docker.json" --data-root "$engines/docker" --exec-root "$run/docker" --pidfile "$run/docker.pid" \
-    -H "unix://$run/docker.sock" --iptables="$rules" --storage-driver "$driver" \
+    -H "unix://$run/docker.sock" --bridge "$bridge" --iptables="$rules" --storage-driver "$driver" \
     --exec-opt native.cgroupdriver=cgroupfs --cgroup-parent "/nspool-$(field token)" \
     </dev/null >"$docker_log" 2>&1 9>&- &
   keep_pid docker "$!"

@@ -73,14 +73,15 @@ async fn a_function_that_stays_keeps_its_namespace(engine: &TestEngine) {
     assert!(slot.joiners.iter().any(|joiner| joiner.contains(&function[..12])), "{:?}", slot.joiners);
     let usage = daemon.usage("another one ready", |usage| usage.ready == 1).await;
     assert_eq!(usage.quarantined, 1);
-    // A restart, a resize and a forced recycle are no reasons either.
+    // A forced recycle, a smaller pool and a few more looks are no reasons either.
     let _found = client.recycle(lease.slot, true).await;
-    client.resize(Some(1), Some(1)).await.unwrap();
+    client.resize(Some(0), Some(1)).await.unwrap();
+    daemon.usage("the other one to be given up", |usage| usage.ready + usage.retiring == 0).await;
+    client.resize(Some(1), Some(2)).await.unwrap();
     let next = daemon.allocate(&client).await;
     client.release(&next.token, false).await.unwrap();
     assert!(is_whole(engine, &function));
     assert!(daemon.buddies().contains(&lease.container_id));
-    client.resize(Some(1), Some(2)).await.unwrap();
     engine.run(&["rm", "-f", &function]);
     daemon.settled(1).await;
     assert!(!daemon.buddies().contains(&lease.container_id));

@@ -22,15 +22,16 @@ async fn a_lease_that_nobody_joins_ends(engine: &TestEngine) {
     let client = daemon.client();
     let wait = Request::new().wait(Duration::from_secs(15));
     let lease = client.allocate(wait.joiners(Some(Duration::from_secs(1)))).await.unwrap().keep();
-    let ended = |lease: nspool::proto::Lease| (lease.state() == LeaseState::Ended).then_some(lease);
+    assert_eq!(client.lease(&lease.token).await.unwrap().state(), LeaseState::Active);
     let token = &lease.token;
-    daemon.level("the lease's end", |client| async move { ended(client.lease(token).await.unwrap()) }).await;
+    let error = daemon.level("the lease's end", |client| async move { client.lease(token).await.err() }).await;
+    assert_eq!(error.reason(), "LEASE_ENDED", "{error}");
     let released = client.release(&lease.token, false).await.unwrap();
     assert_eq!(released.outcome(), ReleaseOutcome::AlreadyEnded);
     assert!(!released.cause.is_empty());
     // Only a release leads to another use: this one expired.
-    let next = daemon.slot(lease.slot, "a new buddy", |slot| slot.state == "ready").await;
-    assert!(next.generation > lease.generation);
+    daemon.settled(1).await;
+    assert!(daemon.slots().await.iter().all(|slot| slot.state != "ready" || slot.generation != lease.generation));
 }
 
 async fn a_lease_ends_after_its_last_joiner(engine: &TestEngine) {
@@ -78,7 +79,7 @@ async fn a_death_is_told_within_a_second(engine: &TestEngine) {
     assert!(!lost.cause.is_empty());
     assert_eq!(client.lease(&lease.token).await.unwrap().state(), LeaseState::Lost);
     daemon.usage("a new one, and the lost lease", |usage| usage.ready == 1 && usage.lost == 1).await;
-    assert_eq!(client.release(&lease.token, false).await.unwrap().outcome(), ReleaseOutcome::Returned);
+    assert_eq!(client.release(&lease.token, false).await.unwrap().outcome(), ReleaseOutcome::AlreadyEnded);
     assert_eq!(daemon.settled(1).await.lost, 0);
 }
 
