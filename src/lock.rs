@@ -4,7 +4,7 @@
 //! a buddy's owner is dead (I3).
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -39,7 +39,8 @@ pub enum LockError {
 /// The held lock; dropping it lets go.
 #[derive(Debug)]
 pub struct PoolLock {
-    _file: File,
+    file: File,
+    path: PathBuf,
 }
 
 impl PoolLock {
@@ -53,12 +54,39 @@ impl PoolLock {
         let path = locks.join(format!("{pool}-{engine}.lock"));
         let io = |source| LockError::Io { path: path.clone(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(locks).map_err(io)?;
-        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path).map_err(io)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { _file: file }),
-            Err(Errno::WOULDBLOCK) => Err(LockError::Taken { pool: pool.to_owned(), path }),
-            Err(errno) => Err(io(errno.into())),
+        loop {
+            let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path).map_err(io)?;
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => return Err(LockError::Taken { pool: pool.to_owned(), path }),
+                Err(errno) => return Err(io(errno.into())),
+            }
+            // Between the open and the lock its last owner may have discarded the file: a lock on that keeps nobody out.
+            if is_at(&file, &path).map_err(io)? {
+                return Ok(Self { file, path });
+            }
         }
+    }
+
+    /// Lets go, and removes the file: for pools that end for good.
+    ///
+    /// # Errors
+    /// The file could not be removed; the lock is let go all the same.
+    pub fn discard(self) -> Result<(), LockError> {
+        let removed = std::fs::remove_file(&self.path);
+        // Only now: whoever opened the file meanwhile finds that it is not there any more.
+        drop(self.file);
+        removed.map_err(|source| LockError::Io { path: self.path, source })
+    }
+}
+
+/// Whether this file is the one that has the name now.
+fn is_at(file: &File, path: &Path) -> std::io::Result<bool> {
+    let own = file.metadata()?;
+    match std::fs::metadata(path) {
+        Ok(named) => Ok((named.dev(), named.ino()) == (own.dev(), own.ino())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -76,5 +104,19 @@ mod tests {
         let _other_engine = PoolLock::take(&locks, "engine/2", "a").unwrap();
         drop(first);
         PoolLock::take(&locks, "engine/1", "a").unwrap();
+    }
+    #[test]
+    fn a_discarded_lock_is_gone_and_a_lock_on_its_file_keeps_nobody_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let lock = PoolLock::take(folder.path(), "e", "a").unwrap();
+        let path = lock.path.clone();
+        let opened_before = File::open(&path).unwrap();
+        lock.discard().unwrap();
+        assert!(!path.exists());
+        assert!(!is_at(&opened_before, &path).unwrap());
+        let next = PoolLock::take(folder.path(), "e", "a").unwrap();
+        assert!(!is_at(&opened_before, &path).unwrap(), "a file of another owner has the name");
+        assert!(is_at(&next.file, &path).unwrap());
+        assert!(matches!(PoolLock::take(folder.path(), "e", "a"), Err(LockError::Taken { .. })));
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use futures::stream::{self, StreamExt};
 
-use crate::engine::{ContainerSummary, Engine, EngineError};
+use crate::engine::{ContainerId, ContainerSummary, Engine, EngineError};
 use crate::nanny::buddy::{Breed, Ownership};
 use crate::nanny::kinds_held;
 use crate::nanny::looks::Looks;
@@ -39,6 +39,33 @@ pub struct Recovered {
     pub occupied: Vec<Detached>,
 }
 
+/// One buddy of a dead predecessor, as a look found it.
+#[derive(Debug)]
+pub struct Found {
+    /// The container.
+    pub id: ContainerId,
+    /// Its present name.
+    pub name: String,
+    /// The slot it was made for.
+    pub slot: u32,
+    /// Its generation.
+    pub generation: u64,
+    /// Its process, if it has one that could be taken hold of.
+    pub held: Option<Box<dyn Held>>,
+    /// Who is inside, or why nobody can tell; empty: nobody is.
+    pub inside: Vec<String>,
+}
+
+/// Looks at all containers of this pool, and touches none.
+///
+/// # Errors
+/// The engine's list failed: nothing is known.
+pub async fn look(means: &Means) -> Result<Vec<Found>, EngineError> {
+    let list = means.looks.list().await?;
+    let ours = list.iter().filter_map(|found| Some((found.clone(), means.breed.owned(&found.name, &found.labels)?)));
+    Ok(stream::iter(ours.collect::<Vec<_>>()).map(|(found, owner)| examine(means, found, owner)).buffer_unordered(16).collect().await)
+}
+
 /// Looks at all containers of this pool, removes those that nobody is in.
 ///
 /// # Errors
@@ -50,7 +77,9 @@ pub async fn recover(means: &Means) -> Result<Recovered, EngineError> {
     let mut recovered =
         Recovered { next_generation: ours.iter().map(|(_, owner)| owner.generation + 1).max().unwrap_or(0), ..Recovered::default() };
     let now = means.kernel.since_boot();
-    let mut cleaned = stream::iter(ours).map(|(found, owner)| clean(means, found, owner, now)).buffer_unordered(16);
+    // Each is removed right after the look at it, so that what was seen is still true.
+    let clean_one = |(found, owner)| async move { clean(means, examine(means, found, owner).await, now).await };
+    let mut cleaned = std::pin::pin!(stream::iter(ours).map(clean_one).buffer_unordered(16));
     while let Some(outcome) = cleaned.next().await {
         match outcome {
             Ok(name) => recovered.removed.push(name),
@@ -60,34 +89,31 @@ pub async fn recover(means: &Means) -> Result<Recovered, EngineError> {
     Ok(recovered)
 }
 
-/// Removes one buddy; answers its name, or the buddy as it stays.
-async fn clean(means: &Means, found: ContainerSummary, owner: Ownership, now: Moment) -> Result<String, Box<Detached>> {
-    let held = hold(means, &found).await;
-    let why = match &held {
+/// Removes one buddy unless somebody is inside; answers its name, or the buddy as it stays.
+async fn clean(means: &Means, mut found: Found, now: Moment) -> Result<String, Box<Detached>> {
+    if found.inside.is_empty() {
+        match means.engine.remove(&found.id).await {
+            Ok(()) => {
+                tracing::info!(container = %found.id, name = found.name, "removed a dead predecessor's buddy");
+                return Ok(found.name);
+            }
+            Err(error) => found.inside.push(format!("could not be removed: {error}")),
+        }
+    }
+    tracing::warn!(container = %found.id, name = found.name, joiners = found.inside.join(", "), "a dead predecessor's buddy stays");
+    let Found { id, name, slot, generation, held, inside } = found;
+    Err(Box::new(Detached { id, name, slot, generation, held, since: now, joiners: inside }))
+}
+
+async fn examine(means: &Means, found: ContainerSummary, owner: Ownership) -> Found {
+    let (held, inside) = match hold(means, &found).await {
         Ok(held) => match means.looks.inside(&found.id, held.as_deref()).await {
-            Ok(inside) if inside.live.is_empty() => match means.engine.remove(&found.id).await {
-                Ok(()) => {
-                    tracing::info!(container = %found.id, name = found.name, "removed a dead predecessor's buddy");
-                    return Ok(found.name);
-                }
-                Err(error) => vec![format!("could not be removed: {error}")],
-            },
-            Ok(inside) => inside.live,
-            Err(error) => vec![format!("could not be looked into: {error}")],
+            Ok(inside) => (held, inside.live),
+            Err(error) => (held, vec![format!("could not be looked into: {error}")]),
         },
-        Err(error) => vec![error.clone()],
+        Err(error) => (None, vec![error]),
     };
-    tracing::warn!(container = %found.id, name = found.name, joiners = why.join(", "), "a dead predecessor's buddy stays");
-    let held = held.unwrap_or_default();
-    Err(Box::new(Detached {
-        id: found.id,
-        name: found.name,
-        slot: owner.slot,
-        generation: owner.generation,
-        held,
-        since: now,
-        joiners: why,
-    }))
+    Found { id: found.id, name: found.name, slot: owner.slot, generation: owner.generation, held, inside }
 }
 
 async fn hold(means: &Means, found: &ContainerSummary) -> Result<Option<Box<dyn Held>>, String> {

@@ -46,6 +46,8 @@ fn the_aarch64_init_waits_and_leaves_on_term() {
     assert_eq!(bytes[18..20], [183, 0], "not an aarch64 executable");
     assert!(bytes.len() < 4096, "{} bytes", bytes.len());
 
+    let function = Command::new(EMULATOR).arg(&program).arg("exit").status().unwrap();
+    assert_eq!(function.code(), Some(0), "with the argument exit it ends at once");
     for signal in [Signal::TERM, Signal::INT] {
         let (status, calls) = run(&program, signal);
         assert_eq!(status.code(), Some(0), "{signal:?}: {status:?}, after {calls:?}");

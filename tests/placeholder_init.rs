@@ -1,6 +1,6 @@
 //! The embedded init itself, without an engine: as a plain child, and as pid 1 of a pid namespace (needs root, `unshare` and `nsenter`).
 //!
-//! Promises: it leaves with code 0 on SIGTERM and SIGINT within 100 ms, reaps orphans, and uses no processor time while it waits.
+//! Promises: with the argument `exit` it ends at once; without, it leaves with code 0 on SIGTERM and SIGINT within 100 ms, reaps orphans, and uses no processor time while it waits.
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails it")]
 #![expect(clippy::print_stdout, reason = "what was measured, or said, is worth a look")]
 
@@ -106,6 +106,20 @@ fn it_leaves_at_once_on_term_and_int() {
             assert_eq!(status.code(), Some(0), "as {name}, {signal:?}: {status:?}");
             assert!(took < Duration::from_millis(100), "as {name}, {signal:?}: {took:?}");
         }
+    }
+}
+
+#[test]
+fn it_is_a_function_that_ends_at_once_when_told_to() {
+    let (_folder, program) = install();
+    let end = Command::new(&program).arg("exit").output().unwrap();
+    assert_eq!(end.status.code(), Some(0));
+    // Any other word is none: a placeholder that ends for a typing error would be no placeholder.
+    for words in [&["exi"][..], &["exits"], &["x", "exit"], &[""]] {
+        let mut child = Command::new(&program).args(words).spawn().unwrap();
+        wait_until("the init waits for signals", || waits_for_signals(child.id()).then_some(()));
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 }
 

@@ -1,7 +1,8 @@
 //! The command line: what can be typed, and which file carries it out.
 //!
 //! Data goes to stdout, words for people to stderr. Every command returns an exit code after sysexits ([`exit`]); nothing here ends the
-//! process. The commands know the daemon only through [`crate::client`]; `serve` is the only one that is a daemon.
+//! process. The commands know the daemon only through [`crate::client`]; `serve` is a daemon, `demo` and `bench` run one of their own ([`stage`]),
+//! and `purge` stands in for one that is dead.
 
 mod admin;
 mod args;
@@ -10,6 +11,7 @@ mod config;
 pub mod demo;
 mod engine_client;
 pub mod exit;
+mod host;
 mod lease;
 mod meta;
 mod output;
@@ -18,6 +20,9 @@ pub mod purge;
 mod run;
 mod serve;
 mod show;
+mod signals;
+mod stage;
+mod stats;
 mod views;
 mod watch;
 mod whois;

@@ -1,21 +1,34 @@
 //! `purge`: removes what a dead pool left behind.
+//!
+//! It takes the pool's lock, as a daemon does: while one is alive nothing is looked at. Then it does what the pool's next daemon would do at its
+//! start ([`recovery`]). It does not read the daemon's configuration: it looks into every kind of namespace that a pool may share.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Args;
+use serde::Serialize;
+use tokio_util::task::TaskTracker;
 
-use super::Globals;
-use super::exit::{self, Failure};
+use super::exit::Failure;
+use super::{Globals, exit, host, output};
+use crate::config::{self, Config};
+use crate::engine::paced::{Deadlines, Paced};
+use crate::engine::{Engine, EngineInfo, NamespaceKind};
+use crate::image::placeholder::IMAGE_LABEL;
+use crate::nanny::buddy::Breed;
+use crate::nanny::looks::Looks;
+use crate::netns::Kernel;
+use crate::recovery::{self, Means};
 
 /// What the purge is told.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   sudo nspool purge --dry-run
-  sudo nspool purge --pool default
+  sudo nspool purge --pool blue
 
-Touches only containers with nspool's labels, of a pool that no daemon is alive for, and that nobody is in.
-Exit code 1: something was left because somebody is in it.")]
+Touches only containers with nspool's labels and names, of a pool that no daemon is alive for, and that nobody is in.
+Exit code 1: something was left because somebody is in it. Exit code 75: a daemon is alive.")]
 pub struct Purge {
     /// The pool's name
     #[arg(long, default_value = "default")]
@@ -23,15 +36,107 @@ pub struct Purge {
     /// The engine's socket [default: found as `serve` finds it]
     #[arg(long, value_name = "unix://PATH")]
     pub engine_endpoint: Option<String>,
-    /// Where the pool kept its files [default: /run/nspool/<pool>]
-    #[arg(long, value_name = "DIR")]
-    pub state_dir: Option<PathBuf>,
     /// Only say what would be removed
     #[arg(long)]
     pub dry_run: bool,
 }
 
+#[derive(Debug, Serialize)]
+struct View {
+    pool: String,
+    engine: String,
+    dry_run: bool,
+    /// Or would be, in a dry run.
+    removed: Vec<String>,
+    left: Vec<LeftView>,
+}
+
+#[derive(Debug, Serialize)]
+struct LeftView {
+    name: String,
+    container_id: String,
+    /// Who is inside, or why it could not be removed.
+    why: Vec<String>,
+}
+
 /// Runs it.
-pub async fn run(_globals: &Globals, _args: Purge) -> anyhow::Result<ExitCode> {
-    Err(Failure::new(exit::SOFTWARE, "this build cannot purge").into())
+pub async fn run(globals: &Globals, args: Purge) -> anyhow::Result<ExitCode> {
+    let kernel = host::kernel()?;
+    let (docker, info) = host::engine(args.engine_endpoint.as_deref()).await?;
+    let lock = host::lock(&info, &args.pool)?;
+    let engine = Paced::new(
+        docker,
+        &no_pace(),
+        Deadlines::from_config(&Config::default().engine, &Config::default().placeholder),
+        TaskTracker::new(),
+    );
+    let means = means(&args.pool, Arc::new(engine), kernel).await?;
+    let view = purge(&args, &info, &means).await?;
+    globals.out().print(&view, table)?;
+    if view.left.is_empty() && !args.dry_run {
+        // The pool is gone, and its lock with it.
+        lock.discard()?;
+    }
+    Ok(if view.left.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(exit::FOUND) })
+}
+
+fn no_pace() -> config::Pacer {
+    config::Pacer { rate: None, ..config::Pacer::default() }
+}
+
+/// What to look and remove with, of whatever the dead pool was made.
+pub(super) async fn means(pool: &str, engine: Arc<dyn Engine>, kernel: Arc<dyn Kernel>) -> Result<Means, Failure> {
+    let mut breed = Breed {
+        pool: pool.to_owned(),
+        instance: String::new(),
+        networks: Vec::new(),
+        namespaces: vec![NamespaceKind::Net, NamespaceKind::Ipc, NamespaceKind::Pid],
+        command: Vec::new(),
+        user: String::new(),
+        memory: 0,
+        pids: 0,
+        may_fork: false,
+    };
+    let list = engine.list().await.map_err(|error| host::engine_failure("the engine's containers cannot be listed", &error))?;
+    let mut ours = list.iter().filter(|found| breed.owned(&found.name, &found.labels).is_some());
+    if ours.any(|found| !found.labels.contains_key(IMAGE_LABEL)) {
+        // A placeholder that is not our own may have children, which are no joiners though they are in its pid namespace.
+        breed.may_fork = true;
+        breed.namespaces.retain(|kind| *kind != NamespaceKind::Pid);
+    }
+    let looks = Looks::new(Arc::clone(&engine), Arc::clone(&kernel), breed.namespaces.clone(), breed.may_fork);
+    Ok(Means { engine, kernel, looks: Arc::new(looks), breed: Arc::new(breed) })
+}
+
+async fn purge(args: &Purge, info: &EngineInfo, means: &Means) -> Result<View, Failure> {
+    let failed = |error| host::engine_failure("the engine's containers cannot be listed", &error);
+    let mut view =
+        View { pool: args.pool.clone(), engine: info.endpoint.clone(), dry_run: args.dry_run, removed: Vec::new(), left: Vec::new() };
+    if args.dry_run {
+        for found in recovery::look(means).await.map_err(failed)? {
+            if found.inside.is_empty() {
+                view.removed.push(found.name);
+            } else {
+                view.left.push(LeftView { name: found.name, container_id: found.id.to_string(), why: found.inside });
+            }
+        }
+    } else {
+        let recovered = recovery::recover(means).await.map_err(failed)?;
+        view.removed = recovered.removed;
+        let left = recovered.occupied.into_iter();
+        view.left = left.map(|buddy| LeftView { name: buddy.name, container_id: buddy.id.to_string(), why: buddy.joiners }).collect();
+    }
+    view.removed.sort();
+    view.left.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(view)
+}
+
+fn table(view: &View) -> String {
+    if view.removed.is_empty() && view.left.is_empty() {
+        return format!("nothing of a pool {:?} is on the engine at {}\n", view.pool, view.engine);
+    }
+    let done = if view.dry_run { "would be removed" } else { "removed" };
+    let removed = view.removed.iter().map(|name| vec![name.clone(), done.to_owned(), String::new()]);
+    let left = view.left.iter().map(|left| vec![left.name.clone(), "left".to_owned(), left.why.join(", ")]);
+    output::table(&["buddy", "outcome", "who is inside"], removed.chain(left).collect())
 }

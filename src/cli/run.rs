@@ -10,10 +10,10 @@ use std::time::Duration;
 use clap::Args;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::exit::{self, Failure};
 use super::output::say;
+use super::signals::{Interrupted, Signals};
 use super::{Globals, args, engine_client};
 use crate::client::{Lease, Request};
 use crate::proto;
@@ -59,7 +59,7 @@ pub(super) async fn run(globals: &Globals, args: Run) -> anyhow::Result<ExitCode
     let mut lease = tokio::select! {
         biased;
         lease = client.allocate(request) => lease?,
-        (_, name) = signals.next() => {
+        Interrupted { name, .. } = signals.next() => {
             let message = format!("{name} before a namespace was there; if one was granted meanwhile, its lease ends by itself");
             return Err(Failure::new(exit::TEMPFAIL, message).into());
         }
@@ -119,32 +119,11 @@ fn run_arguments(lease: &proto::Lease, args: &Run) -> Vec<String> {
     words
 }
 
-/// The signals that ask to stop; held back from the moment this exists.
-struct Signals {
-    interrupts: tokio::signal::unix::Signal,
-    terminations: tokio::signal::unix::Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self { interrupts: signal(SignalKind::interrupt())?, terminations: signal(SignalKind::terminate())? })
-    }
-
-    /// Cancel safe.
-    async fn next(&mut self) -> (Signal, &'static str) {
-        tokio::select! {
-            Some(()) = self.interrupts.recv() => (Signal::INT, "SIGINT"),
-            Some(()) = self.terminations.recv() => (Signal::TERM, "SIGTERM"),
-            else => std::future::pending().await,
-        }
-    }
-}
-
 /// Waits for the client, handing on signals.
 async fn supervise(mut child: Child, mut signals: Signals) -> std::io::Result<ExitStatus> {
     let mut told = false;
     loop {
-        let (received, name) = tokio::select! {
+        let Interrupted { signal: received, name } = tokio::select! {
             biased;
             status = child.wait() => return status,
             received = signals.next() => received,

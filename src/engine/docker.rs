@@ -10,6 +10,7 @@
 
 mod convert;
 mod errors;
+mod functions;
 mod podman;
 mod transport;
 
@@ -29,6 +30,8 @@ use futures::{FutureExt, StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
+
+pub use functions::FunctionSpec;
 
 use super::{
     BuddySpec, Container, ContainerId, ContainerSummary, Credentials, Engine, EngineError, EngineEvent, EngineFuture, EngineInfo,

@@ -3,6 +3,7 @@
  *
  * It holds the namespaces that function containers join, and does nothing else: it reaps the orphans of those that share its pid
  * namespace, and ends with code 0 on SIGTERM or SIGINT, at once. Between signals it sleeps in one system call, without a timer.
+ * With the argument "exit" it ends at once with code 0: the shortest function there is, for `nspool demo` and `nspool bench`.
  *
  * It needs no libc, no file system, no /proc, no capability, no memory beyond its stack, and only four system calls, all of which the default
  * seccomp profiles of Docker and podman let through: rt_sigprocmask, rt_sigtimedwait, wait4, exit_group.
@@ -17,6 +18,7 @@ enum { NR_rt_sigprocmask = 14, NR_wait4 = 61, NR_rt_sigtimedwait = 128, NR_exit_
 __asm__(".globl _start\n"
         "_start:\n"
         "    xor %ebp, %ebp\n"
+        "    mov %rsp, %rdi\n"
         "    and $-16, %rsp\n"
         "    call placeholder\n");
 
@@ -38,6 +40,7 @@ __asm__(".globl _start\n"
         "_start:\n"
         "    mov x29, #0\n"
         "    mov x30, #0\n"
+        "    mov x0, sp\n"
         "    bl placeholder\n");
 
 static long system_call(long number, long a, long b, long c, long d)
@@ -78,14 +81,23 @@ static void reap(void)
         ;
 }
 
+static int is_exit(const char *word)
+{
+    return word[0] == 'e' && word[1] == 'x' && word[2] == 'i' && word[3] == 't' && word[4] == 0;
+}
+
 /*
+ * The kernel starts a program with the number of its arguments on the stack, and pointers to them above; the first one is its name.
+ *
  * Pid 1 gets no signal that it has no handler for, unless the signal is blocked: a blocked one is always kept for it. So all three are
  * blocked and taken one by one, and there is no handler, no race between a look and a sleep, and nothing to be interrupted.
  */
-__attribute__((used)) _Noreturn void placeholder(void)
+__attribute__((used)) _Noreturn void placeholder(const long *stack)
 {
     const signal_set awaited = BIT(SIGINT) | BIT(SIGTERM) | BIT(SIGCHLD);
 
+    if (stack[0] > 1 && is_exit((const char *)stack[2]))
+        leave(0);
     if (system_call(NR_rt_sigprocmask, SIG_BLOCK, (long)&awaited, 0, sizeof awaited) < 0)
         leave(CANNOT_BLOCK);
     for (;;) {

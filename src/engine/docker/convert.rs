@@ -54,7 +54,7 @@ pub(super) fn create_body(kind: EngineKind, spec: &BuddySpec) -> ContainerCreate
 /// podman asks for a million descriptors and tasks on its own, which the kernel refuses where the service may not raise its limits. A buddy
 /// needs few descriptors. The limit on tasks counts all of a user's on the host, thus all buddies together: it is left as high as podman's
 /// own is, which it has lowered to the number of pids there can be, or to what programs on this host may have, this one too.
-fn ulimits(kind: EngineKind) -> Option<Vec<ResourcesUlimits>> {
+pub(super) fn ulimits(kind: EngineKind) -> Option<Vec<ResourcesUlimits>> {
     if kind != EngineKind::Podman {
         return None;
     }
