@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::Globals;
 use super::output::{pairs, table};
-use super::views::{CountsView, DetachedView, LeaseView, SlotView, UsageView};
+use super::views::{CountsView, LeaseView, SlotView, UsageView};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  nspool usage\n  nspool usage -o json | jq .ready")]
@@ -67,27 +67,19 @@ pub(super) struct Slots {
     network: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
-struct SlotsView {
-    slots: Vec<SlotView>,
-    detached: Vec<DetachedView>,
-}
-
 pub(super) async fn slots(globals: &Globals, args: Slots) -> anyhow::Result<ExitCode> {
     let response = globals.client()?.slots().await?;
     let wanted = |slot: &SlotView| {
         args.state.as_ref().is_none_or(|state| slot.state.eq_ignore_ascii_case(state))
             && args.network.as_ref().is_none_or(|network| slot.network == *network)
     };
-    let view = SlotsView {
-        slots: response.slots.into_iter().map(SlotView::from).filter(wanted).collect(),
-        detached: response.detached.into_iter().map(DetachedView::from).collect(),
-    };
-    globals.out().print(&view, slots_text)?;
+    let detached = response.detached.into_iter().map(SlotView::from);
+    let view: Vec<SlotView> = response.slots.into_iter().map(SlotView::from).chain(detached).filter(wanted).collect();
+    globals.out().print(&view, |view| slots_text(view))?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn slots_text(view: &SlotsView) -> String {
+fn slots_text(slots: &[SlotView]) -> String {
     let row = |slot: &SlotView| {
         let state = if slot.doomed { format!("{} (doomed)", slot.state) } else { slot.state.clone() };
         let note = if slot.joiners.is_empty() { slot.last_error.clone() } else { format!("held by {}", slot.joiners.join(", ")) };
@@ -104,13 +96,7 @@ fn slots_text(view: &SlotsView) -> String {
         ]
     };
     let header = ["slot", "state", "since", "network", "namespace", "lease", "failures", "note"];
-    let mut text = table(&header, view.slots.iter().map(row).collect());
-    if !view.detached.is_empty() {
-        let row = |buddy: &DetachedView| vec![buddy.name.clone(), buddy.slot.to_string(), buddy.since.clone(), buddy.joiners.join(", ")];
-        text.push('\n');
-        text.push_str(&table(&["detached", "slot", "since", "held by"], view.detached.iter().map(row).collect()));
-    }
-    text
+    table(&header, slots.iter().map(row).collect())
 }
 
 #[derive(Debug, Args)]

@@ -175,21 +175,26 @@ impl From<proto::Slot> for SlotView {
     }
 }
 
-#[derive(Debug, Serialize)]
-pub(super) struct DetachedView {
-    pub(super) container_id: String,
-    pub(super) name: String,
-    pub(super) slot: u32,
-    pub(super) generation: u64,
-    pub(super) joiners: Vec<String>,
-    pub(super) since: String,
-}
-
-impl From<proto::DetachedBuddy> for DetachedView {
+/// A buddy without a slot stands in the list by the slot it was made for.
+impl From<proto::DetachedBuddy> for SlotView {
     fn from(buddy: proto::DetachedBuddy) -> Self {
-        let since = time(buddy.since.as_ref());
-        let proto::DetachedBuddy { container_id, name, slot, generation, joiners, since: _ } = buddy;
-        Self { container_id, name, slot, generation, joiners, since }
+        Self {
+            since: time(buddy.since.as_ref()),
+            age: age(buddy.since.as_ref()),
+            slot: buddy.slot,
+            generation: buddy.generation,
+            use_: 0,
+            state: "detached".to_owned(),
+            namespace_id: buddy.name,
+            container_id: buddy.container_id,
+            network: String::new(),
+            failures: 0,
+            last_error: String::new(),
+            lease_id: String::new(),
+            doomed: false,
+            joiners: buddy.joiners,
+            pid: 0,
+        }
     }
 }
 

@@ -96,11 +96,12 @@ async fn a_slot_goes_on_without_a_buddy_that_stays_occupied(engine: &TestEngine)
     client.release(&lease.token, false).await.unwrap();
     daemon.usage("the detached buddy, and a slot that is ready", |usage| usage.detached == 1 && usage.ready == 1).await;
     assert!(is_whole(engine, &function));
-    let who = |list: &serde_json::Value| list["detached"][0]["joiners"].to_string();
+    let listed = || daemon.json(&["slots", "--state", "detached"]);
     daemon
-        .level("the detached buddy in the list", |_| async { who(&daemon.json(&["slots"])).contains(&function[..12]).then_some(()) })
+        .level("the detached buddy in the list", |_| async { listed()[0]["joiners"].to_string().contains(&function[..12]).then_some(()) })
         .await;
-    assert_eq!(daemon.json(&["slots"])["detached"][0]["container_id"].as_str(), Some(lease.container_id.as_str()));
+    let detached = listed();
+    assert_eq!(detached[0]["container_id"].as_str(), Some(lease.container_id.as_str()));
     engine.run(&["rm", "-f", &function]);
     daemon.usage("nothing detached", |usage| usage.detached == 0).await;
     assert_eq!(daemon.buddies().len(), 1);
