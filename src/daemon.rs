@@ -72,8 +72,8 @@ pub struct Stopped {
 /// One buddy that stays.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Left {
-    /// The container's name.
-    pub name: String,
+    /// The container's id, which stays true whatever it is called.
+    pub container: String,
     /// Who is inside, or why it could not be removed.
     pub why: String,
 }
@@ -421,7 +421,7 @@ fn api_of(
 fn left(tools: &Tools, detached: &DetachedList) -> Vec<Left> {
     let slots = tools.pool.read(|state| state.slot_views());
     let in_slots = slots.into_iter().filter_map(|slot| {
-        let name = slot.namespace.as_ref()?.container_id.to_string();
+        let container = slot.namespace.as_ref()?.container_id.to_string();
         let why = match slot.state {
             SlotState::Quarantined => slot.occupants.join(", "),
             SlotState::Idle
@@ -434,10 +434,10 @@ fn left(tools: &Tools, detached: &DetachedList) -> Vec<Left> {
                 format!("not removed in time ({}){}", slot.state.word(), slot.last_error.map(|e| format!(": {e}")).unwrap_or_default())
             }
         };
-        Some(Left { name, why })
+        Some(Left { container, why })
     });
     let detached = detached.lock();
-    in_slots.chain(detached.iter().map(|buddy| Left { name: buddy.name.clone(), why: buddy.joiners.join(", ") })).collect()
+    in_slots.chain(detached.iter().map(|buddy| Left { container: buddy.id.to_string(), why: buddy.joiners.join(", ") })).collect()
 }
 
 fn rules(config: &Config) -> Rules {

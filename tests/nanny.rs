@@ -230,6 +230,15 @@ async fn somebody_left_behind_quarantines_the_slot_and_then_detaches_the_buddy()
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stop_does_not_wait_for_slots_that_were_never_filled() {
+    let rig = Rig::start(config(Reuse::Once), FakeWorld::new(1));
+    rig.settled(2).await;
+    let began = tokio::time::Instant::now();
+    assert!(rig.stop().await.left.is_empty());
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_live_joiner_outlives_the_stop_and_is_named() {
     let world = FakeWorld::new(1);
     let rig = Rig::start(config(Reuse::Once), Arc::clone(&world));

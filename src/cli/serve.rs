@@ -62,7 +62,7 @@ async fn start(
     // The clone: what is said below is written too.
     let stopped = process::run(config, log.clone(), reload).await.map_err(failure)?;
     for left in &stopped.left {
-        tracing::warn!(name = left.name, why = left.why, "left in the engine");
+        tracing::warn!(container = left.container, why = left.why, "left in the engine");
     }
     Ok(if stopped.left.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(exit::FOUND) })
 }

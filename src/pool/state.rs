@@ -754,7 +754,9 @@ impl State {
                     self.set_state(now, slot, SlotState::Retiring);
                 }
                 SlotState::Vacating => self.doom(slot, "the daemon stops"),
-                SlotState::Idle | SlotState::Leased | SlotState::Quarantined | SlotState::Retiring => {}
+                // Its state stays, but its nanny waits for a nudge, and nothing is to be waited for any more.
+                SlotState::Idle => self.effects.push(Effect::Nudge(slot)),
+                SlotState::Leased | SlotState::Quarantined | SlotState::Retiring => {}
             }
         }
         for network in 0..self.rules.networks {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use nspool::client::Request;
 
 use crate::support::daemon::{TestDaemon, text};
-use crate::support::engines::PrivateDocker;
+use crate::support::engines::{PrivateDocker, PrivatePodman, TestEngine};
 
 /// Waits until `usage` says that.
 async fn engine_state(daemon: &TestDaemon<'_>, state: &str) -> String {
@@ -40,8 +40,16 @@ async fn an_engine_that_comes_later_is_filled_then() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn buddies_that_outlive_their_engine_stay_in_the_pool() {
-    let mut engine = PrivateDocker::start_with(&["--live-restore"]);
+async fn buddies_that_outlive_docker_stay_in_the_pool() {
+    buddies_outlive(PrivateDocker::start_with(&["--live-restore"])).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn buddies_that_outlive_podman_stay_in_the_pool() {
+    buddies_outlive(PrivatePodman::start()).await;
+}
+
+async fn buddies_outlive(mut engine: TestEngine) {
     let seen = engine.handle();
     let daemon = TestDaemon::start(&seen, &["engine.probe_every = \"200ms\""]).await;
     daemon.settled(2).await;
