@@ -11,7 +11,8 @@
 //!   future stops listening, and the call goes on. At its deadline the call is cut off and the answer is [`ErrorClass::Unknown`]: the engine
 //!   may still carry it out. It is not left running, since an engine that never answers would then keep its places for good.
 //!   Load and pull are the exception: a dropped one is cut off, which ends a pull on the engine's side too.
-//! - **Stop** ([`Paced::set_stopping`]) keeps only the concurrency: nobody waits for a token any more.
+//! - **Stop** ([`Paced::set_stopping`]) keeps only the concurrency: nobody waits for a token any more, and a create or start that still queues is
+//!   refused: nobody wants what it would make, and removals would have to wait behind it.
 //!
 //! What can go wrong is what the engine says, and the deadline. This file deliberately does not know slots, leases, or why something is
 //! prepared or removed, and never retries. It is the only one that knows governor, whose own waiting would sleep outside of tokio's clock:
@@ -134,6 +135,18 @@ impl Paced {
         self.0.stopping.cancel();
     }
 
+    /// A place for a create or a start, which a stop refuses. Cancel safe.
+    async fn enter_to_prepare(&self, operation: &'static str, subject: &str) -> Result<Place, EngineError> {
+        tokio::select! {
+            biased;
+            () = self.0.stopping.cancelled() => {
+                let (subject, message) = (subject.to_owned(), "nspool is stopping".to_owned());
+                Err(EngineError { operation, class: ErrorClass::Refused, subject, message, status: None })
+            }
+            place = self.0.mutations.enter() => Ok(place),
+        }
+    }
+
     /// For a reload. A bucket whose rate or burst changed starts full, and those who wait for it see the new one at once. A smaller concurrency
     /// is reached as calls end.
     pub fn reconfigure(&self, pacer: &config::Pacer) {
@@ -187,7 +200,7 @@ impl Engine for Paced {
 
     fn create<'a>(&'a self, spec: &'a BuddySpec) -> EngineFuture<'a, ContainerId> {
         Box::pin(async move {
-            let place = self.0.mutations.enter().await;
+            let place = self.enter_to_prepare("create", &spec.name).await?;
             let spec = spec.clone();
             let name = spec.name.clone();
             mutate(&self.0, place, "create", name, move |engine| Box::pin(async move { engine.create(&spec).await })).await
@@ -196,7 +209,7 @@ impl Engine for Paced {
 
     fn start<'a>(&'a self, id: &'a ContainerId) -> EngineFuture<'a, ()> {
         Box::pin(async move {
-            let place = self.0.mutations.enter().await;
+            let place = self.enter_to_prepare("start", id.as_str()).await?;
             let id = id.clone();
             mutate(&self.0, place, "start", id.to_string(), move |engine| Box::pin(async move { engine.start(&id).await })).await
         })

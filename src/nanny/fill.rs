@@ -89,6 +89,11 @@ impl Nanny {
                 self.buddy = Some(buddy);
                 tools.pool.with(|state, now| state.registered(now, self.slot, generation, Arc::new(namespace)));
             }
+            // What was cut short by the stop, or failed when nobody wanted it any more, is nothing to look after.
+            Err(error) if self.tools.pool.read(|state| state.is_stopping()) => {
+                tracing::debug!(slot = self.slot, generation, %error, "a preparation ended with the stop");
+                self.tools.pool.with(|state, now| state.fill_failed(now, self.slot, generation, &error.to_string()));
+            }
             Err(error) => {
                 tracing::warn!(slot = self.slot, generation, %error, failures = self.backoff.failures() + 1, "slot could not be filled");
                 self.tools.pool.with(|state, now| state.fill_failed(now, self.slot, generation, &error.to_string()));
@@ -258,7 +263,7 @@ fn unfit(container: &Container) -> FillError {
     match container.status {
         ContainerStatus::Exited | ContainerStatus::Dead => FillError::EndedAtOnce { code: container.exit_code.unwrap_or(-1) },
         ContainerStatus::Paused => FillError::Unfit("was paused at once"),
-        ContainerStatus::Running => FillError::Unfit("ended while it was looked at"),
+        ContainerStatus::Running => FillError::Unfit("ended at once, while it was looked at; it must run until it is stopped"),
         ContainerStatus::Created | ContainerStatus::Restarting | ContainerStatus::Removing | ContainerStatus::Unknown => {
             FillError::Unfit("does not run after its start")
         }

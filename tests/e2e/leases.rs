@@ -41,7 +41,7 @@ async fn a_function_sees_the_buddys_address(engine: &TestEngine) {
 async fn the_command_line_does_the_whole_job(engine: &TestEngine) {
     load_busybox(engine);
     let daemon = TestDaemon::start(engine, &["pool.ready = 1"]).await;
-    let lease = daemon.json(&["allocate", "--wait", "20s", "--owner", "agent", "--tenant", "acme", "--label", "k=v"]);
+    let lease = daemon.json(&["allocate", "--wait", "60s", "--owner", "agent", "--tenant", "acme", "--label", "k=v"]);
     let word = |key: &str| lease[key].as_str().unwrap().to_owned();
     assert_eq!(
         (lease["owner"].as_str(), lease["tenant"].as_str(), lease["labels"]["k"].as_str()),
@@ -65,7 +65,7 @@ async fn the_command_line_does_the_whole_job(engine: &TestEngine) {
     let released = daemon.json(&["release", &word("token")]);
     assert_eq!(released["outcome"], "returned");
 
-    let ran = daemon.cli(&["run", "--wait", "20s", BUSYBOX, "sh", "-c", "echo out; echo err >&2; exit 7"]);
+    let ran = daemon.cli(&["run", "--wait", "60s", BUSYBOX, "sh", "-c", "echo out; echo err >&2; exit 7"]);
     assert_eq!((ran.status.code(), text(&ran.stdout).as_str()), (Some(7), "out"), "{}", text(&ran.stderr));
     assert!(text(&ran.stderr).contains("err"));
     daemon.settled(1).await;

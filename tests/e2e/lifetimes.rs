@@ -6,7 +6,7 @@ use nspool::client::Request;
 use nspool::proto::watch_response::Event;
 use nspool::proto::{LeaseState, ReleaseOutcome};
 
-use crate::support::daemon::{TestDaemon, joined, kill, load_busybox, next_event};
+use crate::support::daemon::{LIMIT, TestDaemon, joined, kill, load_busybox, next_event};
 use crate::support::engines::TestEngine;
 
 on_both_engines!(
@@ -20,7 +20,7 @@ on_both_engines!(
 async fn a_lease_that_nobody_joins_ends(engine: &TestEngine) {
     let daemon = TestDaemon::start(engine, &["pool.ready = 1", "pool.reuse = \"always\""]).await;
     let client = daemon.client();
-    let wait = Request::new().wait(Duration::from_secs(15));
+    let wait = Request::new().wait(LIMIT);
     let lease = client.allocate(wait.joiners(Some(Duration::from_secs(1)))).await.unwrap().keep();
     assert_eq!(client.lease(&lease.token).await.unwrap().state(), LeaseState::Active);
     let token = &lease.token;
@@ -86,7 +86,7 @@ async fn a_death_is_told_within_a_second(engine: &TestEngine) {
 async fn a_lease_ends_with_its_connection(engine: &TestEngine) {
     let daemon = TestDaemon::start(engine, &["pool.ready = 1"]).await;
     let holder = daemon.client();
-    let lease = holder.allocate(Request::new().wait(Duration::from_secs(15)).connection()).await.unwrap().keep();
+    let lease = holder.allocate(Request::new().wait(LIMIT).connection()).await.unwrap().keep();
     daemon.usage("the lease", |usage| usage.leased == 1).await;
     drop(holder);
     daemon.settled(1).await;
@@ -96,7 +96,7 @@ async fn a_lease_ends_with_its_connection(engine: &TestEngine) {
 
 async fn a_ttl_is_renewed_and_runs_out(engine: &TestEngine) {
     let daemon = TestDaemon::start(engine, &["pool.ready = 1"]).await;
-    let lease = daemon.json(&["allocate", "--wait", "20s", "--lifetime", "ttl", "--ttl", "2s"]);
+    let lease = daemon.json(&["allocate", "--wait", "60s", "--lifetime", "ttl", "--ttl", "2s"]);
     let granted = Instant::now();
     let token = lease["token"].as_str().unwrap();
     while granted.elapsed() < Duration::from_secs(3) {

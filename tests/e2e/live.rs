@@ -68,7 +68,7 @@ async fn the_command_line_resizes_cordons_drains_and_recycles(engine: &TestEngin
     daemon.settled(1).await;
     // Who waits is served by what a release brings back.
     let held = [daemon.allocate(&client).await, daemon.allocate(&client).await];
-    let waiting = client.allocate(Request::new().wait(Duration::from_secs(15)));
+    let waiting = client.allocate(Request::new().wait(LIMIT));
     let (waiting, released) = tokio::join!(waiting, async {
         daemon.usage("somebody to wait", |usage| usage.waiting == 1).await;
         client.release(&held[0].token, false).await

@@ -31,7 +31,9 @@ async fn a_stop_during_the_fill_leaves_nothing(engine: &TestEngine) {
     // From the very first moment to the middle of it.
     for ready in [0, 1, 3] {
         daemon.usage("the fill to be under way", |usage| usage.ready >= ready).await;
+        let began = Instant::now();
         assert_eq!(daemon.stop().await, 0, "{}", daemon.log());
+        assert!(began.elapsed() < Duration::from_secs(10), "what nobody wants any more was still made: {:?}", began.elapsed());
         assert_eq!(daemon.buddies(), [""; 0], "stopped with {ready} ready");
         daemon.launch().await;
     }

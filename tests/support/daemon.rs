@@ -215,7 +215,7 @@ impl<'e> TestDaemon<'e> {
 
     /// A lease without a guard.
     pub async fn allocate(&self, client: &Client) -> proto::Lease {
-        client.allocate(Request::new().wait(Duration::from_secs(15))).await.unwrap().keep()
+        client.allocate(Request::new().wait(LIMIT)).await.unwrap().keep()
     }
 
     /// `docker run` of busybox in a lease's namespaces, or `docker create`; what the client printed, or its words of failure.

@@ -249,6 +249,26 @@ async fn a_stop_lets_everybody_through_and_keeps_the_concurrency() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stop_refuses_creates_and_starts_that_still_queue() {
+    let mut bench = bench(None, 1, 2, SECOND);
+    let begin = Instant::now();
+    let mut tasks = JoinSet::new();
+    for number in 0..10 {
+        let paced = bench.paced.clone();
+        tasks.spawn(async move { if number % 2 == 0 { paced.create(&spec("buddy")).await.map(drop) } else { paced.start(&id()).await } });
+    }
+    settle().await;
+    bench.paced.set_stopping();
+    let results = tasks.join_all().await;
+    let refused: Vec<&EngineError> = results.iter().filter_map(|result| result.as_ref().err()).collect();
+    assert_eq!(refused.len(), 8, "those under way run to their end");
+    assert!(refused.iter().all(|error| error.class == ErrorClass::Refused));
+    assert_eq!(bench.told().iter().filter(|(_, told)| *told == Told::Begun).count(), 2);
+    assert_eq!(begin.elapsed(), SECOND);
+    bench.paced.remove(&id()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn mutations_share_a_cap_in_order_and_the_fence_does_not_wait_for_them() {
     let mut bench = bench(None, 1, 2, SECOND);
     let mut tasks = JoinSet::new();
