@@ -166,6 +166,8 @@ pub(super) struct Slot {
     /// Why its buddy is not to be used again after this.
     pub doom: Option<Arc<str>>,
     pub failures: u32,
+    /// The present buddy did; its slot backs off before the next.
+    pub died_young: bool,
     pub last_error: Option<Arc<str>>,
     /// Who holds it in quarantine.
     pub occupants: Arc<[String]>,
@@ -372,6 +374,7 @@ impl State {
                 lease: None,
                 doom: None,
                 failures: 0,
+                died_young: false,
                 last_error: None,
                 occupants: Arc::new([]),
             });
@@ -537,6 +540,7 @@ impl State {
     pub fn note_failure(&mut self, slot: SlotIndex, error: &str) {
         let place = &mut self.slots[slot as usize];
         place.failures = place.failures.saturating_add(1);
+        place.died_young = true;
         place.last_error = Some(error.into());
     }
 
@@ -684,7 +688,7 @@ impl State {
         place.doom = None;
         place.occupants = Arc::new([]);
         let network = u32::from(place.network);
-        let tired = place.failures > 0 && !self.stopping;
+        let tired = std::mem::take(&mut place.died_young) && !self.stopping;
         self.set_state(now, slot, if tired { SlotState::BackingOff } else { SlotState::Idle });
         self.rebalance(now, network);
     }

@@ -18,6 +18,7 @@ pub struct Slot {
     pub use_number: u64,
     pub doomed: bool,
     pub failures: u32,
+    pub died_young: bool,
     pub errors: bool,
     pub occupants: Vec<String>,
     pub namespace: Option<Arc<Namespace>>,
@@ -649,7 +650,7 @@ impl Model {
             self.present(key) && self.slots[key.slot as usize].state == SlotState::Quarantined && self.detached < self.rules.max_detached;
         if may {
             self.detached += 1;
-            self.to(now, key.slot, SlotState::Idle);
+            self.clear(now, key.slot);
             self.settle(now);
         }
         may
@@ -657,9 +658,24 @@ impl Model {
 
     pub fn removed(&mut self, now: Moment, key: UseKey) {
         if self.present(key) && self.slots[key.slot as usize].state == SlotState::Retiring {
-            self.to(now, key.slot, SlotState::Idle);
+            self.clear(now, key.slot);
         }
         self.settle(now);
+    }
+
+    /// Without its buddy, a slot rests; one whose buddy died young backs off first.
+    fn clear(&mut self, now: Moment, slot: u32) {
+        self.to(now, slot, SlotState::Idle);
+        let died_young = std::mem::take(&mut self.slots[slot as usize].died_young);
+        if died_young && !self.stopping {
+            self.to(now, slot, SlotState::BackingOff);
+        }
+    }
+
+    pub fn note_failure(&mut self, slot: u32) {
+        let place = &mut self.slots[slot as usize];
+        place.failures += 1;
+        (place.died_young, place.errors) = (true, true);
     }
 
     // ---- operators -----------------------------------------------------------------------------------------------------------------
@@ -680,6 +696,7 @@ impl Model {
                 use_number: 0,
                 doomed: false,
                 failures: 0,
+                died_young: false,
                 errors: false,
                 occupants: Vec::new(),
                 namespace: None,

@@ -102,6 +102,7 @@ pub enum Op {
     FillFailedStale(usize),
     BackoffOver(usize),
     Healthy(usize),
+    DiedYoung(usize),
     NoteError(usize),
     Resize(u32, u32),
     SetRules(RuleSet),
@@ -200,6 +201,7 @@ fn nannies() -> impl Strategy<Value = Op> {
         1 => pick().prop_map(Op::FillFailedStale),
         1 => pick().prop_map(Op::BackoffOver),
         1 => pick().prop_map(Op::Healthy),
+        1 => pick().prop_map(Op::DiedYoung),
         1 => pick().prop_map(Op::NoteError),
     ]
 }

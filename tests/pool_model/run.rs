@@ -421,6 +421,11 @@ impl Story {
                 self.state.healthy(slot);
                 self.model.slots[slot as usize].failures = 0;
             }
+            Op::DiedYoung(pick) => {
+                let slot = slot_at(pick);
+                self.state.note_failure(slot, "young");
+                self.model.note_failure(slot);
+            }
             Op::NoteError(pick) => {
                 let slot = slot_at(pick);
                 self.state.note_error(slot, "noted");
