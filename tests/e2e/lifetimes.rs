@@ -52,9 +52,14 @@ async fn a_lease_ends_after_its_last_joiner(engine: &TestEngine) {
     }
     engine.run(&["rm", &function]);
     let removed = Instant::now();
-    let ending = |event| match event {
-        Event::Ending(ending) if ending.lease_id == lease.lease_id => Some(ending),
-        _ => None,
+    let ending = |event| {
+        if let Event::Ending(ending) = event
+            && ending.lease_id == lease.lease_id
+        {
+            Some(ending)
+        } else {
+            None
+        }
     };
     next_event(&mut events, "ENDING", ending).await;
     assert!(removed.elapsed() >= Duration::from_millis(800), "it lingered for {:?} only", removed.elapsed());
@@ -70,9 +75,14 @@ async fn a_death_is_told_within_a_second(engine: &TestEngine) {
     let pid = daemon.slots().await.into_iter().find(|slot| slot.slot == lease.slot).unwrap().pid;
     let killed = Instant::now();
     kill("KILL", pid);
-    let lost = |event| match event {
-        Event::Lost(lost) if lost.lease_id == lease.lease_id => Some(lost),
-        _ => None,
+    let lost = |event| {
+        if let Event::Lost(lost) = event
+            && lost.lease_id == lease.lease_id
+        {
+            Some(lost)
+        } else {
+            None
+        }
     };
     let lost = next_event(&mut events, "LOST", lost).await;
     assert!(killed.elapsed() < Duration::from_secs(1), "{:?}", killed.elapsed());

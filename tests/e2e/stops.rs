@@ -50,7 +50,7 @@ async fn a_stop_leaves_what_somebody_is_in_and_the_next_start_minds_it(engine: &
     joined(&mut events, &lease).await;
     drop((events, client));
     assert_eq!(daemon.stop().await, 1, "{}", daemon.log());
-    assert_eq!(daemon.buddies(), [lease.container_id.clone()], "only the one that somebody is in");
+    assert_eq!(daemon.buddies(), [lease.container_id.as_str()], "only the one that somebody is in");
     let log = daemon.log();
     let named = log.lines().find(|line| line.contains("left in the engine")).unwrap();
     assert!(named.contains(&lease.container_id) && named.contains(&function[..12]), "{named}");

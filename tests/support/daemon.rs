@@ -253,9 +253,14 @@ pub async fn next_event<T>(events: &mut Answers<proto::WatchResponse>, what: &st
 
 /// Waits until the daemon has seen a joiner of that lease.
 pub async fn joined(events: &mut Answers<proto::WatchResponse>, lease: &proto::Lease) -> proto::LeaseEvent {
-    let of_lease = |event| match event {
-        Event::Joined(joined) if joined.lease_id == lease.lease_id => Some(joined),
-        _ => None,
+    let of_lease = |event| {
+        if let Event::Joined(joined) = event
+            && joined.lease_id == lease.lease_id
+        {
+            Some(joined)
+        } else {
+            None
+        }
     };
     next_event(events, "JOINED", of_lease).await
 }
