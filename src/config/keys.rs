@@ -128,7 +128,7 @@ pub const NAMED_SECTIONS: &[NamedSection] = &[
                 name: "password_file",
                 example: "\"/etc/nspool/registry-password\"",
                 kind: Kind::Text(checks::FILE),
-                doc: "The password is its first line. Read at start and at each reload. Only its owner should be able to read it.",
+                doc: "The password is its first line. Read at start. Only its owner should be able to read it.",
             },
         ],
     },
