@@ -206,7 +206,9 @@ impl Stage {
                 }
             };
             return match ended {
-                Some(Ok(Ok(stopped))) => stopped.left.into_iter().map(|left| format!("the buddy {}: {}", left.container, left.why)).collect(),
+                Some(Ok(Ok(stopped))) => {
+                    stopped.left.into_iter().map(|left| format!("the buddy {}: {}", left.container, left.why)).collect()
+                }
                 Some(Ok(Err(error))) => vec![self.failure(&error).to_string()],
                 Some(Err(panic)) => vec![panic.to_string()],
                 // It has ended before, and said so then.

@@ -9,11 +9,13 @@
 
 mod check;
 mod deadlines;
+mod doors;
 mod ended;
 mod events;
 mod joiners;
 mod leases;
 mod list;
+mod sizing;
 pub mod state;
 pub mod target;
 mod types;

@@ -10,6 +10,8 @@
 //!      └──────────────── detached ───────────────────────────────── Quarantined ─vacated─► Retiring
 //! ```
 //!
+//! Beside this file: `sizing` (what is wanted against what is there), `leases`, `joiners`, `waiters`, `doors` (what operators say).
+//!
 //! What it promises: I1 (one state each, all counts follow from [`State::set_state`], the only place that changes one), I2 (a use has at most one
 //! lease; a stale [`UseKey`] changes nothing and is counted), constant time for every operation on the way of an Allocate, a Release or a
 //! buddy's death. What it deliberately does not know: engines, nannies, the wire.
@@ -22,8 +24,7 @@ use super::deadlines::Deadlines;
 use super::ended::Ended;
 use super::leases::{Lease, LeaseIndex};
 use super::list::{Links, List};
-use super::target::{Demand, share};
-use super::types::{Cause, Denied, LeaseNote, Moment, Namespace, NetworkIndex, PoolEvent, RequestKey, SlotIndex, Token, UseKey};
+use super::types::{Denied, Moment, Namespace, NetworkIndex, PoolEvent, RequestKey, SlotIndex, Token, UseKey};
 use super::waiters::{WaiterId, Waiters};
 
 /// Where a slot is in its life. Each variant's exits are in the picture above.
@@ -204,9 +205,9 @@ pub struct State {
     pub(super) ended: Ended,
     pub(super) waiters: Waiters,
     pub(super) effects: Vec<Effect>,
-    next_generation: u64,
+    pub(super) next_generation: u64,
     pub(super) lost: u32,
-    detached: u32,
+    pub(super) detached: u32,
     pub(super) cordoned: bool,
     pub(super) draining: bool,
     pub(super) stopping: bool,
@@ -327,158 +328,6 @@ impl State {
         }
     }
 
-    // ---- size ----------------------------------------------------------------------------------------------------------------------
-
-    /// Follows new sizes at once: fills, or gives up vacant, then ready slots; leased ones go when they come back.
-    ///
-    /// # Errors
-    /// [`Denied::BadSize`] when `ready` is above `max`, or `max` is 0; nothing changes then.
-    pub fn resize(&mut self, now: Moment, ready: u32, max: u32) -> Result<(), Denied> {
-        if ready > max || max == 0 {
-            return Err(Denied::BadSize { ready, max });
-        }
-        let shrinks = ready < self.rules.ready;
-        (self.rules.ready, self.rules.max) = (ready, max);
-        self.grow_to(now, max);
-        for network in 0..self.rules.networks {
-            if shrinks {
-                for _ in 0..self.demand(network).surplus() {
-                    self.give_up_coldest(now, network, "the pool was made smaller");
-                }
-            }
-            self.rebalance(now, network);
-        }
-        Ok(())
-    }
-
-    /// New rules but for the sizes and the number of networks, which stay as they are.
-    pub fn set_rules(&mut self, now: Moment, rules: Rules) {
-        self.rules = Rules { networks: self.rules.networks, ready: self.rules.ready, max: self.rules.max, ..rules };
-        self.forget(now);
-        for network in 0..self.rules.networks {
-            self.rebalance(now, network);
-        }
-    }
-
-    fn grow_to(&mut self, now: Moment, max: u32) {
-        self.links.grow_to(max as usize);
-        for slot in self.slot_count()..max {
-            let network = NetworkIndex::try_from(slot % self.rules.networks).unwrap_or(0);
-            self.slots.push(Slot {
-                state: SlotState::Idle,
-                since: now,
-                network,
-                generation: 0,
-                use_number: 0,
-                namespace: None,
-                lease: None,
-                doom: None,
-                failures: 0,
-                died_young: false,
-                last_error: None,
-                occupants: Arc::new([]),
-            });
-            let network = &mut self.networks[network as usize];
-            network.counts[SlotState::Idle as usize] += 1;
-            self.links.push_back(&mut network.idle, slot);
-        }
-    }
-
-    pub(super) fn demand(&self, network: u32) -> Demand {
-        let count = |state| self.networks[network as usize].count(state);
-        let networks = self.rules.networks;
-        Demand {
-            ready_target: if self.stopping { 0 } else { share(self.rules.ready, network, networks) },
-            max: if self.stopping { 0 } else { share(self.rules.max, network, networks) },
-            ready: count(SlotState::Ready),
-            filling: count(SlotState::Filling),
-            existing: STATES.iter().filter(|state| state.has_buddy()).map(|state| count(*state)).sum(),
-            retiring: count(SlotState::Retiring),
-            waiting: self.waiters.of_network(network),
-        }
-    }
-
-    /// For how many more callers this network has something ready, on its way, or still to be filled.
-    fn room(&self, network: u32) -> u32 {
-        let demand = self.demand(network);
-        let more = demand.max.saturating_sub(demand.existing + demand.filling);
-        let idle = self.networks[network as usize].count(SlotState::Idle);
-        (demand.ready + demand.filling + more.min(idle)).saturating_sub(demand.waiting)
-    }
-
-    /// Of the callers that take any network, those that this one counts as its own: an even share, but none that it has no room for; the
-    /// first networks with room take those. Linear in the networks, and only while such a caller waits.
-    pub(super) fn any_share(&self, network: u32) -> u32 {
-        let any = self.waiters.of_any();
-        if any == 0 {
-            return 0;
-        }
-        let even = |network| share(any, network, self.rules.networks).min(self.room(network));
-        let mut left = any - (0..self.rules.networks).map(even).sum::<u32>();
-        for other in 0..network {
-            left -= left.min(self.room(other) - even(other));
-        }
-        even(network) + left.min(self.room(network) - even(network))
-    }
-
-    /// Somebody began or ceased to wait, or a network's room has changed while somebody waits who takes any.
-    pub(super) fn rebalance_for_waiters(&mut self, now: Moment) {
-        for network in 0..self.rules.networks {
-            self.rebalance_one(now, network);
-        }
-    }
-
-    /// Makes what is there follow what is wanted, after something changed in one network. Cheap when nothing is to do.
-    pub(super) fn rebalance(&mut self, now: Moment, network: u32) {
-        if self.waiters.of_any() == 0 {
-            self.rebalance_one(now, network);
-        } else {
-            self.rebalance_for_waiters(now);
-        }
-    }
-
-    fn rebalance_one(&mut self, now: Moment, network: u32) {
-        let demand = self.demand(network);
-        let with_any = Demand { waiting: demand.waiting + self.any_share(network), ..demand };
-        for _ in 0..with_any.to_fill() {
-            let Some(slot) = self.networks[network as usize].idle.front() else { break };
-            self.slots[slot as usize].generation = self.next_generation;
-            self.slots[slot as usize].use_number = 1;
-            self.next_generation += 1;
-            self.set_state(now, slot, SlotState::Filling);
-        }
-        if self.demand(network).excess() > 0 {
-            self.give_up_excess(now, network);
-        }
-        let place = &mut self.networks[network as usize];
-        let surplus = place.count(SlotState::Ready) > share(self.rules.ready, network, self.rules.networks);
-        place.surplus_since = surplus.then(|| place.surplus_since.unwrap_or(now));
-    }
-
-    /// Vacant ones first, then ready ones. What is leased goes when it comes back ([`State::vacated`] looks at the excess).
-    fn give_up_excess(&mut self, now: Moment, network: u32) {
-        let any_filling = self.networks[network as usize].count(SlotState::Filling) > 0;
-        let filling: Vec<SlotIndex> = (0..if any_filling { self.slot_count() } else { 0 })
-            .filter(|slot| {
-                let place = &self.slots[*slot as usize];
-                place.state == SlotState::Filling && u32::from(place.network) == network
-            })
-            .collect();
-        for slot in filling.into_iter().rev().take(self.demand(network).excess() as usize) {
-            self.set_state(now, slot, SlotState::Idle);
-        }
-        for _ in 0..self.demand(network).excess().min(self.networks[network as usize].count(SlotState::Ready)) {
-            self.give_up_coldest(now, network, "the pool was made smaller");
-        }
-    }
-
-    fn give_up_coldest(&mut self, now: Moment, network: u32, why: &str) {
-        if let Some(slot) = self.networks[network as usize].ready.back() {
-            self.doom(slot, why);
-            self.set_state(now, slot, SlotState::Retiring);
-        }
-    }
-
     pub(super) fn doom(&mut self, slot: SlotIndex, why: impl Into<Arc<str>>) {
         let place = &mut self.slots[slot as usize];
         if place.doom.is_none() {
@@ -486,7 +335,7 @@ impl State {
         }
     }
 
-    // ---- what nannies say ----------------------------------------------------------------------------------------------------------
+    // ---- what nannies say; what operators say is in `doors`, the sizes are in `sizing`, leases in `leases` ---------------------------
 
     /// A buddy is there: started, proven, furnished. From here on the slot is Ready, or on its way out if it is not wanted any more.
     pub fn registered(&mut self, now: Moment, slot: SlotIndex, generation: u64, namespace: Arc<Namespace>) {
@@ -691,125 +540,5 @@ impl State {
         let tired = std::mem::take(&mut place.died_young) && !self.stopping;
         self.set_state(now, slot, if tired { SlotState::BackingOff } else { SlotState::Idle });
         self.rebalance(now, network);
-    }
-
-    // ---- what operators and the daemon say -----------------------------------------------------------------------------------------
-
-    /// Hands out nothing more; waiters are refused. `draining` is for the words only.
-    pub fn cordon(&mut self, draining: bool) {
-        (self.cordoned, self.draining) = (true, draining);
-        let denied = if draining { Denied::Draining } else { Denied::Cordoned };
-        self.refuse_waiters(&denied);
-        self.effects.push(Effect::Event(PoolEvent::Cordon { cordoned: true, draining }));
-    }
-
-    /// Opens the doors again.
-    pub fn uncordon(&mut self) {
-        (self.cordoned, self.draining) = (false, false);
-        self.effects.push(Effect::Event(PoolEvent::Cordon { cordoned: false, draining: false }));
-    }
-
-    /// Retires the buddy of a slot: at once if it is ready, after its lease if it is leased; `force` makes that lease LOST now. Answers the state
-    /// it was found in.
-    ///
-    /// # Errors
-    /// [`Denied::UnknownSlot`].
-    pub fn recycle(&mut self, now: Moment, slot: SlotIndex, force: bool) -> Result<SlotState, Denied> {
-        let Some(place) = self.slots.get(slot as usize) else { return Err(Denied::UnknownSlot { slot }) };
-        let (found, network) = (place.state, u32::from(place.network));
-        match found {
-            SlotState::Ready => {
-                self.doom(slot, "recycled");
-                self.set_state(now, slot, SlotState::Retiring);
-            }
-            SlotState::Leased => {
-                self.doom(slot, "recycled");
-                if force {
-                    self.lose(now, slot, "recycled by an operator".into());
-                    self.set_state(now, slot, SlotState::Vacating);
-                }
-            }
-            SlotState::Vacating => self.doom(slot, "recycled"),
-            SlotState::BackingOff => self.set_state(now, slot, SlotState::Idle),
-            SlotState::Idle | SlotState::Filling | SlotState::Quarantined | SlotState::Retiring => {}
-        }
-        self.rebalance(now, network);
-        Ok(found)
-    }
-
-    /// Whether the engine answers. While it does not, no `joiners` lease ends: nobody could tell whether somebody joined.
-    pub fn set_engine_up(&mut self, up: bool) {
-        self.engine_up = up;
-    }
-
-    /// The end: every lease ends, every buddy is to be retired once empty, nothing is filled.
-    pub fn stop(&mut self, now: Moment) {
-        self.stopping = true;
-        self.refuse_waiters(&Denied::Stopping);
-        let all: Vec<LeaseIndex> = self.leases.iter().map(|(index, _)| index).collect();
-        for lease in all {
-            self.end_lease(now, lease, Cause::Stopping);
-        }
-        for slot in 0..self.slot_count() {
-            match self.slots[slot as usize].state {
-                SlotState::Filling | SlotState::BackingOff => self.set_state(now, slot, SlotState::Idle),
-                SlotState::Ready => {
-                    self.doom(slot, "the daemon stops");
-                    self.set_state(now, slot, SlotState::Retiring);
-                }
-                SlotState::Vacating => self.doom(slot, "the daemon stops"),
-                // Its state stays, but its nanny waits for a nudge, and nothing is to be waited for any more.
-                SlotState::Idle => self.effects.push(Effect::Nudge(slot)),
-                SlotState::Leased | SlotState::Quarantined | SlotState::Retiring => {}
-            }
-        }
-        for network in 0..self.rules.networks {
-            self.rebalance(now, network);
-        }
-    }
-
-    /// What time has brought: leases that end, surplus slots that go, tokens that are forgotten.
-    pub fn tick(&mut self, now: Moment) {
-        self.fire_deadlines(now);
-        self.forget(now);
-        for network in 0..self.rules.networks {
-            let place = &mut self.networks[network as usize];
-            if let Some(since) = place.surplus_since
-                && now >= since + self.rules.trim_after
-            {
-                place.surplus_since = Some(now);
-                self.give_up_coldest(now, network, "more were ready than needed");
-                self.rebalance(now, network);
-            }
-        }
-    }
-
-    /// When to call [`State::tick`] next, at the latest.
-    #[must_use]
-    pub fn next_tick(&self) -> Option<Moment> {
-        let trim = self.networks.iter().filter_map(|n| n.surplus_since).min().map(|since| since + self.rules.trim_after);
-        [self.deadlines.next(), trim, self.ended.next()].into_iter().flatten().min()
-    }
-
-    pub(super) fn note(&self, index: LeaseIndex, cause: &str) -> LeaseNote {
-        let lease = &self.leases[index];
-        LeaseNote {
-            key: lease.key,
-            uid: lease.request.uid,
-            owner: lease.request.owner.clone(),
-            namespace_id: lease.namespace.namespace_id.clone(),
-            cause: cause.to_owned(),
-        }
-    }
-
-    /// The generation that the next buddy gets.
-    pub(super) fn upcoming_generation(&self) -> u64 {
-        self.next_generation
-    }
-
-    /// Detached buddies.
-    #[must_use]
-    pub fn detached(&self) -> u32 {
-        self.detached
     }
 }

@@ -1,0 +1,160 @@
+//! How many slots there are: what is wanted is compared with what is there after every move, one network at a time. The arithmetic is in
+//! [`target`](super::target).
+
+use std::sync::Arc;
+
+use super::state::{Rules, STATES, Slot, SlotState, State};
+use super::target::{Demand, share};
+use super::types::{Denied, Moment, NetworkIndex, SlotIndex};
+
+impl State {
+    /// Follows new sizes at once: fills, or gives up vacant, then ready slots; leased ones go when they come back.
+    ///
+    /// # Errors
+    /// [`Denied::BadSize`] when `ready` is above `max`, or `max` is 0; nothing changes then.
+    pub fn resize(&mut self, now: Moment, ready: u32, max: u32) -> Result<(), Denied> {
+        if ready > max || max == 0 {
+            return Err(Denied::BadSize { ready, max });
+        }
+        let shrinks = ready < self.rules.ready;
+        (self.rules.ready, self.rules.max) = (ready, max);
+        self.grow_to(now, max);
+        for network in 0..self.rules.networks {
+            if shrinks {
+                for _ in 0..self.demand(network).surplus() {
+                    self.give_up_coldest(now, network, "the pool was made smaller");
+                }
+            }
+            self.rebalance(now, network);
+        }
+        Ok(())
+    }
+
+    /// New rules but for the sizes and the number of networks, which stay as they are.
+    pub fn set_rules(&mut self, now: Moment, rules: Rules) {
+        self.rules = Rules { networks: self.rules.networks, ready: self.rules.ready, max: self.rules.max, ..rules };
+        self.forget(now);
+        for network in 0..self.rules.networks {
+            self.rebalance(now, network);
+        }
+    }
+
+    fn grow_to(&mut self, now: Moment, max: u32) {
+        self.links.grow_to(max as usize);
+        for slot in self.slot_count()..max {
+            let network = NetworkIndex::try_from(slot % self.rules.networks).unwrap_or(0);
+            self.slots.push(Slot {
+                state: SlotState::Idle,
+                since: now,
+                network,
+                generation: 0,
+                use_number: 0,
+                namespace: None,
+                lease: None,
+                doom: None,
+                failures: 0,
+                died_young: false,
+                last_error: None,
+                occupants: Arc::new([]),
+            });
+            let network = &mut self.networks[network as usize];
+            network.counts[SlotState::Idle as usize] += 1;
+            self.links.push_back(&mut network.idle, slot);
+        }
+    }
+
+    pub(super) fn demand(&self, network: u32) -> Demand {
+        let count = |state| self.networks[network as usize].count(state);
+        let networks = self.rules.networks;
+        Demand {
+            ready_target: if self.stopping { 0 } else { share(self.rules.ready, network, networks) },
+            max: if self.stopping { 0 } else { share(self.rules.max, network, networks) },
+            ready: count(SlotState::Ready),
+            filling: count(SlotState::Filling),
+            existing: STATES.iter().filter(|state| state.has_buddy()).map(|state| count(*state)).sum(),
+            retiring: count(SlotState::Retiring),
+            waiting: self.waiters.of_network(network),
+        }
+    }
+
+    /// For how many more callers this network has something ready, on its way, or still to be filled.
+    fn room(&self, network: u32) -> u32 {
+        let demand = self.demand(network);
+        let more = demand.max.saturating_sub(demand.existing + demand.filling);
+        let idle = self.networks[network as usize].count(SlotState::Idle);
+        (demand.ready + demand.filling + more.min(idle)).saturating_sub(demand.waiting)
+    }
+
+    /// Of the callers that take any network, those that this one counts as its own: an even share, but none that it has no room for; the
+    /// first networks with room take those. Linear in the networks, and only while such a caller waits.
+    pub(super) fn any_share(&self, network: u32) -> u32 {
+        let any = self.waiters.of_any();
+        if any == 0 {
+            return 0;
+        }
+        let even = |network| share(any, network, self.rules.networks).min(self.room(network));
+        let mut left = any - (0..self.rules.networks).map(even).sum::<u32>();
+        for other in 0..network {
+            left -= left.min(self.room(other) - even(other));
+        }
+        even(network) + left.min(self.room(network) - even(network))
+    }
+
+    /// Somebody began or ceased to wait, or a network's room has changed while somebody waits who takes any.
+    pub(super) fn rebalance_for_waiters(&mut self, now: Moment) {
+        for network in 0..self.rules.networks {
+            self.rebalance_one(now, network);
+        }
+    }
+
+    /// Makes what is there follow what is wanted, after something changed in one network. Cheap when nothing is to do.
+    pub(super) fn rebalance(&mut self, now: Moment, network: u32) {
+        if self.waiters.of_any() == 0 {
+            self.rebalance_one(now, network);
+        } else {
+            self.rebalance_for_waiters(now);
+        }
+    }
+
+    fn rebalance_one(&mut self, now: Moment, network: u32) {
+        let demand = self.demand(network);
+        let with_any = Demand { waiting: demand.waiting + self.any_share(network), ..demand };
+        for _ in 0..with_any.to_fill() {
+            let Some(slot) = self.networks[network as usize].idle.front() else { break };
+            self.slots[slot as usize].generation = self.next_generation;
+            self.slots[slot as usize].use_number = 1;
+            self.next_generation += 1;
+            self.set_state(now, slot, SlotState::Filling);
+        }
+        if self.demand(network).excess() > 0 {
+            self.give_up_excess(now, network);
+        }
+        let place = &mut self.networks[network as usize];
+        let surplus = place.count(SlotState::Ready) > share(self.rules.ready, network, self.rules.networks);
+        place.surplus_since = surplus.then(|| place.surplus_since.unwrap_or(now));
+    }
+
+    /// Vacant ones first, then ready ones. What is leased goes when it comes back ([`State::vacated`] looks at the excess).
+    fn give_up_excess(&mut self, now: Moment, network: u32) {
+        let any_filling = self.networks[network as usize].count(SlotState::Filling) > 0;
+        let filling: Vec<SlotIndex> = (0..if any_filling { self.slot_count() } else { 0 })
+            .filter(|slot| {
+                let place = &self.slots[*slot as usize];
+                place.state == SlotState::Filling && u32::from(place.network) == network
+            })
+            .collect();
+        for slot in filling.into_iter().rev().take(self.demand(network).excess() as usize) {
+            self.set_state(now, slot, SlotState::Idle);
+        }
+        for _ in 0..self.demand(network).excess().min(self.networks[network as usize].count(SlotState::Ready)) {
+            self.give_up_coldest(now, network, "the pool was made smaller");
+        }
+    }
+
+    pub(super) fn give_up_coldest(&mut self, now: Moment, network: u32, why: &str) {
+        if let Some(slot) = self.networks[network as usize].ready.back() {
+            self.doom(slot, why);
+            self.set_state(now, slot, SlotState::Retiring);
+        }
+    }
+}
