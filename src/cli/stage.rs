@@ -105,6 +105,11 @@ impl Stage {
         Ok(Self { docker, kernel, engine, pool, client, functions, placeholder, brought, tell, daemon, pool_name, _folder: folder })
     }
 
+    /// The placeholder's reference.
+    pub(super) fn placeholder(&self) -> &str {
+        &self.placeholder
+    }
+
     /// Waits until as many are ready as are wanted, and the pool has nothing else to do; tells `ready` how many there are.
     ///
     /// # Errors
