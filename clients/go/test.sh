@@ -48,10 +48,12 @@ if ! diff -r "$root/target/clients-go/generated" "$here/nspoolv1"; then
     echo "clients/go/test.sh: nspoolv1 is not what the contract gives: run clients/go/generate.sh" >&2
     exit 1
 fi
+# shellcheck disable=SC2086 # a list of words
 go vet $packages
 # The race detector needs a C compiler.
 race=
 if [ "$(go env CGO_ENABLED)" = 1 ] && command -v gcc >/dev/null; then
     race=-race
 fi
+# shellcheck disable=SC2086 # lists of words, one of them perhaps empty
 exec go test $race -count=1 -timeout=10m "$@" $packages

@@ -29,7 +29,7 @@ if ! cmp -s "$here/pyproject.toml" "$venv/made-for.toml"; then
     rm -rf "$venv"
     mkdir -p "$(dirname "$venv")"
     "$python" -m venv "$venv"
-    "$venv/bin/pip" install --quiet --disable-pip-version-check --editable "$here[test]"
+    "$venv/bin/pip" install --quiet --disable-pip-version-check --editable "${here}[test]"
     cp "$here/pyproject.toml" "$venv/made-for.toml"
 fi
 

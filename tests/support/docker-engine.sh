@@ -1,3 +1,4 @@
+#!/bin/sh
 # Minds one private dockerd: starts it when told, and takes everything away when its standard input ends, which it does also when the
 # test process is killed. Usage: sh docker-engine.sh DIR BRIDGE ADDRESS/LEN POOL [dockerd options…]
 set -u
@@ -42,13 +43,15 @@ done
 
 [ -s "$dir/docker.pid" ] && kill -CONT "$(cat "$dir/docker.pid")" 2>/dev/null
 all=$(timeout 5 docker -H "unix://$dir/s" ps -aq 2>/dev/null)
+# shellcheck disable=SC2086 # a list of ids
 [ -n "$all" ] && timeout 30 docker -H "unix://$dir/s" rm -f $all >/dev/null 2>&1
 end "$dir/docker.pid"
 end "$dir/exec/containerd/containerd.pid"
 # Shims outlive a containerd that was killed; each names our socket in its arguments. Their containers go with them.
 for proc in /proc/[0-9]*; do
     [ -r "$proc/cmdline" ] || continue
-    if cat "$proc/cmdline" 2>/dev/null | tr '\0' ' ' | grep -q -- "-address $dir/exec/containerd/containerd.sock"; then
+    if tr '\0' ' ' 2>/dev/null <"$proc/cmdline" | grep -q -- "-address $dir/exec/containerd/containerd.sock"; then
+        # shellcheck disable=SC2013 # pids, by words
         for child in $(cat "$proc/task/"*/children 2>/dev/null); do kill -KILL "$child" 2>/dev/null; done
         kill -KILL "${proc#/proc/}" 2>/dev/null
     fi

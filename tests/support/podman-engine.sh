@@ -1,3 +1,4 @@
+#!/bin/sh
 # Minds one private podman API service; see docker-engine.sh. Usage: sh podman-engine.sh DIR LINK-PREFIX
 set -u
 dir=$1 prefix=$2
@@ -38,5 +39,6 @@ if [ -s "$dir/podman.pid" ]; then
 fi
 # Joiners keep a container from being removed: --depend takes them along.
 all=$(pod ps -aq 2>/dev/null)
+# shellcheck disable=SC2086 # a list of ids
 [ -n "$all" ] && pod rm -f -t 0 --depend $all >/dev/null 2>&1
 sh "$(dirname "$0")/sweep.sh" "$dir" "$prefix"

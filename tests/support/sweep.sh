@@ -1,3 +1,4 @@
+#!/bin/sh
 # Takes away what a private engine leaves: mounts below its folder, the folder, its links. Usage: sh sweep.sh DIR LINK-PREFIX
 dir=$1 prefix=$2
 case $dir in /tmp/nspool-test-*/*) ;; *) echo "not a test engine's folder: $dir" >&2; exit 1 ;; esac
