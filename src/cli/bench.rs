@@ -34,7 +34,7 @@ const POOL: &str = "bench";
   sudo nspool bench --concurrency 1,4,16,50 --rounds 5 --out ./bench
 
 Writes a table to stdout, and CSV files and plots (SVG) to --out. It runs a pool of its own and leaves nothing in the engine,
-also at Ctrl-C (exit code 130). A whole run takes some ten minutes.")]
+also at Ctrl-C (exit code 130). A whole run takes some twenty minutes on two processors.")]
 pub struct Bench {
     /// The engine's socket [default: found as `serve` finds it]
     #[arg(long, value_name = "unix://PATH")]
