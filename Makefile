@@ -13,7 +13,7 @@ export PATH := $(target)/tools/bin:$(PATH):/usr/sbin:/sbin
 section := deploy/setup.sh section
 scripts := $(wildcard deploy/*.sh) .ci/run $(wildcard clients/*/*.sh tests/*.sh tests/support/*.sh benches/*.sh)
 # Written out, because cargo's --all-targets would run the benches, too.
-tests := --workspace --locked --lib --bins --examples --tests
+tests := --workspace --locked --lib --bins --tests
 
 .PHONY: help build demo test bench lint install clean packages-test engines-stop test-rust test-clients test-rules \
         test-scripts lint-toolchain lint-scripts lint-deny
@@ -44,6 +44,7 @@ test-rust:
 	@$(section) "tests in the documentation" $(CARGO) test --workspace --locked --doc
 
 test-clients:
+	@$(section) "a daemon for the clients" $(CARGO) build --locked --example fake_daemon
 	@for script in $(wildcard clients/*/test.sh); do \
 	    NSPOOL_TEST_DAEMON=$(target)/debug/examples/fake_daemon $(section) "$$script" $$script; \
 	done

@@ -25,7 +25,7 @@ use crate::client::Client;
 use crate::config::{Config, Log, Placeholder};
 use crate::daemon::{Daemon, DaemonError, Parts, Signal, Stopped};
 use crate::engine::docker::Docker;
-use crate::engine::{Engine as _, EngineInfo, ErrorClass};
+use crate::engine::{Engine as _, EngineError, EngineInfo, ErrorClass};
 use crate::image::gate::Source;
 use crate::lock::LOCKS;
 use crate::netns::Kernel;
@@ -38,6 +38,9 @@ const NO_PROGRESS: Duration = Duration::from_secs(60);
 /// For functions, and for leases, to end at the close.
 const LAST_FUNCTIONS: Duration = Duration::from_secs(30);
 const LAST_RELEASES: Duration = Duration::from_secs(5);
+/// How long an image may be in use by containers that are gone, and may take to appear after a load that was cut off.
+const IMAGE_IN_USE: Duration = Duration::from_secs(5);
+const IMAGE_MAY_APPEAR: Duration = Duration::from_secs(1);
 /// What is logged, unless `NSPOOL_LOG_FILTER` says otherwise: the commands speak for themselves.
 const QUIET: &str = "error";
 
@@ -180,10 +183,10 @@ impl Stage {
             }
         }
         left.extend(self.stop_daemon(signals).await);
-        match if self.brought { self.docker.remove_image(&self.placeholder).await } else { Ok(()) } {
-            // Refused: somebody uses it by now, and it is theirs.
-            Err(error) if error.class != ErrorClass::Refused => left.push(format!("the image {}: {error}", self.placeholder)),
-            _ => {}
+        if self.brought
+            && let Err(error) = self.remove_placeholder().await
+        {
+            left.push(format!("the image {}: {error}", self.placeholder));
         }
         // One that is taken belongs to another, who came in our place.
         if let Ok(lock) = host::lock(&self.engine, &self.pool_name)
@@ -193,6 +196,21 @@ impl Stage {
             left.push(host::lock_failure(&error).to_string());
         }
         left
+    }
+
+    /// The engine refuses for as long as it thinks that a container uses the image, which it does for a moment after the last one is gone;
+    /// refused for longer, somebody else uses it by now, and it is theirs. A load that the stop cut off is carried out all the same, so an
+    /// image that was not there may still appear.
+    async fn remove_placeholder(&self) -> Result<(), EngineError> {
+        let begin = tokio::time::Instant::now();
+        loop {
+            match self.docker.remove_image(&self.placeholder).await {
+                Err(error) if error.class != ErrorClass::Refused => return Err(error),
+                Err(_) if begin.elapsed() > IMAGE_IN_USE => return Ok(()),
+                Ok(()) if begin.elapsed() > IMAGE_MAY_APPEAR => return Ok(()),
+                Ok(()) | Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
     }
 
     /// A second signal, or a third, is handed on: the daemon then stops at once.
