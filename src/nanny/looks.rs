@@ -1,12 +1,46 @@
 //! Who is inside whom: the engine's list and the kernel's processes, each look shared by all slots that wait for one.
 
+use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use crate::coalesce::Coalesced;
 use crate::engine::{ContainerId, ContainerSummary, Engine, EngineError, NamespaceKind};
 use crate::netns::{Held, Kernel, KernelError};
 
-type Listing = Result<Arc<Vec<ContainerSummary>>, EngineError>;
+type Listing = Result<Arc<Listed>, EngineError>;
+
+/// All containers, and which of them joins whom: every slot that leaves asks for its own, and a stop has all slots ask.
+#[derive(Debug)]
+pub struct Listed {
+    containers: Vec<ContainerSummary>,
+    joiners: HashMap<String, Vec<usize>>,
+}
+
+impl Listed {
+    fn of(containers: Vec<ContainerSummary>) -> Self {
+        let mut joiners: HashMap<String, Vec<usize>> = HashMap::new();
+        for (index, container) in containers.iter().enumerate() {
+            if let Some(buddy) = container.joins() {
+                joiners.entry(buddy.to_owned()).or_default().push(index);
+            }
+        }
+        Self { containers, joiners }
+    }
+
+    /// The containers that join this one's network namespace.
+    pub fn joiners_of(&self, buddy: &ContainerId) -> impl Iterator<Item = &ContainerSummary> {
+        self.joiners.get(buddy.as_str()).into_iter().flatten().map(|index| &self.containers[*index])
+    }
+}
+
+impl Deref for Listed {
+    type Target = [ContainerSummary];
+
+    fn deref(&self) -> &Self::Target {
+        &self.containers
+    }
+}
 
 /// Shared looks. A look serves those who asked before it began, so what it says was true after they asked.
 pub struct Looks {
@@ -50,7 +84,7 @@ impl Looks {
     pub fn new(engine: Arc<dyn Engine>, kernel: Arc<dyn Kernel>, shared: Vec<NamespaceKind>, may_fork: bool) -> Self {
         let list = Coalesced::new(move || {
             let engine = Arc::clone(&engine);
-            async move { engine.list().await.map(Arc::new) }
+            async move { engine.list().await.map(|list| Arc::new(Listed::of(list))) }
         });
         Self { list, kernel, shared, may_fork }
     }
@@ -70,7 +104,7 @@ impl Looks {
     /// What could not be looked at; it says nothing about who is there.
     pub async fn inside(&self, buddy: &ContainerId, held: Option<&dyn Held>) -> Result<Inside, LookError> {
         let mut inside = Inside::default();
-        for container in self.list().await.map_err(LookError::Engine)?.iter().filter(|c| c.joins() == Some(buddy.as_str())) {
+        for container in self.list().await.map_err(LookError::Engine)?.joiners_of(buddy) {
             let who = format!("container {} ({})", container.id.as_str().get(..12).unwrap_or(container.id.as_str()), container.name);
             if container.status.is_live() { inside.live.push(who) } else { inside.configured.push(who) }
         }

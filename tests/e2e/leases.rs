@@ -1,6 +1,6 @@
 //! The main job: a namespace is ready, a function starts in it, it is given back, and what comes after is as the policy says.
 
-use nspool::client::Request;
+use nspool::client::{Client, Request};
 use nspool::proto::ReleaseOutcome;
 
 use crate::support::daemon::{TestDaemon, load_busybox, text};
@@ -61,6 +61,9 @@ async fn the_command_line_does_the_whole_job(engine: &TestEngine) {
         );
     }
     engine.run(&["rm", "-f", &function]);
+    // The daemon hears of it from the engine's events, which podman sends late: then the lease has an end in sight again.
+    let lingers = |client: Client| async move { client.leases().await.ok()?.iter().any(|l| l.remaining.is_some()).then_some(()) };
+    daemon.level("the function to have left", lingers).await;
     assert_eq!(daemon.json(&["usage"])["leased"], 1);
     let released = daemon.json(&["release", &word("token")]);
     assert_eq!(released["outcome"], "returned");
