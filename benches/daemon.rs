@@ -51,7 +51,7 @@ fn child(slots: u32) {
     runtime.block_on(async {
         let mut config = Config::default();
         (config.pool.ready, config.pool.max) = (slots, slots);
-        (config.pacer.rate, config.pacer.concurrent) = (None, 64);
+        (config.pacer.rate, config.pacer.concurrent) = (None, 1024);
         config.stop.timeout = Duration::from_secs(300);
         let world = FakeWorld::new(1);
         world.forget_calls();
@@ -62,6 +62,8 @@ fn child(slots: u32) {
             source: Source::from_config(&config.placeholder, &[]).unwrap(),
             listeners: Vec::new(),
             locks: locks.path().to_owned(),
+            ledger: None,
+            keep: false,
         };
         let daemon = Daemon::assemble(config, parts);
         let pool = daemon.pool();

@@ -36,6 +36,8 @@ async fn main() -> anyhow::Result<ExitCode> {
         source: Source::from_config(&config.placeholder, &[])?,
         listeners: vec![UnixListener::bind(path)?],
         locks: locks.path().to_owned(),
+        ledger: None,
+        keep: false,
     };
     let (tell, told) = mpsc::channel(1);
     let mut terminate = signal(SignalKind::terminate())?;

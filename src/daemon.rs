@@ -21,6 +21,7 @@ use crate::config::{self, Config, PlaceholderImage, Reuse};
 use crate::engine::paced::{Deadlines, Paced};
 use crate::engine::{Engine, EngineError};
 use crate::image::gate::{Gate, GateState, Source};
+use crate::ledger::{Ledger, Replayed};
 use crate::lock::{LockError, PoolLock};
 use crate::nanny::buddy::Breed;
 use crate::nanny::fill::Trust;
@@ -29,13 +30,13 @@ use crate::nanny::minder::{self, Detached, DetachedList};
 use crate::nanny::{Settings, Tools};
 use crate::netns::Kernel;
 use crate::observer::{Doubts, EngineState, Observer};
-use crate::pool::state::{Afterwards, Rules, SlotState};
+use crate::pool::state::{Afterwards, Rules, SlotState, State};
 use crate::pool::{Pool, Token, World};
 use crate::recovery::{self, Means};
 use crate::supervisor::{self, NannyPanicked};
 
 /// How long a start waits for a predecessor that is on its way out.
-const WAIT_FOR_LOCK: Duration = Duration::from_secs(5);
+pub(crate) const WAIT_FOR_LOCK: Duration = Duration::from_secs(5);
 /// How long streams and connections have to end after the slots are gone.
 const END_OF_API: Duration = Duration::from_secs(2);
 
@@ -51,6 +52,10 @@ pub struct Parts {
     pub listeners: Vec<UnixListener>,
     /// Where pools' locks are; [`crate::lock::LOCKS`] on a host.
     pub locks: PathBuf,
+    /// What the last daemon left, and where this one writes; `None`: nothing survives.
+    pub ledger: Option<(Arc<Ledger>, Replayed)>,
+    /// A stop leaves slots and leases to the next daemon.
+    pub keep: bool,
 }
 
 /// What the daemon is told while it runs.
@@ -103,6 +108,8 @@ struct Shown {
 pub struct Daemon {
     config: Config,
     locks: PathBuf,
+    ledger: Option<Arc<Ledger>>,
+    keep: bool,
     tools: Arc<Tools>,
     means: Means,
     shown: Shown,
@@ -119,11 +126,8 @@ impl Daemon {
     /// Puts it together; no I/O.
     #[must_use]
     pub fn assemble(config: Config, parts: Parts) -> Self {
-        let kernel = Arc::clone(&parts.kernel);
-        let world = World { now: Box::new(move || kernel.since_boot()), token: Box::new(random_token) };
-        // Above every generation of an earlier run on this boot, which made fewer than one buddy per millisecond.
-        let first_generation = u64::try_from(parts.kernel.since_boot().as_millis()).unwrap_or(0) + 1;
-        let pool = Pool::new(rules(&config), first_generation, config.pool.watch_backlog, world);
+        let (ledger, replayed) = parts.ledger.unzip();
+        let (pool, incarnation) = pool_of(&config, &parts.kernel, ledger.as_ref(), replayed);
         let mutations = TaskTracker::new();
         let deadlines = Deadlines::from_config(&config.engine, &config.placeholder);
         let engine = Arc::new(Paced::new(parts.engine, &config.pacer, deadlines, mutations.clone()));
@@ -169,9 +173,24 @@ impl Daemon {
         let means = Means { engine, kernel: Arc::clone(&tools.kernel), looks, breed };
         let (status, shown) = watch::channel(DaemonStatus::default());
         let (limits, limits_shown) = watch::channel(Limits::of(&config.api, &config.pool));
-        let api = api_of(&config, &tools, &detached, shown, limits_shown);
+        let incarnation = incarnation.unwrap_or_else(|| tools.breed.instance.clone());
+        let api = api_of(&config, &tools, &detached, shown, limits_shown, incarnation);
         let shown = Shown { status, limits, settings };
-        Self { config, locks: parts.locks, tools, means, shown, observer, arriving, detached, api, listeners: parts.listeners, mutations }
+        Self {
+            config,
+            locks: parts.locks,
+            ledger,
+            keep: parts.keep,
+            tools,
+            means,
+            shown,
+            observer,
+            arriving,
+            detached,
+            api,
+            listeners: parts.listeners,
+            mutations,
+        }
     }
 
     /// The pool, for whoever looks at it from inside the process.
@@ -191,7 +210,7 @@ impl Daemon {
     /// # Errors
     /// [`DaemonError`], after an orderly stop where there was something to stop.
     pub async fn run(self, mut signals: mpsc::Receiver<Signal>) -> Result<Stopped, DaemonError> {
-        let Self { mut config, locks, tools, means, shown, observer, arriving, detached, api, listeners, mutations } = self;
+        let Self { mut config, locks, ledger, keep, tools, means, shown, observer, arriving, detached, api, listeners, mutations } = self;
         let (ending, api_ending) = (CancellationToken::new(), CancellationToken::new());
         let mut background = JoinSet::new();
         {
@@ -202,10 +221,14 @@ impl Daemon {
             background.spawn(observer.run(ending.clone()));
             background.spawn(minder::run(Arc::clone(&tools), arriving, Arc::clone(&detached), ending.clone()));
         }
+        if let Some(ledger) = ledger {
+            let (kernel, most, stop) = (Arc::clone(&tools.kernel), config.pool.remember_max as usize, ending.clone());
+            background.spawn(async move { ledger.keep_short(|| kernel.since_boot(), most, stop).await });
+        }
         let Shown { status, limits, settings } = shown;
         background.spawn(show_status(Arc::clone(&tools), status, ending.clone()));
         let mut api = std::pin::pin!(api::serve(api, listeners, api_ending.clone()));
-        let mut work = std::pin::pin!(work(Arc::clone(&tools), means, config.clone(), locks));
+        let mut work = std::pin::pin!(work(Arc::clone(&tools), means, config.pool.name.clone(), locks));
 
         let outcome = loop {
             tokio::select! {
@@ -222,7 +245,8 @@ impl Daemon {
         };
         tracing::info!(timeout = ?config.stop.timeout, "stopping");
         tools.engine.set_stopping();
-        tools.pool.with(|state, now| state.stop(now));
+        let keep = keep && outcome.is_ok();
+        tools.pool.with(|state, now| if keep { state.stop_and_keep(now) } else { state.stop(now) });
         if outcome.is_ok() {
             tokio::select! {
                 _ = tokio::time::timeout(config.stop.timeout, &mut work) => {}
@@ -236,8 +260,20 @@ impl Daemon {
         let _ = tokio::time::timeout(END_OF_API, async { while background.join_next().await.is_some() {} }).await;
         mutations.close();
         let _ = tokio::time::timeout(END_OF_API, mutations.wait()).await;
-        outcome.map(|()| Stopped { left: left(&tools, &detached) })
+        outcome.map(|()| if keep { kept(&tools, &detached) } else { Stopped { left: left(&tools, &detached) } })
     }
+}
+
+/// Everything stays, for the next daemon.
+fn kept(tools: &Tools, detached: &DetachedList) -> Stopped {
+    let usage = tools.pool.read(State::usage);
+    tracing::info!(
+        ready = usage.ready,
+        leased = usage.leased,
+        detached = detached.lock().len(),
+        "slots and leases stay for the next start"
+    );
+    Stopped::default()
 }
 
 async fn second_stop(signals: &mut mpsc::Receiver<Signal>) {
@@ -251,17 +287,19 @@ async fn second_stop(signals: &mut mpsc::Receiver<Signal>) {
 }
 
 /// From the engine's first answer to the end of the last nanny.
-async fn work(tools: Arc<Tools>, means: Means, config: Config, locks: PathBuf) -> Result<(), DaemonError> {
+async fn work(tools: Arc<Tools>, means: Means, pool: String, locks: PathBuf) -> Result<(), DaemonError> {
     let Some(engine_id) = engine_id(&tools).await else { return Ok(()) };
-    let _lock = take_lock(&locks, &engine_id, &config.pool.name).await.map_err(DaemonError::Lock)?;
-    if clean_up_after_predecessor(&tools, &means).await {
-        tools.pool.with(|state, now| {
-            if let Err(denied) = state.resize(now, config.pool.ready, config.pool.max) {
-                tracing::error!(%denied, "the configured size is refused");
-            }
-        });
-    }
-    supervisor::run(tools).await.map_err(DaemonError::Nanny)
+    let _lock = take_lock(&locks, &engine_id, &pool).await.map_err(DaemonError::Lock)?;
+    let open = async {
+        if clean_up_after_predecessor(&tools, &means).await
+            && let Err(denied) = tools.pool.with(State::open)
+        {
+            tracing::error!(%denied, "the configured size is refused");
+        }
+        Ok(())
+    };
+    // Nannies adopt what the ledger tells while what it does not tell is cleared away.
+    tokio::try_join!(supervisor::run(Arc::clone(&tools)), open).map(|_| ()).map_err(DaemonError::Nanny)
 }
 
 /// `None`: the stop came first.
@@ -289,7 +327,7 @@ async fn take_lock(locks: &std::path::Path, engine_id: &str, pool: &str) -> Resu
 async fn clean_up_after_predecessor(tools: &Tools, means: &Means) -> bool {
     let mut backoff = crate::nanny::backoff::Backoff::new(&tools.settings.borrow().backoff.clone(), 0);
     let recovered = loop {
-        let error: EngineError = match recovery::recover(means).await {
+        let error: EngineError = match recovery::recover(means, |id| tools.pool.read(|state| state.has_container(id))).await {
             Ok(recovered) => break recovered,
             Err(error) => error,
         };
@@ -327,7 +365,7 @@ fn reload(tools: &Tools, settings: &watch::Sender<Settings>, limits: &watch::Sen
     tools.pool.with(|state, now| {
         state.set_rules(now, rules(&now_live));
         if (now_live.pool.ready, now_live.pool.max) != (config.pool.ready, config.pool.max)
-            && let Err(denied) = state.resize(now, now_live.pool.ready, now_live.pool.max)
+            && let Err(denied) = state.resize_configured(now, now_live.pool.ready, now_live.pool.max)
         {
             tracing::error!(%denied, "the configured size is refused");
         }
@@ -380,6 +418,7 @@ fn api_of(
     detached: &DetachedList,
     status: watch::Receiver<DaemonStatus>,
     limits: watch::Receiver<Limits>,
+    incarnation: String,
 ) -> Api {
     let detached = Arc::clone(detached);
     let shown = move || {
@@ -400,7 +439,7 @@ fn api_of(
             Reuse::Once => "once".to_owned(),
             Reuse::Always => "always".to_owned(),
         },
-        incarnation: tools.breed.instance.clone(),
+        incarnation,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started_at: SystemTime::now(),
         started_boot: tools.pool.now(),
@@ -424,7 +463,8 @@ fn left(tools: &Tools, detached: &DetachedList) -> Vec<Left> {
         let container = slot.namespace.as_ref()?.container_id.to_string();
         let why = match slot.state {
             SlotState::Quarantined => slot.occupants.join(", "),
-            SlotState::Idle
+            SlotState::Adopting
+            | SlotState::Idle
             | SlotState::Filling
             | SlotState::BackingOff
             | SlotState::Ready
@@ -438,6 +478,26 @@ fn left(tools: &Tools, detached: &DetachedList) -> Vec<Left> {
     });
     let detached = detached.lock();
     in_slots.chain(detached.iter().map(|buddy| Left { container: buddy.id.to_string(), why: buddy.joiners.join(", ") })).collect()
+}
+
+/// With what the last daemon left, and the incarnation of its leases.
+fn pool_of(
+    config: &Config,
+    kernel: &Arc<dyn Kernel>,
+    ledger: Option<&Arc<Ledger>>,
+    replayed: Option<Replayed>,
+) -> (Arc<Pool>, Option<String>) {
+    // Above every generation of an earlier run on this boot, which made fewer than one buddy per millisecond.
+    let first_generation = u64::try_from(kernel.since_boot().as_millis()).unwrap_or(0) + 1;
+    let clock = Arc::clone(kernel);
+    let world = World { now: Box::new(move || clock.since_boot()), token: Box::new(random_token) };
+    let journal = ledger.map(|ledger| (Arc::clone(ledger), config.pool.networks.clone().into()));
+    let pool = Pool::recorded(rules(config), first_generation, config.pool.watch_backlog, world, journal);
+    let incarnation = replayed.as_ref().and_then(|replayed| replayed.table.began.as_ref()).map(|began| began.incarnation.clone());
+    if let Some(replayed) = replayed {
+        recovery::restore(&pool, replayed);
+    }
+    (pool, incarnation)
 }
 
 fn rules(config: &Config) -> Rules {

@@ -10,6 +10,7 @@
 //!               │            register  │  │ vacate / retire   │ exited, paused, gone; joined, left
 //!               │                      ▼  │                   ▼
 //!               └─► api ── allocate / release ──► pool ◄── observer
+//!                                                  └─► ledger ─► (the next daemon's) recovery, nannies adopt
 //! ```
 //!
 //! # Words
@@ -33,22 +34,23 @@
 //! - **I5** At most one preparation of an image is in flight; it belongs to the daemon, not to whoever asked first.
 //! - **I6** Every engine mutation passed the pacer. No engine call is without a deadline, but wait and events, which have probes and reconnects.
 //! - **I7** No lock is held across an await; an Allocate that finds a slot touches neither engine nor kernel network.
-//! - **I8** *(with the ledger, not in this version)* An answered Allocate survives kill -9 of the daemon.
+//! - **I8** An answered Allocate survives kill -9 of the daemon: the ledger was written first. A failed write undoes the lease.
 //! - **I9** A namespace with a live joiner is never removed or handed out, under any policy. Unknown is neither dead nor free: an EOF, a timeout, a
 //!   5xx change no slot to free.
 //! - **I10** What is handed out is a fresh namespace, unless `reuse = "always"`.
-//! - **I11** Stop is bounded, and says what becomes of the slots: nothing of ours stays but what has live joiners, each named.
+//! - **I11** Stop is bounded, and says what becomes of the slots: `remove` leaves nothing of ours but what has live joiners, each named; `keep` leaves all
+//!   for the next start to adopt.
 //! - **I12** Every queue, retry, wait, label, message and file has a bound.
 //!
-//! What is deliberately absent: leases that survive a restart (a start removes a dead predecessor's buddies instead), renewal of a namespace under
-//! its buddy, engines other than Docker and podman.
+//! What is deliberately absent: anything that survives a reboot (buddies do not), renewal of a namespace under its buddy, engines other than Docker and
+//! podman.
 //!
 //! # Who may say what
 //! `bollard` only in `engine/docker*` · `governor` only in `engine/paced*` · `tonic` only in `api/`, `client*` and where generated code needs it · the
-//! pool knows no engine, the api no nanny, a nanny no lease. `tests/layering.rs` holds the code to it.
+//! pool knows no engine, the ledger no pool, the api no nanny, a nanny no lease. `tests/layering.rs` holds the code to it.
 //!
 //! # Reading order
-//! [`pool::state`] (the picture of a slot's life) → [`nanny`] (the story of one slot) → [`engine`] (what an engine is asked) → [`daemon`]
+//! [`pool::state`] (the picture of a slot's life) → [`ledger`] (what survives the daemon) → [`nanny`] (the story of one slot) → [`engine`] (what an engine is asked) → [`daemon`]
 //! (assembly and stop) → [`api`] (what callers are told) → [`process`] (sockets and signals).
 
 /// The examples in the README compile.
@@ -58,6 +60,7 @@ pub struct Readme;
 
 pub mod proto;
 
+pub mod ledger;
 pub mod pool;
 
 pub mod nanny;

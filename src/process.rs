@@ -20,11 +20,12 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{self, Config, raw::Mistakes};
-use crate::daemon::{Daemon, DaemonError, Parts, Signal, Stopped};
+use crate::config::{self, Config, StopPolicy, raw::Mistakes};
+use crate::daemon::{self, Daemon, DaemonError, Parts, Signal, Stopped};
 use crate::engine::NamespaceKind;
 use crate::engine::discover::{self, DiscoverError};
 use crate::image::gate::Source;
+use crate::ledger::{Identity, Ledger, OpenError, Replayed, boot_id};
 use crate::nanny::Tools;
 use crate::netns::linux::Linux;
 use crate::netns::{Kernel, KernelError};
@@ -69,6 +70,12 @@ pub enum ProcessError {
     /// `[metrics] listen`.
     #[error("the metrics cannot be served")]
     Metrics(#[source] TelemetryError),
+    /// `[state] dir`.
+    #[error("no lease can be recorded")]
+    Ledger(#[source] OpenError),
+    /// What tells one boot from another.
+    #[error("the boot id cannot be read")]
+    Boot(#[source] io::Error),
     /// SIGTERM and the like.
     #[error("signals cannot be caught")]
     Signals(#[source] io::Error),
@@ -103,7 +110,15 @@ pub async fn run(
     let signals = Signals::catch().map_err(ProcessError::Signals)?;
 
     let networks = config.pool.networks.clone();
-    let parts = Parts { engine: Arc::new(engine), kernel, source, listeners: sockets.listeners, locks: crate::lock::LOCKS.into() };
+    let keep = match config.stop.policy {
+        StopPolicy::Keep => true,
+        StopPolicy::Remove => false,
+        // Whoever waits for a notice is a manager that starts the daemon again.
+        StopPolicy::Auto => std::env::var_os("NOTIFY_SOCKET").is_some(),
+    };
+    let ledger = Some(open_ledger(&config).await?);
+    let parts =
+        Parts { engine: Arc::new(engine), kernel, source, listeners: sockets.listeners, locks: crate::lock::LOCKS.into(), ledger, keep };
     let daemon = Daemon::assemble(config.clone(), parts);
     let tools = daemon.tools();
     let end = CancellationToken::new();
@@ -124,6 +139,18 @@ pub async fn run(
     end.cancel();
     sockets.bound.iter().for_each(Bound::unlink);
     outcome.map_err(ProcessError::Daemon)
+}
+
+/// A predecessor that is on its way out has it for a moment longer.
+async fn open_ledger(config: &Config) -> Result<(Arc<Ledger>, Replayed), ProcessError> {
+    let identity = Identity { boot_id: boot_id().map_err(ProcessError::Boot)?, pool: config.pool.name.clone() };
+    let deadline = tokio::time::Instant::now() + daemon::WAIT_FOR_LOCK;
+    loop {
+        match Ledger::open(&config.state.dir, &identity) {
+            Err(OpenError::Taken(_)) if tokio::time::Instant::now() < deadline => tokio::time::sleep(Duration::from_millis(50)).await,
+            opened => return opened.map_err(ProcessError::Ledger),
+        }
+    }
 }
 
 /// Whether this process may see who is in a namespace. Better said at the start than by every slot.

@@ -1,19 +1,20 @@
 //! What a dead predecessor left in the engine: buddies of this pool that nobody is in are removed, those with somebody inside go to the minder.
 //!
-//! The caller holds the pool's lock, which proves that the owner of every buddy found here is dead (I3). Leases do not survive a restart yet, so
-//! nothing is adopted. Whoever cannot be looked into is taken for occupied (I9).
+//! The caller holds the pool's lock, which proves that the owner of every buddy found here is dead (I3). What the ledger tells of is adopted by
+//! nannies; this is for all else. Whoever cannot be looked into is taken for occupied (I9).
 
 use std::sync::Arc;
 
 use futures::stream::{self, StreamExt};
 
 use crate::engine::{ContainerId, ContainerSummary, Engine, EngineError};
+use crate::ledger::{self, Replayed};
 use crate::nanny::buddy::{Breed, Ownership};
 use crate::nanny::kinds_held;
 use crate::nanny::looks::Looks;
 use crate::nanny::minder::Detached;
 use crate::netns::{Held, Kernel};
-use crate::pool::Moment;
+use crate::pool::{Moment, Pool, Restored};
 
 /// What to recover with.
 #[derive(Clone)]
@@ -56,6 +57,23 @@ pub struct Found {
     pub inside: Vec<String>,
 }
 
+/// What the last daemon's ledger tells, into the empty pool; its nannies prove it.
+pub fn restore(pool: &Pool, replayed: Replayed) {
+    let Replayed { table, found } = replayed;
+    let trusted = !matches!(found, ledger::Found::Broken { .. });
+    match &found {
+        ledger::Found::Nothing | ledger::Found::Whole { torn: 0 } => {}
+        ledger::Found::Whole { torn } => tracing::info!(bytes = torn, "the end of the ledger was not completed: cut off"),
+        ledger::Found::Broken { bytes, aside } => {
+            tracing::error!(bytes, aside, "the ledger is broken: leases that it tells stand, other buddies are not trusted to be free");
+        }
+    }
+    let restored = pool.with(|state, now| state.restore(now, table, trusted));
+    if restored != Restored::default() {
+        tracing::info!(leases = restored.leases, buddies = restored.buddies, "restored from the ledger");
+    }
+}
+
 /// Looks at all containers of this pool, and touches none.
 ///
 /// # Errors
@@ -66,17 +84,18 @@ pub async fn look(means: &Means) -> Result<Vec<Found>, EngineError> {
     Ok(stream::iter(ours.collect::<Vec<_>>()).map(|(found, owner)| examine(means, found, owner)).buffer_unordered(16).collect().await)
 }
 
-/// Looks at all containers of this pool, removes those that nobody is in.
+/// Looks at all containers of this pool but those to `spare` (which a slot has), removes those that nobody is in.
 ///
 /// # Errors
 /// The engine's list failed: nothing was touched, nothing is known.
-pub async fn recover(means: &Means) -> Result<Recovered, EngineError> {
+pub async fn recover(means: &Means, spare: impl Fn(&str) -> bool) -> Result<Recovered, EngineError> {
     let list = means.looks.list().await?;
     let ours: Vec<(ContainerSummary, Ownership)> =
         list.iter().filter_map(|found| Some((found.clone(), means.breed.owned(&found.name, &found.labels)?))).collect();
     let mut recovered =
         Recovered { next_generation: ours.iter().map(|(_, owner)| owner.generation + 1).max().unwrap_or(0), ..Recovered::default() };
     let now = means.kernel.since_boot();
+    let ours = ours.into_iter().filter(|(found, _)| !spare(found.id.as_str()));
     // Each is removed right after the look at it, so that what was seen is still true.
     let clean_one = |(found, owner)| async move { clean(means, examine(means, found, owner).await, now).await };
     let mut cleaned = std::pin::pin!(stream::iter(ours).map(clean_one).buffer_unordered(16));

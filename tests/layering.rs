@@ -53,6 +53,7 @@ fn only_these_may_say_these_names() {
 fn the_parts_do_not_know_what_they_must_not() {
     let forbidden = [
         ("pool/", &["crate::engine", "crate::netns", "crate::nanny", "crate::api", "crate::daemon", "tonic"][..]),
+        ("ledger/", &["crate::pool", "crate::engine", "crate::nanny", "crate::api"][..]),
         ("api/", &["crate::nanny", "crate::supervisor", "crate::daemon", "crate::netns"][..]),
         ("nanny/", &["crate::api", "crate::daemon", "crate::proto", "state::Lease"][..]),
         ("engine/", &["crate::pool", "crate::nanny", "crate::api", "crate::image"][..]),

@@ -48,6 +48,7 @@ fn namespace(slot: u32, name: &str) -> Arc<Namespace> {
         resolv_conf: String::new(),
         mtu: 0,
         pid: 0,
+        started_at: String::new(),
     })
 }
 

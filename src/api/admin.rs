@@ -90,7 +90,7 @@ impl PoolAdmin for AdminService {
         let resized = self.shared.pool.with(|state, now| {
             let (ready, max) = state.sizes();
             let (ready, max) = (asked.ready.unwrap_or(ready), asked.max.unwrap_or(max));
-            state.resize(now, ready, max).map(|()| (ready, max))
+            state.resize_asked(now, ready, max).map(|()| (ready, max))
         });
         let (ready, max) = resized.map_err(Refusal::from)?;
         tracing::info!(ready, max, peer_uid = self.peer.uid, peer_pid = self.peer.pid, "resized by an operator");

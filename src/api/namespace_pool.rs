@@ -111,6 +111,7 @@ fn had_to_wait(denied: &Denied) -> bool {
         Denied::TooManyWaiting
         | Denied::Quota { .. }
         | Denied::Cordoned
+        | Denied::NotRecorded { .. }
         | Denied::LeaseLost { .. }
         | Denied::LeaseEnded { .. }
         | Denied::UnknownToken
@@ -213,6 +214,8 @@ impl NamespacePool for PoolService {
         checks.done()?;
         let leases = self.shared.pool.with(|state, _| state.resume(self.peer.uid, &owner));
         tracing::debug!(owner, leases = leases.len(), peer_uid = self.peer.uid, peer_pid = self.peer.pid, "resumed");
+        // From now on this connection holds what a connection held that is gone.
+        leases.iter().for_each(|lease| self.hold(lease));
         let service = Self::new(Arc::clone(&self.shared), self.peer);
         let answers = leases.into_iter().map(move |view| Ok(proto::ResumeResponse { lease: Some(service.lease(&view)) }));
         Ok(Response::new(stream::iter(answers).boxed()))

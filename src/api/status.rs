@@ -26,6 +26,7 @@ pub(super) enum Reason {
     Starting,
     EngineAway,
     Stopping,
+    NotRecorded,
     Cordoned,
     Draining,
     LeaseLost,
@@ -41,12 +42,13 @@ pub(super) enum Reason {
 }
 
 /// All of them, in the order of their discriminants.
-pub(super) const REASONS: [Reason; 17] = [
+pub(super) const REASONS: [Reason; 18] = [
     Reason::PoolEmpty,
     Reason::Quota,
     Reason::Starting,
     Reason::EngineAway,
     Reason::Stopping,
+    Reason::NotRecorded,
     Reason::Cordoned,
     Reason::Draining,
     Reason::LeaseLost,
@@ -70,6 +72,7 @@ impl Reason {
             Self::Starting => ("STARTING", "starting", Code::Unavailable),
             Self::EngineAway => ("ENGINE_AWAY", "engine_away", Code::Unavailable),
             Self::Stopping => ("STOPPING", "stopping", Code::Unavailable),
+            Self::NotRecorded => ("NOT_RECORDED", "not_recorded", Code::Unavailable),
             Self::Cordoned => ("CORDONED", "cordoned", Code::FailedPrecondition),
             Self::Draining => ("DRAINING", "draining", Code::FailedPrecondition),
             Self::LeaseLost => ("LEASE_LOST", "lease_lost", Code::FailedPrecondition),
@@ -200,6 +203,7 @@ fn reason_of(denied: &Denied) -> Reason {
         Denied::Cordoned => Reason::Cordoned,
         Denied::Draining => Reason::Draining,
         Denied::Stopping => Reason::Stopping,
+        Denied::NotRecorded { .. } => Reason::NotRecorded,
         Denied::LeaseLost { .. } => Reason::LeaseLost,
         Denied::LeaseEnded { .. } => Reason::LeaseEnded,
         Denied::UnknownToken => Reason::UnknownToken,
@@ -239,6 +243,7 @@ fn denied_details(denied: &Denied, facts: &mut HashMap<String, String>, details:
         | Denied::Cordoned
         | Denied::Draining
         | Denied::Stopping
+        | Denied::NotRecorded { .. }
         | Denied::LeaseLost { .. }
         | Denied::UnknownToken
         | Denied::UnknownLease

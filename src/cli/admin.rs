@@ -12,7 +12,7 @@ use super::progress::spinner;
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  nspool resize --ready 16 --max 128\n\nIt holds until the daemon restarts or reloads its configuration."
+    after_help = "Example:\n  nspool resize --ready 16 --max 128\n\nIt holds over restarts, until the configuration has other sizes than now."
 )]
 pub(super) struct Resize {
     /// Slots kept ready

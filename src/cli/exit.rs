@@ -158,6 +158,7 @@ fn advice_on_refusal(reason: &str, retry_after: Option<std::time::Duration>) -> 
         "STARTING" => "The pool is filling for the first time: `nspool usage` shows how far it is.",
         "ENGINE_AWAY" => "The daemon cannot reach its container engine: `nspool usage` has the engine's words.",
         "CORDONED" | "DRAINING" => "`nspool uncordon` lets it hand out again.",
+        "NOT_RECORDED" => "The state folder ([state] dir) cannot be written; see the daemon's log.",
         "STOPPING" => "The daemon is on its way out: `systemctl status nspool`.",
         "LEASE_LOST" => "The namespace is gone or not to be trusted: release the lease and allocate another.",
         "LEASE_ENDED" | "UNKNOWN_TOKEN" | "UNKNOWN_LEASE" => "`nspool leases` lists those that stand.",

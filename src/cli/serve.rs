@@ -9,6 +9,7 @@ use super::args::ConfigFlags;
 use super::exit;
 use crate::config::raw::{self, Sources};
 use crate::daemon::DaemonError;
+use crate::ledger::OpenError;
 use crate::lock::LockError;
 use crate::process::{self, ProcessError};
 use crate::telemetry;
@@ -72,10 +73,13 @@ fn failure(error: ProcessError) -> anyhow::Error {
     let code = match &error {
         ProcessError::Kernel(_) => exit::NOPERM,
         ProcessError::Engine(_) | ProcessError::Group(_) | ProcessError::Systemd(_) => exit::CONFIG,
-        ProcessError::InUse(_) | ProcessError::Daemon(DaemonError::Lock(LockError::Taken { .. })) => exit::TEMPFAIL,
+        ProcessError::InUse(_)
+        | ProcessError::Ledger(OpenError::Taken(_))
+        | ProcessError::Daemon(DaemonError::Lock(LockError::Taken { .. })) => exit::TEMPFAIL,
+        ProcessError::Ledger(OpenError::Io { .. }) => exit::CONFIG,
         ProcessError::Listen { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => exit::NOPERM,
         ProcessError::Listen { .. } | ProcessError::Metrics(_) => exit::CONFIG,
-        ProcessError::Placeholder(_) | ProcessError::Signals(_) | ProcessError::Daemon(_) => exit::SOFTWARE,
+        ProcessError::Placeholder(_) | ProcessError::Boot(_) | ProcessError::Signals(_) | ProcessError::Daemon(_) => exit::SOFTWARE,
     };
     let causes = std::iter::successors(std::error::Error::source(&error), |cause| cause.source());
     let words = causes.fold(error.to_string(), |words, cause| format!("{words}: {cause}"));

@@ -97,7 +97,15 @@ impl Stage {
         let listeners = vec![UnixListener::bind(&socket)?];
         let client = Client::connect(&format!("unix:{}", socket.display()))?;
         let pool_name = opening.config.pool.name.clone();
-        let parts = Parts { engine: Arc::clone(&docker) as _, kernel: Arc::clone(&kernel), source, listeners, locks: LOCKS.into() };
+        let parts = Parts {
+            engine: Arc::clone(&docker) as _,
+            kernel: Arc::clone(&kernel),
+            source,
+            listeners,
+            locks: LOCKS.into(),
+            ledger: None,
+            keep: false,
+        };
         let daemon = Daemon::assemble(opening.config, parts);
         let pool = daemon.pool();
         let (tell, told) = mpsc::channel(4);

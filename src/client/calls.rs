@@ -142,7 +142,7 @@ impl Client {
         unary!(self.admin.list_leases, "ListLeases", proto::ListLeasesRequest {}).map(|response| response.leases)
     }
 
-    /// Other sizes, until the next restart or reload.
+    /// Other sizes, over restarts too, until the configuration has other sizes than now.
     pub async fn resize(&self, ready: Option<u32>, max: Option<u32>) -> Result<proto::ResizeResponse, ClientError> {
         unary!(self.admin.resize, "Resize", proto::ResizeRequest { ready, max })
     }

@@ -327,6 +327,10 @@ impl Default for State {
 /// What a stop does with the slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopPolicy {
+    /// Keep under systemd, which starts the daemon again; remove otherwise.
+    Auto,
+    /// Leaves slots and leases to the next start.
+    Keep,
     /// Removes every buddy that nobody is in.
     Remove,
 }
@@ -334,7 +338,7 @@ pub enum StopPolicy {
 /// `[stop]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stop {
-    /// `auto` has been decided here.
+    /// What becomes of the slots.
     pub policy: StopPolicy,
     /// The whole stop takes at most this long.
     pub timeout: Duration,
@@ -342,6 +346,6 @@ pub struct Stop {
 
 impl Default for Stop {
     fn default() -> Self {
-        Self { policy: StopPolicy::Remove, timeout: Duration::from_secs(20) }
+        Self { policy: StopPolicy::Auto, timeout: Duration::from_secs(20) }
     }
 }

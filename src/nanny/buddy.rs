@@ -127,6 +127,7 @@ impl Breed {
             resolv_conf: resolv_conf.to_string(),
             mtu: 0,
             pid: buddy.pid,
+            started_at: buddy.started_at.clone(),
         }
     }
 }

@@ -30,7 +30,7 @@ impl Trust {
         self.0.load(Ordering::Relaxed)
     }
 
-    fn earn(&self) {
+    pub(super) fn earn(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
@@ -56,7 +56,7 @@ pub(super) struct Debris {
 
 /// Why a slot could not be filled.
 #[derive(Debug, thiserror::Error)]
-enum FillError {
+pub(super) enum FillError {
     #[error("{0}")]
     Engine(EngineError),
     #[error("{0}")]
@@ -92,11 +92,11 @@ impl Nanny {
             // What was cut short by the stop, or failed when nobody wanted it any more, is nothing to look after.
             Err(error) if self.tools.pool.read(|state| state.is_stopping()) => {
                 tracing::debug!(slot = self.slot, generation, %error, "a preparation ended with the stop");
-                self.tools.pool.with(|state, now| state.fill_failed(now, self.slot, generation, &error.to_string()));
+                self.tools.pool.with(|state, now| state.fill_failed(now, self.slot, generation, error.to_string()));
             }
             Err(error) => {
                 tracing::warn!(slot = self.slot, generation, %error, failures = self.backoff.failures() + 1, "slot could not be filled");
-                self.tools.pool.with(|state, now| state.fill_failed(now, self.slot, generation, &error.to_string()));
+                self.tools.pool.with(|state, now| state.fill_failed(now, self.slot, generation, error.to_string()));
             }
         }
     }
@@ -115,7 +115,7 @@ impl Nanny {
         if self.debris.len() >= MOST_DEBRIS {
             let names: Vec<&str> = self.debris.iter().map(|debris| debris.name.as_str()).collect();
             let left = FillError::Debris(names.join(", ")).to_string();
-            tools.pool.with(|state, now| state.fill_failed(now, self.slot, generation, &left));
+            tools.pool.with(|state, now| state.fill_failed(now, self.slot, generation, left));
             return None;
         }
         let image = tokio::select! {
@@ -134,7 +134,8 @@ impl Nanny {
     async fn prepare(&mut self, generation: u64, image: &ImageId, permit: &PreparationPermit) -> Result<Buddy, FillError> {
         let tools = Arc::clone(&self.tools);
         let name = tools.breed.name(self.slot, generation, 1, self.dice());
-        let spec = tools.breed.spec(self.slot, generation, self.network, &name, image);
+        let network = tools.pool.read(|state| state.network_of(self.slot));
+        let spec = tools.breed.spec(self.slot, generation, usize::from(network), &name, image);
         let id = match tools.engine.create(&spec).await {
             Ok(id) => id,
             Err(error) => {
@@ -170,7 +171,7 @@ impl Nanny {
 
     /// I4: started, alive by its pidfd, not paused, the same container and start before and after its namespaces were opened, in namespaces of
     /// its own. Names, pids and inode numbers are no identity, hence the second look.
-    async fn prove(&self, id: &ContainerId) -> Result<(Box<dyn Held>, Container), FillError> {
+    pub(super) async fn prove(&self, id: &ContainerId) -> Result<(Box<dyn Held>, Container), FillError> {
         let tools = &self.tools;
         let first = tools.engine.inspect(id.as_str()).await.map_err(FillError::Engine)?;
         if first.pid == 0 || first.status != ContainerStatus::Running {
@@ -206,7 +207,7 @@ impl Nanny {
         Ok((held, again))
     }
 
-    async fn buddy(&self, generation: u64, name: String, held: Box<dyn Held>, facts: Container) -> Buddy {
+    pub(super) async fn buddy(&self, generation: u64, name: String, held: Box<dyn Held>, facts: Container) -> Buddy {
         let doubt = Arc::new(Notify::new());
         self.tools.doubts.watch(&facts.id, &doubt);
         let resolv_conf = match facts.resolv_conf_path.as_str() {

@@ -4,6 +4,7 @@
 //! ```text
 //!  Rest ──► Fill: image gate ─► pacer ─► create ─► start ─► prove (I4) ─► register
 //!             │ failed: undo, then BackOff
+//!  Adopt: prove (I4) what a predecessor had in the slot ─► proven, or given up
 //!  Tend: wait for the first of: its end (pidfd, then the engine's wait, then a doubt from the event stream, each settled by looking), a new order
 //!  Vacate: put up the fence (rename), see that nobody is left ─► vacated | occupied | spoiled
 //!  Await: somebody is inside: look again until nobody is ─► vacated; too long ─► detached, the slot goes on without this buddy
@@ -14,6 +15,7 @@
 //! end; whatever a failed or uncertain step may have left is remembered as *debris* and cleared before the next preparation; an answer that says
 //! nothing (a cut connection, a deadline) changes nothing (I9). What it deliberately does not know: leases, callers, sizes.
 
+mod adopt;
 pub mod backoff;
 pub mod buddy;
 pub mod fill;
@@ -128,7 +130,6 @@ const REATTACH_AFTER: Duration = Duration::from_millis(200);
 /// See the module.
 pub struct Nanny {
     slot: SlotIndex,
-    network: usize,
     tools: Arc<Tools>,
     nudge: Arc<Notify>,
     /// Of preparations.
@@ -150,15 +151,15 @@ impl Nanny {
             (Backoff::new(config, seed), Backoff::new(config, !seed))
         };
         let nudge = tools.pool.nudge_of(slot);
-        let network = slot as usize % tools.breed.networks.len();
-        Self { slot, network, nudge, backoff, retries, tools, buddy: None, debris: Vec::new() }
+        Self { slot, nudge, backoff, retries, tools, buddy: None, debris: Vec::new() }
     }
 
     /// Follows orders until the pool stops and this slot has nothing left in the engine.
     pub async fn run(mut self) {
         loop {
             match self.tools.pool.order(self.slot) {
-                Order::Rest if self.debris.is_empty() => {
+                // What a stop leaves for the next daemon, debris is part of.
+                Order::Rest if self.debris.is_empty() || self.tools.pool.read(|state| state.is_keeping()) => {
                     if self.tools.pool.read(|state| state.is_stopping()) {
                         return;
                     }
@@ -168,6 +169,7 @@ impl Nanny {
                     self.wait_with(&Order::Rest, LOOK_FOR_DEBRIS).await;
                     self.clear_debris().await;
                 }
+                Order::Adopt(key) => self.adopt(key).await,
                 Order::Fill { generation } => self.fill(generation).await,
                 Order::BackOff => {
                     let wait = self.backoff.next_wait();
@@ -299,7 +301,7 @@ impl Nanny {
             && (container.exit_code.is_some_and(|code| code != 0) || !container.error.is_empty())
         {
             let words = format!("{why}: exit code {}, {}", container.exit_code.unwrap_or(-1), container.error);
-            self.tools.pool.with(|state, _| state.note_error(self.slot, words.trim_end_matches([',', ' '])));
+            self.tools.pool.with(|state, _| state.note_error(self.slot, words.trim_end_matches([',', ' ']).to_owned()));
         }
     }
 }

@@ -40,7 +40,7 @@ impl Nanny {
             Some(Ok(())) => {}
             Some(Err(error)) => {
                 let why = format!("the fence could not be put up: {error}");
-                return self.tools.pool.with(|state, now| state.spoiled(now, key, &why));
+                return self.tools.pool.with(|state, now| state.spoiled(now, key, why));
             }
             None => return,
         }
@@ -50,7 +50,7 @@ impl Nanny {
             Left::Somebody(who) => self.occupied(key, who),
             Left::Configured(who) => {
                 let why = format!("{} could still start", who.join(", "));
-                self.tools.pool.with(|state, now| state.spoiled(now, key, &why));
+                self.tools.pool.with(|state, now| state.spoiled(now, key, why));
             }
             Left::NewOrder => {}
         }
@@ -153,7 +153,7 @@ impl Nanny {
             Err(error) => error.to_string(),
         };
         tracing::warn!(slot = self.slot, generation = buddy.generation, container = %buddy.id, error, "buddy not removed yet");
-        self.tools.pool.with(|state, _| state.note_error(self.slot, &error));
+        self.tools.pool.with(|state, _| state.note_error(self.slot, error));
         // Somebody may have come in since the look: the next try looks again.
         if let Some(buddy) = &mut self.buddy {
             buddy.proven_empty = None;
@@ -221,7 +221,7 @@ impl Nanny {
                 Ok(_) => tokio::time::sleep(SETTLE_STEP).await,
                 Err(error) => {
                     let words = format!("cannot tell who is inside: {error}");
-                    self.tools.pool.with(|state, _| state.note_error(self.slot, &words));
+                    self.tools.pool.with(|state, _| state.note_error(self.slot, words));
                     if !self.retry_later(order).await {
                         return Left::NewOrder;
                     }
@@ -231,7 +231,7 @@ impl Nanny {
     }
 
     /// Waits before an engine call is tried again. `false` when the order is another one now.
-    async fn retry_later(&mut self, order: &Order) -> bool {
+    pub(super) async fn retry_later(&mut self, order: &Order) -> bool {
         let wait = self.retries.next_wait();
         self.wait_with(order, wait).await
     }

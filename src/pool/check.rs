@@ -4,7 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::leases::Known;
-use super::list::List;
+use super::list::{List, Place};
 use super::state::{STATES, SlotState, State};
 use super::target::share;
 use super::types::{ConnectionId, Lifetime, SlotIndex};
@@ -45,11 +45,13 @@ impl State {
             let surplus = network.count(SlotState::Ready) > target;
             assert_eq!(network.surplus_since.is_some(), surplus, "surplus of network {number}");
         }
-        assert_eq!(self.links.linked(), linked, "slots in some list");
+        assert_eq!(self.slots.iter().filter(|slot| slot.place != Place::default()).count(), linked, "slots in some list");
     }
 
     fn walk(&self, list: &List) -> BTreeSet<SlotIndex> {
-        let all: Vec<SlotIndex> = self.links.walk(list).collect();
+        let there = |(slot, place): &(SlotIndex, Place)| self.slots[*slot as usize].place == *place;
+        let all: Vec<SlotIndex> = list.places().filter(there).map(|(slot, _)| slot).collect();
+        assert_eq!(all.first().copied(), list.front(), "the list's front");
         let set: BTreeSet<SlotIndex> = all.iter().copied().collect();
         assert_eq!(all.len(), set.len(), "a slot is twice in a list");
         assert_eq!(all.last().copied(), list.back(), "the list's back");
@@ -64,6 +66,9 @@ impl State {
             let with_buddy = place.state.has_buddy();
             assert_eq!(place.namespace.is_some(), with_buddy, "slot {slot}: {:?} and a namespace", place.state);
             assert_eq!(place.lease.is_some(), place.state == SlotState::Leased, "slot {slot}: {:?} and a lease", place.state);
+            assert!(with_buddy || !place.unproven, "slot {slot}: {:?} and unproven", place.state);
+            assert!(place.state != SlotState::Adopting || place.unproven, "slot {slot}: Adopting and proven");
+            assert!(place.state != SlotState::Ready || !place.unproven, "slot {slot}: Ready and unproven");
             assert!(place.generation < self.upcoming_generation(), "slot {slot}: a generation from the future");
             if let Some(namespace) = &place.namespace {
                 buddies += 1;

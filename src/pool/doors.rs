@@ -10,12 +10,14 @@ impl State {
         (self.cordoned, self.draining) = (true, draining);
         let denied = if draining { Denied::Draining } else { Denied::Cordoned };
         self.refuse_waiters(&denied);
+        self.record_doors();
         self.effects.push(Effect::Event(PoolEvent::Cordon { cordoned: true, draining }));
     }
 
     /// Opens the doors again.
     pub fn uncordon(&mut self) {
         (self.cordoned, self.draining) = (false, false);
+        self.record_doors();
         self.effects.push(Effect::Event(PoolEvent::Cordon { cordoned: false, draining: false }));
     }
 
@@ -41,6 +43,7 @@ impl State {
             }
             SlotState::Vacating => self.doom(slot, "recycled"),
             SlotState::BackingOff => self.set_state(now, slot, SlotState::Idle),
+            SlotState::Adopting => self.doom(slot, "recycled"),
             SlotState::Idle | SlotState::Filling | SlotState::Quarantined | SlotState::Retiring => {}
         }
         self.rebalance(now, network);
@@ -67,7 +70,7 @@ impl State {
                     self.doom(slot, "the daemon stops");
                     self.set_state(now, slot, SlotState::Retiring);
                 }
-                SlotState::Vacating => self.doom(slot, "the daemon stops"),
+                SlotState::Vacating | SlotState::Adopting => self.doom(slot, "the daemon stops"),
                 // Its state stays, but its nanny waits for a nudge, and nothing is to be waited for any more.
                 SlotState::Idle => self.effects.push(Effect::Nudge(slot)),
                 SlotState::Leased | SlotState::Quarantined | SlotState::Retiring => {}
@@ -78,8 +81,30 @@ impl State {
         }
     }
 
+    /// The end of this daemon, and not of the pool: nothing more is handed out or filled, all else stays as it is for the next one. Releases are
+    /// still taken.
+    pub fn stop_and_keep(&mut self, now: Moment) {
+        (self.stopping, self.keeping) = (true, true);
+        self.refuse_waiters(&Denied::Stopping);
+        for slot in 0..self.slot_count() {
+            match self.slots[slot as usize].state {
+                SlotState::Filling | SlotState::BackingOff => self.set_state(now, slot, SlotState::Idle),
+                SlotState::Adopting
+                | SlotState::Idle
+                | SlotState::Ready
+                | SlotState::Leased
+                | SlotState::Vacating
+                | SlotState::Quarantined
+                | SlotState::Retiring => self.effects.push(Effect::Nudge(slot)),
+            }
+        }
+    }
+
     /// What time has brought: leases that end, surplus slots that go, tokens that are forgotten.
     pub fn tick(&mut self, now: Moment) {
+        if self.keeping {
+            return;
+        }
         self.fire_deadlines(now);
         self.forget(now);
         for network in 0..self.rules.networks {
@@ -97,6 +122,9 @@ impl State {
     /// When to call [`State::tick`] next, at the latest.
     #[must_use]
     pub fn next_tick(&self) -> Option<Moment> {
+        if self.keeping {
+            return None;
+        }
         let trim = self.networks.iter().filter_map(|n| n.surplus_since).min().map(|since| since + self.rules.trim_after);
         [self.deadlines.next(), trim, self.ended.next()].into_iter().flatten().min()
     }

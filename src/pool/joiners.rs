@@ -4,9 +4,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::leases::{Joiner, LeaseIndex};
+use super::leases::{Joiner, Lease, LeaseIndex};
 use super::state::{Effect, SlotState, State};
-use super::types::{Lifetime, Moment, PoolEvent, SlotIndex};
+use super::types::{Lifetime, Moment, PoolEvent, SlotIndex, Words};
 
 /// One container that joins a buddy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,12 +33,12 @@ impl State {
         match (place.state, place.lease) {
             (SlotState::Leased, Some(_)) if named_other && seen.live => {
                 let why = format!("container {} joined with the label of another lease", short(&seen.joiner));
-                self.intruded(now, slot, &why);
+                self.intruded(now, slot, why.into());
             }
             (SlotState::Leased, Some(index)) if !named_other => self.joiner_of_lease(index, seen),
-            (SlotState::Ready | SlotState::Vacating, _) if seen.live => {
+            (SlotState::Ready | SlotState::Adopting | SlotState::Vacating, _) if seen.live => {
                 let why = format!("container {} joined without a lease", short(&seen.joiner));
-                self.intruded(now, slot, &why);
+                self.intruded(now, slot, why.into());
             }
             _ => {}
         }
@@ -55,25 +55,27 @@ impl State {
         if matches!(lease.request.lifetime, Lifetime::Joiners { .. }) {
             self.set_deadline(index, None);
         }
+        self.record_changed(index);
         let note = self.note(index, &seen.joiner);
         self.effects.push(Effect::Event(PoolEvent::Joined(note)));
     }
 
     /// Somebody is in a namespace that is not theirs: it is given up, and a lease on it is LOST.
-    fn intruded(&mut self, now: Moment, slot: SlotIndex, why: &str) {
+    fn intruded(&mut self, now: Moment, slot: SlotIndex, why: Words) {
         let place = &mut self.slots[slot as usize];
-        place.last_error = Some(why.into());
+        place.last_error = Some(why.clone());
         if place.doom.is_none() {
-            place.doom = Some(why.into());
+            place.doom = Some(why.clone());
         }
         let network = u32::from(place.network);
         match place.state {
             SlotState::Leased => {
-                self.lose(now, slot, why.into());
+                self.lose(now, slot, why);
                 self.set_state(now, slot, SlotState::Vacating);
             }
             SlotState::Ready => self.set_state(now, slot, SlotState::Retiring),
-            SlotState::Vacating
+            SlotState::Adopting
+            | SlotState::Vacating
             | SlotState::Quarantined
             | SlotState::Retiring
             | SlotState::Idle
@@ -100,7 +102,7 @@ impl State {
         lease.joiners.retain(|known| &*known.id != joiner);
         let last_left = before > 0 && lease.joiners.is_empty();
         if last_left && matches!(lease.request.lifetime, Lifetime::Joiners { .. }) {
-            self.set_deadline(index, Some(now + self.rules.linger));
+            self.set_deadline(index, Some((now + self.rules.linger).max(self.grace_until)));
         }
     }
 
@@ -127,6 +129,14 @@ impl State {
         }
         for seen in all {
             self.joined(now, seen);
+        }
+        // Those of a predecessor's leases that were removed while no daemon was there.
+        let left = |lease: &Lease| lease.joined && lease.joiners.is_empty() && lease.deadline.is_none() && lease.lost.is_none();
+        let lingering: Vec<LeaseIndex> = self.leases.iter().filter(|(_, lease)| left(lease)).map(|(index, _)| index).collect();
+        for index in lingering {
+            if matches!(self.leases[index].request.lifetime, Lifetime::Joiners { .. }) {
+                self.set_deadline(index, Some((now + self.rules.linger).max(self.grace_until)));
+            }
         }
     }
 }

@@ -7,7 +7,7 @@ use super::deadlines::Place;
 use super::ended::EndedLease;
 use super::state::{Effect, SlotState, State};
 use super::types::{
-    Cause, ConnectionId, Denied, LeaseView, Lifetime, Moment, Namespace, NetworkIndex, PoolEvent, Request, SlotIndex, Token, UseKey,
+    Cause, ConnectionId, Denied, LeaseView, Lifetime, Moment, Namespace, NetworkIndex, PoolEvent, Request, SlotIndex, Token, UseKey, Words,
 };
 use super::waiters::{WaiterId, Waiting};
 
@@ -25,7 +25,7 @@ pub(super) struct Lease {
     pub allocated_at: Moment,
     pub deadline: Option<(Moment, Place)>,
     /// Why it is LOST; its slot has gone its own way then.
-    pub lost: Option<Arc<str>>,
+    pub lost: Option<Words>,
     /// Containers that joined and have not been removed.
     pub joiners: Vec<Joiner>,
     /// A container joined at some time.
@@ -212,6 +212,7 @@ impl State {
         }
         self.allocations += 1;
         self.set_state(now, slot, SlotState::Leased);
+        self.record_leased(index);
         self.rebalance(now, u32::from(network));
         index
     }
@@ -268,12 +269,20 @@ impl State {
 
     /// Takes back a lease that no caller was told of: its slot is as ready as before, in the same use.
     pub fn undo(&mut self, now: Moment, index: LeaseIndex, token: Token) {
-        if self.leases.get(index).is_none_or(|lease| lease.token != token || lease.delivered) {
+        if self.leases.get(index).is_some_and(|lease| !lease.delivered) {
+            self.take_back(now, index, token);
+        }
+    }
+
+    /// The same for a lease that could not be recorded, whoever was about to be told of it.
+    pub fn take_back(&mut self, now: Moment, index: LeaseIndex, token: Token) {
+        if self.leases.get(index).is_none_or(|lease| lease.token != token) {
             return;
         }
         let (slot, lost) = (self.leases[index].key.slot, self.leases[index].lost.is_some());
         let joined = self.leases[index].joined;
         let lease = self.take_lease(index);
+        self.record_undone(lease.token);
         self.drop_request(&lease.request);
         if lost {
             return;
@@ -340,6 +349,7 @@ impl State {
         let Lifetime::Ttl(own) = lease.request.lifetime else { return Err(Denied::NotRenewable) };
         let until = now + ttl.unwrap_or(own);
         self.set_deadline(index, Some(until));
+        self.record_changed(index);
         Ok(until)
     }
 
@@ -350,6 +360,7 @@ impl State {
         let lease = &mut self.leases[index];
         let Lifetime::Connection(before) = lease.request.lifetime else { return };
         lease.request = Arc::new(Request { lifetime: Lifetime::Connection(connection), ..Request::clone(&lease.request) });
+        self.set_deadline(index, None);
         if let Some(leases) = self.by_connection.get_mut(&before) {
             leases.retain(|other| *other != index);
             if leases.is_empty() {
@@ -367,12 +378,13 @@ impl State {
     }
 
     /// The lease of `slot` is LOST; the slot goes its own way, which the caller decides.
-    pub(super) fn lose(&mut self, now: Moment, slot: SlotIndex, why: Arc<str>) {
+    pub(super) fn lose(&mut self, now: Moment, slot: SlotIndex, why: Words) {
         let Some(index) = self.slots[slot as usize].lease.take() else { return };
         self.lost += 1;
         self.set_deadline(index, Some(now + self.rules.remember));
         let note = self.note(index, &why);
         self.leases[index].lost = Some(why);
+        self.record_changed(index);
         self.effects.push(Effect::Event(PoolEvent::Lost(note)));
     }
 
@@ -394,7 +406,9 @@ impl State {
         if let Some(key) = lease.request.key() {
             self.by_request.insert(key, Known::Ended(lease.token));
         }
-        self.ended.push(now + self.rules.remember, lease.token, EndedLease { cause: remembered, request });
+        let forget_at = now + self.rules.remember;
+        self.record_ended(lease.token, &remembered, forget_at);
+        self.ended.push(forget_at, lease.token, EndedLease { cause: remembered, request });
         self.forget(now);
         if lease.lost.is_some() {
             return;
@@ -458,7 +472,8 @@ impl State {
                         let cause = if lease.joined { Cause::Lingered } else { Cause::NotJoined };
                         self.end_lease(now, index, cause);
                     }
-                    Lifetime::Connection(_) => {}
+                    // Only one of a predecessor has a deadline: its connection is gone, and nobody came back.
+                    Lifetime::Connection(_) => self.end_lease(now, index, Cause::ConnectionClosed),
                 }
             }
         }

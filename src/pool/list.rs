@@ -1,144 +1,124 @@
-//! Lists of slots that a slot can leave from the middle in constant time: the links live beside the slots, a slot is in one list at most.
+//! Lists of slots that a slot can leave from the middle in constant time: a slot is in one list at most.
+//!
+//! A slot that leaves keeps its place in the queue, which means nothing from then on: places are numbered, and a slot knows the number of its
+//! present one. So leaving touches nobody else's memory, where the links of a linked list would have to be mended in both neighbours: at
+//! 100,000 slots those are in no cache. What means nothing is swept away once it is more than what does, so all of this is constant time on
+//! average, and both ends of a queue are always slots that are there.
+
+use std::collections::VecDeque;
 
 use super::types::SlotIndex;
 
-const NONE: SlotIndex = SlotIndex::MAX;
+/// The number of a slot's place; no number is used twice, in whatever list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Place(u64);
+
 /// In no list.
-const OUT: SlotIndex = SlotIndex::MAX - 1;
+const NOWHERE: Place = Place(0);
+/// Below so many places nothing is swept.
+const NOT_WORTH_SWEEPING: usize = 64;
 
-/// The links of one slot. Small, because those of a slot's neighbours are seldom in a cache.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Link {
-    previous: SlotIndex,
-    next: SlotIndex,
+/// What can be in a list.
+pub(super) trait Listed {
+    /// Kept for the lists, and changed by nobody else.
+    fn place(&mut self) -> &mut Place;
 }
 
-impl Link {
-    fn is_linked(self) -> bool {
-        self.next != OUT
-    }
-}
-
-impl Default for Link {
-    fn default() -> Self {
-        Self { previous: OUT, next: OUT }
-    }
-}
-
-/// A list's ends. The front is what was put in last.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct List {
-    front: SlotIndex,
-    back: SlotIndex,
-}
-
-impl Default for List {
-    fn default() -> Self {
-        Self { front: NONE, back: NONE }
-    }
-}
-
-/// The links of all slots.
+/// One list. The front is what was put in last.
 #[derive(Debug, Default)]
-pub(super) struct Links(Vec<Link>);
+pub(super) struct List {
+    queue: VecDeque<(SlotIndex, Place)>,
+    length: usize,
+}
 
-impl Links {
-    pub(super) fn grow_to(&mut self, slots: usize) {
-        if self.0.len() < slots {
-            self.0.resize(slots, Link::default());
-        }
-    }
+/// Gives out places, for all lists that share slots.
+#[derive(Debug, Default)]
+pub(super) struct Places(u64);
 
-    pub(super) fn push_front(&mut self, list: &mut List, slot: SlotIndex) {
-        let link = &mut self.0[slot as usize];
-        assert!(!link.is_linked(), "slot {slot} is in a list already");
-        *link = Link { previous: NONE, next: list.front };
-        match list.front {
-            NONE => list.back = slot,
-            front => self.0[front as usize].previous = slot,
-        }
-        list.front = slot;
-    }
-
-    pub(super) fn push_back(&mut self, list: &mut List, slot: SlotIndex) {
-        let link = &mut self.0[slot as usize];
-        assert!(!link.is_linked(), "slot {slot} is in a list already");
-        *link = Link { previous: list.back, next: NONE };
-        match list.back {
-            NONE => list.front = slot,
-            back => self.0[back as usize].next = slot,
-        }
-        list.back = slot;
-    }
-
-    pub(super) fn remove(&mut self, list: &mut List, slot: SlotIndex) {
-        let link = std::mem::take(&mut self.0[slot as usize]);
-        assert!(link.is_linked(), "slot {slot} is in no list");
-        match link.previous {
-            NONE => list.front = link.next,
-            previous => self.0[previous as usize].next = link.next,
-        }
-        match link.next {
-            NONE => list.back = link.previous,
-            next => self.0[next as usize].previous = link.previous,
-        }
-    }
-
-    /// How many slots are in some list.
-    pub(super) fn linked(&self) -> usize {
-        self.0.iter().filter(|link| link.is_linked()).count()
-    }
-
-    /// From the front to the back; checks the links back on its way.
-    pub(super) fn walk(&self, list: &List) -> impl Iterator<Item = SlotIndex> {
-        let mut previous = NONE;
-        std::iter::successors(list.front(), |slot| {
-            let next = self.0[*slot as usize].next;
-            (next != NONE).then_some(next)
-        })
-        .inspect(move |slot| {
-            assert_eq!(self.0[*slot as usize].previous, previous, "slot {slot}: its link back");
-            previous = *slot;
-        })
+impl Places {
+    fn give(&mut self, list: &mut List, slot: SlotIndex, listed: &mut impl Listed) -> (SlotIndex, Place) {
+        self.0 += 1;
+        let place = listed.place();
+        assert!(*place == NOWHERE, "slot {slot} is in a list already");
+        *place = Place(self.0);
+        list.length += 1;
+        (slot, *place)
     }
 }
 
 impl List {
+    pub(super) fn push_front(&mut self, places: &mut Places, slot: SlotIndex, listed: &mut impl Listed) {
+        let place = places.give(self, slot, listed);
+        self.queue.push_front(place);
+    }
+
+    pub(super) fn push_back(&mut self, places: &mut Places, slot: SlotIndex, listed: &mut impl Listed) {
+        let place = places.give(self, slot, listed);
+        self.queue.push_back(place);
+    }
+
+    pub(super) fn remove(&mut self, slot: SlotIndex, slots: &mut [impl Listed]) {
+        let place = std::mem::take(slots[slot as usize].place());
+        assert!(place != NOWHERE, "slot {slot} is in no list");
+        self.length -= 1;
+        while self.queue.front().is_some_and(|place| !holds(slots, *place)) {
+            self.queue.pop_front();
+        }
+        while self.queue.back().is_some_and(|place| !holds(slots, *place)) {
+            self.queue.pop_back();
+        }
+        if self.queue.len() > 2 * self.length + NOT_WORTH_SWEEPING {
+            self.queue.retain(|place| holds(slots, *place));
+        }
+    }
+
     pub(super) fn front(&self) -> Option<SlotIndex> {
-        (self.front != NONE).then_some(self.front)
+        self.queue.front().map(|(slot, _)| *slot)
     }
 
     pub(super) fn back(&self) -> Option<SlotIndex> {
-        (self.back != NONE).then_some(self.back)
+        self.queue.back().map(|(slot, _)| *slot)
     }
+
+    /// Slots and the numbers of their places, from the front to the back, with those that mean nothing any more.
+    pub(super) fn places(&self) -> impl Iterator<Item = (SlotIndex, Place)> {
+        self.queue.iter().copied()
+    }
+}
+
+fn holds(slots: &mut [impl Listed], (slot, place): (SlotIndex, Place)) -> bool {
+    *slots[slot as usize].place() == place
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::collections::VecDeque;
+
+    impl Listed for Place {
+        fn place(&mut self) -> &mut Place {
+            self
+        }
+    }
 
     proptest! {
         #[test]
-        fn behaves_like_a_deque(moves in prop::collection::vec((0u8..3, 0u32..8), 0..200)) {
-            let (mut links, mut list, mut model) = (Links::default(), List::default(), VecDeque::new());
-            links.grow_to(8);
+        fn behaves_like_a_deque(moves in prop::collection::vec((0u8..4, 0u32..200), 0..2000)) {
+            let (mut places, mut list, mut model) = (Places::default(), List::default(), VecDeque::new());
+            let mut slots = vec![NOWHERE; 200];
             for (what, slot) in moves {
                 match (what, model.iter().position(|s| *s == slot)) {
-                    (0, None) => { links.push_front(&mut list, slot); model.push_front(slot); }
-                    (1, None) => { links.push_back(&mut list, slot); model.push_back(slot); }
-                    (2, Some(at)) => { links.remove(&mut list, slot); model.remove(at); }
+                    (0, None) => { list.push_front(&mut places, slot, &mut slots[slot as usize]); model.push_front(slot); }
+                    (1, None) => { list.push_back(&mut places, slot, &mut slots[slot as usize]); model.push_back(slot); }
+                    (2 | 3, Some(at)) => { list.remove(slot, &mut slots); model.remove(at); }
                     _ => {}
                 }
                 prop_assert_eq!(list.front(), model.front().copied());
                 prop_assert_eq!(list.back(), model.back().copied());
+                prop_assert!(list.queue.len() <= 2 * model.len() + NOT_WORTH_SWEEPING + 1);
             }
-            while let Some(slot) = list.front() {
-                prop_assert_eq!(Some(slot), model.pop_front());
-                links.remove(&mut list, slot);
-            }
-            prop_assert!(model.is_empty());
+            let left = list.places().filter(|(slot, place)| slots[*slot as usize] == *place).map(|(slot, _)| slot);
+            prop_assert!(left.eq(model.iter().copied()));
         }
     }
 }

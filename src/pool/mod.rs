@@ -13,6 +13,7 @@ mod doors;
 mod ended;
 mod events;
 mod joiners;
+mod journal;
 mod leases;
 mod list;
 mod sizing;
@@ -34,11 +35,13 @@ use tokio_util::sync::CancellationToken;
 
 pub use events::{Backlog, Position};
 pub use joiners::JoinerSeen;
+pub use journal::{GRACE, Restored};
 pub use leases::{Allocated, LeaseIndex, Released};
 pub use types::*;
 pub use views::{SlotView, Usage};
 pub use waiters::WaiterId;
 
+use crate::ledger::Ledger;
 use crate::telemetry::metric;
 use events::Ring;
 use state::{Effect, Order, Rules, State};
@@ -55,6 +58,7 @@ pub struct World {
 pub struct Pool {
     inner: Mutex<Inner>,
     world: World,
+    ledger: Option<Arc<Ledger>>,
     /// Something changed; for waits on a level, see [`Pool::changed`].
     changed: Notify,
     /// The ring has more events; see [`Pool::news`].
@@ -122,10 +126,27 @@ impl Pool {
     /// An empty pool that fills nothing before [`State::resize`].
     #[must_use]
     pub fn new(rules: Rules, first_generation: u64, watch_backlog: u32, world: World) -> Arc<Self> {
+        Self::recorded(rules, first_generation, watch_backlog, world, None)
+    }
+
+    /// The same with a ledger, in which all is recorded that a later daemon must know, with networks by these names.
+    #[must_use]
+    pub fn recorded(
+        rules: Rules,
+        first_generation: u64,
+        watch_backlog: u32,
+        world: World,
+        ledger: Option<(Arc<Ledger>, Arc<[String]>)>,
+    ) -> Arc<Self> {
+        let mut state = State::new(rules, first_generation);
+        let ledger = ledger.map(|(ledger, networks)| {
+            state.record_with(networks);
+            ledger
+        });
         let first_position = Ring::first_position((world.now)());
         Arc::new_cyclic(|myself| Self {
             inner: Mutex::new(Inner {
-                state: State::new(rules, first_generation),
+                state,
                 nudges: Vec::new(),
                 waiters: HashMap::new(),
                 next_sender: 0,
@@ -135,6 +156,7 @@ impl Pool {
                 pool: Weak::clone(myself),
             }),
             world,
+            ledger,
             changed: Notify::new(),
             news: Notify::new(),
             timer: Notify::new(),
@@ -153,12 +175,28 @@ impl Pool {
     }
 
     fn locked<R>(&self, act: impl FnOnce(&mut Inner, Moment) -> R) -> R {
+        let (answer, staged) = self.change(act);
+        if staged && let Some(ledger) = &self.ledger {
+            // A failure is the ledger's to tell and to mend: what is not written now goes before what is written next.
+            let _told = ledger.flush();
+        }
+        answer
+    }
+
+    /// Answers as well whether there is something for the ledger to write.
+    fn change<R>(&self, act: impl FnOnce(&mut Inner, Moment) -> R) -> (R, bool) {
         let mut afterwards = Afterwards::default();
         let mut inner = self.inner.lock();
         // Read under the lock, so that time in the state never runs backwards.
         let now = (self.world.now)();
         let answer = act(&mut inner, now);
         inner.perform(now, &mut afterwards);
+        let journal = inner.state.journal();
+        let staged = !journal.is_empty();
+        if staged && let Some(ledger) = &self.ledger {
+            // Under the lock, so that the records are in the order of the changes.
+            ledger.stage(journal);
+        }
         let rearm = inner.state.next_tick().is_some_and(|next| inner.armed.is_none_or(|armed| next < armed));
         drop(inner);
         if rearm {
@@ -170,7 +208,15 @@ impl Pool {
             self.news.notify_waiters();
         }
         afterwards.run();
-        answer
+        (answer, staged)
+    }
+
+    /// I8: what was recorded so far is written. A caller that is told of a lease passes here first.
+    fn recorded_for_good(&self) -> Result<(), Denied> {
+        match &self.ledger {
+            Some(ledger) => ledger.flush_grant().map_err(|error| Denied::NotRecorded { why: error.to_string() }),
+            None => Ok(()),
+        }
     }
 
     /// Reads the state.
@@ -183,10 +229,13 @@ impl Pool {
     /// # Errors
     /// [`Denied`]; after a wait in vain the reason that holds then.
     pub async fn allocate(&self, request: Request, wait: Duration) -> Result<Grant, Denied> {
-        let token = (self.world.token)();
-        let mut waiting = match self.try_allocate(request, token, !wait.is_zero())? {
-            ControlFlow::Break(grant) => return Ok(grant),
-            ControlFlow::Continue(waiting) => waiting,
+        let mut waiting = loop {
+            match self.try_allocate(request.clone(), (self.world.token)(), !wait.is_zero())? {
+                ControlFlow::Break(Some(grant)) => return Ok(grant),
+                // Its buddy died before it was recorded: another one.
+                ControlFlow::Break(None) => {}
+                ControlFlow::Continue(waiting) => break waiting,
+            }
         };
         let outcome = match tokio::time::timeout(wait, &mut waiting.receiver).await {
             Ok(outcome) => outcome.ok(),
@@ -195,6 +244,8 @@ impl Pool {
         };
         match outcome {
             Some(Outcome::Granted(delivery)) => {
+                // Dropped on the way out of an error, it is undone.
+                self.recorded_for_good()?;
                 delivery.arrived.store(true, Ordering::Release);
                 self.with(|state, _| state.delivered(delivery.index, delivery.lease.token));
                 Ok(Grant { lease: delivery.lease.clone(), repeated: false, waited: true })
@@ -204,15 +255,29 @@ impl Pool {
         }
     }
 
-    /// One critical section: a lease, a no, or a place in the queue.
-    fn try_allocate(&self, request: Request, token: Token, may_wait: bool) -> Result<ControlFlow<Grant, Waiting>, Denied> {
-        self.locked(|inner, now| {
+    /// One critical section: a lease, a no, or a place in the queue. `None`: a lease that was lost before it was recorded, and is taken back.
+    fn try_allocate(&self, request: Request, token: Token, may_wait: bool) -> Result<ControlFlow<Option<Grant>, Waiting>, Denied> {
+        let (outcome, _) = self.change(|inner, now| {
             Ok(match inner.state.allocate(now, request, token, may_wait)? {
-                Allocated::Granted(index) => ControlFlow::Break(Grant { lease: inner.state.view(index), repeated: false, waited: false }),
-                Allocated::Repeated(index) => ControlFlow::Break(Grant { lease: inner.state.view(index), repeated: true, waited: false }),
+                Allocated::Granted(index) => ControlFlow::Break((index, false, inner.state.view(index))),
+                Allocated::Repeated(index) => ControlFlow::Break((index, true, inner.state.view(index))),
                 Allocated::Waiting(waiter) => ControlFlow::Continue(inner.listen(waiter)),
             })
-        })
+        });
+        let (index, repeated, lease) = match outcome? {
+            ControlFlow::Break(lease) => lease,
+            ControlFlow::Continue(waiting) => return Ok(ControlFlow::Continue(waiting)),
+        };
+        if self.ledger.is_some() {
+            let recorded = self.recorded_for_good();
+            let is_well = || self.read(|state| state.lease(lease.token).is_ok_and(|lease| lease.lost.is_none()));
+            if !repeated && (recorded.is_err() || !is_well()) {
+                self.with(|state, now| state.take_back(now, index, lease.token));
+                return recorded.map(|()| ControlFlow::Break(None));
+            }
+            recorded?;
+        }
+        Ok(ControlFlow::Break(Some(Grant { lease, repeated, waited: false })))
     }
 
     /// The slot's nanny waits on this, then reads [`Pool::order`].

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::list::Place;
 use super::state::{Rules, STATES, Slot, SlotState, State};
 use super::target::{Demand, share};
 use super::types::{Denied, Moment, NetworkIndex, SlotIndex};
@@ -18,6 +19,7 @@ impl State {
         }
         let shrinks = ready < self.rules.ready;
         (self.rules.ready, self.rules.max) = (ready, max);
+        self.opened = true;
         self.grow_to(now, max);
         for network in 0..self.rules.networks {
             if shrinks {
@@ -30,6 +32,38 @@ impl State {
         Ok(())
     }
 
+    /// The same for the sizes of the configuration, new or at the start: what an operator asked for goes.
+    ///
+    /// # Errors
+    /// As [`State::resize`].
+    pub fn resize_configured(&mut self, now: Moment, ready: u32, max: u32) -> Result<(), Denied> {
+        self.resize(now, ready, max)?;
+        (self.configured, self.asked_sizes) = ((ready, max), None);
+        self.record_doors();
+        Ok(())
+    }
+
+    /// The same for sizes that an operator asks for, which stay over a restart unless the configuration has other ones then.
+    ///
+    /// # Errors
+    /// As [`State::resize`].
+    pub fn resize_asked(&mut self, now: Moment, ready: u32, max: u32) -> Result<(), Denied> {
+        self.resize(now, ready, max)?;
+        self.asked_sizes = Some((ready, max));
+        self.record_doors();
+        Ok(())
+    }
+
+    /// Begins to fill, with the sizes that hold. Answers them.
+    ///
+    /// # Errors
+    /// As [`State::resize`].
+    pub fn open(&mut self, now: Moment) -> Result<(u32, u32), Denied> {
+        let (ready, max) = self.asked_sizes.unwrap_or(self.configured);
+        self.resize(now, ready, max)?;
+        Ok((ready, max))
+    }
+
     /// New rules but for the sizes and the number of networks, which stay as they are.
     pub fn set_rules(&mut self, now: Moment, rules: Rules) {
         self.rules = Rules { networks: self.rules.networks, ready: self.rules.ready, max: self.rules.max, ..rules };
@@ -39,13 +73,14 @@ impl State {
         }
     }
 
-    fn grow_to(&mut self, now: Moment, max: u32) {
-        self.links.grow_to(max as usize);
+    pub(super) fn grow_to(&mut self, now: Moment, max: u32) {
         for slot in self.slot_count()..max {
             let network = NetworkIndex::try_from(slot % self.rules.networks).unwrap_or(0);
             self.slots.push(Slot {
                 state: SlotState::Idle,
                 since: now,
+                unproven: false,
+                place: Place::default(),
                 network,
                 generation: 0,
                 use_number: 0,
@@ -59,8 +94,26 @@ impl State {
             });
             let network = &mut self.networks[network as usize];
             network.counts[SlotState::Idle as usize] += 1;
-            self.links.push_back(&mut network.idle, slot);
+            network.idle.push_back(&mut self.places, slot, &mut self.slots[slot as usize]);
         }
+    }
+
+    /// Gives a vacant slot to another network: what a predecessor left there is attached to that one.
+    pub(super) fn move_to_network(&mut self, slot: SlotIndex, to: NetworkIndex) {
+        let place = &self.slots[slot as usize];
+        assert!(place.state == SlotState::Idle, "slot {slot} is not vacant");
+        let from = place.network;
+        if from == to {
+            return;
+        }
+        let idle = SlotState::Idle as usize;
+        let network = &mut self.networks[usize::from(from)];
+        network.idle.remove(slot, &mut self.slots);
+        network.counts[idle] -= 1;
+        self.slots[slot as usize].network = to;
+        let network = &mut self.networks[usize::from(to)];
+        network.idle.push_back(&mut self.places, slot, &mut self.slots[slot as usize]);
+        network.counts[idle] += 1;
     }
 
     pub(super) fn demand(&self, network: u32) -> Demand {
@@ -70,8 +123,9 @@ impl State {
             ready_target: if self.stopping { 0 } else { share(self.rules.ready, network, networks) },
             max: if self.stopping { 0 } else { share(self.rules.max, network, networks) },
             ready: count(SlotState::Ready),
-            filling: count(SlotState::Filling),
-            existing: STATES.iter().filter(|state| state.has_buddy()).map(|state| count(*state)).sum(),
+            // One that is being adopted is on its way to ready as well.
+            filling: count(SlotState::Filling) + count(SlotState::Adopting),
+            existing: STATES.iter().filter(|state| state.is_settled()).map(|state| count(*state)).sum(),
             retiring: count(SlotState::Retiring),
             waiting: self.waiters.of_network(network),
         }
@@ -117,6 +171,9 @@ impl State {
     }
 
     fn rebalance_one(&mut self, now: Moment, network: u32) {
+        if !self.opened || self.keeping {
+            return;
+        }
         let demand = self.demand(network);
         let with_any = Demand { waiting: demand.waiting + self.any_share(network), ..demand };
         for _ in 0..with_any.to_fill() {
@@ -151,7 +208,7 @@ impl State {
         }
     }
 
-    pub(super) fn give_up_coldest(&mut self, now: Moment, network: u32, why: &str) {
+    pub(super) fn give_up_coldest(&mut self, now: Moment, network: u32, why: &'static str) {
         if let Some(slot) = self.networks[network as usize].ready.back() {
             self.doom(slot, why);
             self.set_state(now, slot, SlotState::Retiring);

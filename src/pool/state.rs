@@ -10,6 +10,9 @@
 //!      └──────────────── detached ───────────────────────────────── Quarantined ─vacated─► Retiring
 //! ```
 //!
+//! At the start of a daemon, slots that its predecessor left Ready are Adopting until their nannies have proven the buddies again, and leased ones
+//! are Leased, unproven.
+//!
 //! Beside this file: `sizing` (what is wanted against what is there), `leases`, `joiners`, `waiters`, `doors` (what operators say).
 //!
 //! What it promises: I1 (one state each, all counts follow from [`State::set_state`], the only place that changes one), I2 (a use has at most one
@@ -22,14 +25,17 @@ use std::time::Duration;
 
 use super::deadlines::Deadlines;
 use super::ended::Ended;
+use super::journal::Journal;
 use super::leases::{Lease, LeaseIndex};
-use super::list::{Links, List};
-use super::types::{Denied, Moment, Namespace, NetworkIndex, PoolEvent, RequestKey, SlotIndex, Token, UseKey};
+use super::list::{List, Listed, Place, Places};
+use super::types::{Denied, Moment, Namespace, NetworkIndex, PoolEvent, RequestKey, SlotIndex, Token, UseKey, Words};
 use super::waiters::{WaiterId, Waiters};
 
 /// Where a slot is in its life. Each variant's exits are in the picture above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SlotState {
+    /// A predecessor's buddy that was ready: its nanny proves it again.
+    Adopting,
     /// No buddy, and none wanted.
     Idle,
     /// No buddy yet: its nanny prepares one.
@@ -49,7 +55,8 @@ pub enum SlotState {
 }
 
 /// All states, in the order of their counters.
-pub const STATES: [SlotState; 8] = [
+pub const STATES: [SlotState; 9] = [
+    SlotState::Adopting,
     SlotState::Idle,
     SlotState::Filling,
     SlotState::BackingOff,
@@ -65,6 +72,7 @@ impl SlotState {
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
+            Self::Adopting => "adopting",
             Self::Idle | Self::Filling | Self::BackingOff => "vacant",
             Self::Ready => "ready",
             Self::Leased => "leased",
@@ -74,10 +82,15 @@ impl SlotState {
         }
     }
 
+    /// With a buddy that counts as one: one that is being adopted counts as being filled.
+    pub(super) fn is_settled(self) -> bool {
+        self.has_buddy() && self != Self::Adopting
+    }
+
     pub(super) fn has_buddy(self) -> bool {
         match self {
             Self::Idle | Self::Filling | Self::BackingOff => false,
-            Self::Ready | Self::Leased | Self::Vacating | Self::Quarantined | Self::Retiring => true,
+            Self::Adopting | Self::Ready | Self::Leased | Self::Vacating | Self::Quarantined | Self::Retiring => true,
         }
     }
 }
@@ -138,6 +151,8 @@ pub enum Effect {
 pub enum Order {
     /// Nothing.
     Rest,
+    /// Look at what a predecessor had in the slot, say [`State::proven`] or [`State::buddy_gone`].
+    Adopt(UseKey),
     /// Prepare a buddy of this generation.
     Fill {
         /// For its name and labels.
@@ -159,19 +174,28 @@ pub enum Order {
 pub(super) struct Slot {
     pub state: SlotState,
     pub since: Moment,
+    /// A predecessor's buddy that its nanny has not looked at yet.
+    pub unproven: bool,
+    pub place: Place,
     pub network: NetworkIndex,
     pub generation: u64,
     pub use_number: u64,
     pub namespace: Option<Arc<Namespace>>,
     pub lease: Option<LeaseIndex>,
     /// Why its buddy is not to be used again after this.
-    pub doom: Option<Arc<str>>,
+    pub doom: Option<Words>,
     pub failures: u32,
     /// The present buddy did; its slot backs off before the next.
     pub died_young: bool,
-    pub last_error: Option<Arc<str>>,
+    pub last_error: Option<Words>,
     /// Who holds it in quarantine.
     pub occupants: Arc<[String]>,
+}
+
+impl Listed for Slot {
+    fn place(&mut self) -> &mut Place {
+        &mut self.place
+    }
 }
 
 #[derive(Debug, Default)]
@@ -193,7 +217,7 @@ impl Network {
 pub struct State {
     pub(super) rules: Rules,
     pub(super) slots: Vec<Slot>,
-    pub(super) links: Links,
+    pub(super) places: Places,
     pub(super) networks: Vec<Network>,
     pub(super) leases: slab::Slab<Lease>,
     pub(super) by_token: HashMap<Token, LeaseIndex>,
@@ -211,6 +235,16 @@ pub struct State {
     pub(super) cordoned: bool,
     pub(super) draining: bool,
     pub(super) stopping: bool,
+    /// … and leaves everything as it is for the next daemon.
+    pub(super) keeping: bool,
+    /// Slots are filled and given up; not so while a predecessor's are adopted.
+    pub(super) opened: bool,
+    /// Sizes of the configuration, and those that an operator asked for instead: `ready` and `max`.
+    pub(super) configured: (u32, u32),
+    pub(super) asked_sizes: Option<(u32, u32)>,
+    /// Nothing ends by itself before.
+    pub(super) grace_until: Moment,
+    pub(super) journal: Journal,
     pub(super) engine_up: bool,
     /// Something was ready since the start.
     pub(super) filled_once: bool,
@@ -229,10 +263,11 @@ impl State {
         Self {
             waiters: Waiters::new(rules.networks),
             ended: Ended::default(),
+            configured: (rules.ready, rules.max),
             rules,
             networks,
             slots: Vec::new(),
-            links: Links::default(),
+            places: Places::default(),
             leases: slab::Slab::new(),
             by_token: HashMap::new(),
             by_request: HashMap::new(),
@@ -247,6 +282,11 @@ impl State {
             cordoned: false,
             draining: false,
             stopping: false,
+            keeping: false,
+            opened: true,
+            asked_sizes: None,
+            grace_until: Moment::ZERO,
+            journal: Journal::default(),
             engine_up: false,
             filled_once: false,
             misses: 0,
@@ -270,9 +310,17 @@ impl State {
     /// What the nanny of `slot` should do now.
     #[must_use]
     pub fn order(&self, slot: SlotIndex) -> Order {
-        let key = self.key(slot);
-        match self.slots[slot as usize].state {
+        let (key, place) = (self.key(slot), &self.slots[slot as usize]);
+        if self.keeping {
+            return Order::Rest;
+        }
+        if place.unproven {
+            return Order::Adopt(key);
+        }
+        match place.state {
             SlotState::Idle => Order::Rest,
+            // Only with a buddy that is unproven.
+            SlotState::Adopting => Order::Adopt(key),
             SlotState::Filling => Order::Fill { generation: key.generation },
             SlotState::BackingOff => Order::BackOff,
             SlotState::Ready | SlotState::Leased => Order::Tend(key),
@@ -296,27 +344,30 @@ impl State {
 
     /// The one place where a slot changes its state: counters, lists and the nanny's nudge move together.
     pub(super) fn set_state(&mut self, now: Moment, slot: SlotIndex, state: SlotState) {
-        let place = &mut self.slots[slot as usize];
-        let network = &mut self.networks[place.network as usize];
-        match place.state {
-            SlotState::Ready => self.links.remove(&mut network.ready, slot),
-            SlotState::Idle => self.links.remove(&mut network.idle, slot),
-            SlotState::Filling
+        let (before, network) = (self.slots[slot as usize].state, self.slots[slot as usize].network);
+        let network = &mut self.networks[usize::from(network)];
+        match before {
+            SlotState::Ready => network.ready.remove(slot, &mut self.slots),
+            SlotState::Idle => network.idle.remove(slot, &mut self.slots),
+            SlotState::Adopting
+            | SlotState::Filling
             | SlotState::BackingOff
             | SlotState::Leased
             | SlotState::Vacating
             | SlotState::Quarantined
             | SlotState::Retiring => {}
         }
-        network.counts[place.state as usize] -= 1;
+        network.counts[before as usize] -= 1;
         network.counts[state as usize] += 1;
+        let place = &mut self.slots[slot as usize];
         place.state = state;
         place.since = now;
         match state {
-            SlotState::Ready => self.links.push_front(&mut network.ready, slot),
+            SlotState::Ready => network.ready.push_front(&mut self.places, slot, place),
             // The lowest numbers are filled first after a start, the longest vacant later: a slot that just failed is not the next to try.
-            SlotState::Idle => self.links.push_back(&mut network.idle, slot),
-            SlotState::Filling
+            SlotState::Idle => network.idle.push_back(&mut self.places, slot, place),
+            SlotState::Adopting
+            | SlotState::Filling
             | SlotState::BackingOff
             | SlotState::Leased
             | SlotState::Vacating
@@ -326,9 +377,13 @@ impl State {
         if state != SlotState::Leased {
             self.effects.push(Effect::Nudge(slot));
         }
+        let could_be_used = matches!(before, SlotState::Adopting | SlotState::Ready | SlotState::Leased);
+        if could_be_used && matches!(state, SlotState::Vacating | SlotState::Quarantined | SlotState::Retiring) {
+            self.record_out(slot);
+        }
     }
 
-    pub(super) fn doom(&mut self, slot: SlotIndex, why: impl Into<Arc<str>>) {
+    pub(super) fn doom(&mut self, slot: SlotIndex, why: impl Into<Words>) {
         let place = &mut self.slots[slot as usize];
         if place.doom.is_none() {
             place.doom = Some(why.into());
@@ -361,7 +416,7 @@ impl State {
     }
 
     /// A preparation failed and left nothing behind. The slot rests until [`State::backoff_over`]; another one may take its place.
-    pub fn fill_failed(&mut self, now: Moment, slot: SlotIndex, generation: u64, error: &str) {
+    pub fn fill_failed(&mut self, now: Moment, slot: SlotIndex, generation: u64, error: impl Into<Words>) {
         let place = &mut self.slots[slot as usize];
         place.failures = place.failures.saturating_add(1);
         place.last_error = Some(error.into());
@@ -386,7 +441,7 @@ impl State {
     }
 
     /// The slot's buddy died young: once it is removed the slot backs off before the next.
-    pub fn note_failure(&mut self, slot: SlotIndex, error: &str) {
+    pub fn note_failure(&mut self, slot: SlotIndex, error: impl Into<Words>) {
         let place = &mut self.slots[slot as usize];
         place.failures = place.failures.saturating_add(1);
         place.died_young = true;
@@ -399,40 +454,76 @@ impl State {
         self.stopping
     }
 
+    /// … and leaves everything as it is for the next daemon.
+    #[must_use]
+    pub fn is_keeping(&self) -> bool {
+        self.keeping
+    }
+
+    /// The network of a slot.
+    #[must_use]
+    pub fn network_of(&self, slot: SlotIndex) -> NetworkIndex {
+        self.slots[slot as usize].network
+    }
+
     /// Generations of a dead predecessor are not used again.
     pub fn generations_begin_at(&mut self, first: u64) {
         self.next_generation = self.next_generation.max(first);
     }
 
     /// Keeps an error for the operator without changing anything else.
-    pub fn note_error(&mut self, slot: SlotIndex, error: &str) {
+    pub fn note_error(&mut self, slot: SlotIndex, error: impl Into<Words>) {
         self.slots[slot as usize].last_error = Some(error.into());
     }
 
     fn make_ready(&mut self, now: Moment, slot: SlotIndex) {
         self.filled_once = true;
         self.set_state(now, slot, SlotState::Ready);
+        self.record_ready(slot);
         if !self.cordoned && !self.stopping {
             self.serve_waiter(now, slot);
         }
     }
 
+    /// A predecessor's buddy is what it was. `empty`: nobody is in one that nobody has leased.
+    pub fn proven(&mut self, now: Moment, key: UseKey, empty: bool) {
+        if !self.is_present(key) || !std::mem::take(&mut self.slots[key.slot as usize].unproven) {
+            return;
+        }
+        if self.slots[key.slot as usize].state == SlotState::Adopting {
+            if !empty {
+                self.doom(key.slot, "somebody was inside without a lease when nspool came back");
+            }
+            if self.slots[key.slot as usize].doom.is_some() {
+                self.set_state(now, key.slot, SlotState::Retiring);
+            } else {
+                self.make_ready(now, key.slot);
+            }
+        }
+        self.effects.push(Effect::Nudge(key.slot));
+        self.rebalance(now, u32::from(self.slots[key.slot as usize].network));
+    }
+
     /// The buddy died, was paused, or is not the one it was. A lease on it is LOST.
-    pub fn buddy_gone(&mut self, now: Moment, key: UseKey, why: &str) {
+    pub fn buddy_gone(&mut self, now: Moment, key: UseKey, why: impl Into<Words>) {
         // The use may have moved on between the death and its report: only another generation makes it stale.
         let place = self.slots.get(key.slot as usize);
         if place.is_none_or(|place| place.generation != key.generation || !place.state.has_buddy()) {
             self.stale += 1;
             return;
         }
-        let why: Arc<str> = why.into();
-        self.doom(key.slot, Arc::clone(&why));
+        let why = why.into();
+        self.doom(key.slot, why.clone());
+        // The order may be another one now without another state.
+        if std::mem::take(&mut self.slots[key.slot as usize].unproven) {
+            self.effects.push(Effect::Nudge(key.slot));
+        }
         match self.slots[key.slot as usize].state {
             SlotState::Leased => {
-                self.lose(now, key.slot, Arc::clone(&why));
+                self.lose(now, key.slot, why.clone());
                 self.set_state(now, key.slot, SlotState::Retiring);
             }
-            SlotState::Ready => self.set_state(now, key.slot, SlotState::Retiring),
+            SlotState::Ready | SlotState::Adopting => self.set_state(now, key.slot, SlotState::Retiring),
             SlotState::Vacating | SlotState::Quarantined | SlotState::Retiring => {}
             SlotState::Idle | SlotState::Filling | SlotState::BackingOff => unreachable!("slot {} has a buddy", key.slot),
         }
@@ -464,7 +555,13 @@ impl State {
                 place.occupants = Arc::new([]);
                 self.set_state(now, key.slot, SlotState::Retiring);
             }
-            SlotState::Idle | SlotState::Filling | SlotState::BackingOff | SlotState::Ready | SlotState::Leased | SlotState::Retiring => {
+            SlotState::Adopting
+            | SlotState::Idle
+            | SlotState::Filling
+            | SlotState::BackingOff
+            | SlotState::Ready
+            | SlotState::Leased
+            | SlotState::Retiring => {
                 self.stale += 1;
             }
         }
@@ -485,15 +582,18 @@ impl State {
                 self.rebalance(now, u32::from(self.slots[key.slot as usize].network));
             }
             SlotState::Quarantined => self.slots[key.slot as usize].occupants = who.into(),
-            SlotState::Idle | SlotState::Filling | SlotState::BackingOff | SlotState::Ready | SlotState::Leased => self.stale += 1,
+            SlotState::Adopting | SlotState::Idle | SlotState::Filling | SlotState::BackingOff | SlotState::Ready | SlotState::Leased => {
+                self.stale += 1
+            }
         }
     }
 
     /// A use cannot be ended as it should (a fence that fails, a joiner that stays configured): the buddy goes.
-    pub fn spoiled(&mut self, now: Moment, key: UseKey, why: &str) {
+    pub fn spoiled(&mut self, now: Moment, key: UseKey, why: impl Into<Words>) {
+        let why = why.into();
         if self.is_present(key) && self.slots[key.slot as usize].state == SlotState::Vacating {
-            self.doom(key.slot, why);
-            self.slots[key.slot as usize].last_error = Some(why.into());
+            self.doom(key.slot, why.clone());
+            self.slots[key.slot as usize].last_error = Some(why);
             self.set_state(now, key.slot, SlotState::Retiring);
         }
     }

@@ -1,5 +1,6 @@
 //! The words of the pool: keys, requests, what a lease hands out, refusals. No behaviour beyond formatting.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -13,6 +14,10 @@ pub type SlotIndex = u32;
 
 /// Index into the configured networks.
 pub type NetworkIndex = u16;
+
+/// Words for people. Most are known when the program is built: so a buddy's death allocates nothing, which at 100,000 slots would cost more
+/// than all the rest of it.
+pub type Words = Cow<'static, str>;
 
 /// One use of one buddy. Every message about a slot carries it; one that does not match the slot's present is stale, counted and dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -161,6 +166,8 @@ pub struct Namespace {
     pub mtu: u32,
     /// The buddy's init in the host's pid namespace.
     pub pid: u32,
+    /// The engine's own text: with the container id the buddy's identity (I4).
+    pub started_at: String,
 }
 
 /// Why a lease is over, or how it got LOST.
@@ -183,7 +190,7 @@ pub enum Cause {
     /// The daemon stops.
     Stopping,
     /// It was LOST, for this reason, and nobody released it for long.
-    Lost(Arc<str>),
+    Lost(Words),
 }
 
 impl Cause {
@@ -200,6 +207,21 @@ impl Cause {
             Self::Forced => "forced",
             Self::Stopping => "stopping",
             Self::Lost(_) => "lost",
+        }
+    }
+
+    /// The way back from [`Cause::word`]; a word of a later release is an end all the same.
+    pub(super) fn from_word(word: &str, lost: String) -> Self {
+        match word {
+            "released" => Self::Released,
+            "released_doubtful" => Self::ReleasedDoubtful,
+            "not_joined" => Self::NotJoined,
+            "lingered" => Self::Lingered,
+            "connection_closed" => Self::ConnectionClosed,
+            "forced" => Self::Forced,
+            "stopping" => Self::Stopping,
+            "lost" => Self::Lost(lost.into()),
+            _ => Self::Expired,
         }
     }
 
@@ -263,6 +285,12 @@ pub enum Denied {
     /// The daemon is on its way out.
     #[error("the daemon stops")]
     Stopping,
+    /// A lease that cannot be recorded would not survive the daemon.
+    #[error("no lease can be recorded: {why}")]
+    NotRecorded {
+        /// What the ledger says.
+        why: String,
+    },
     /// The lease is there, the namespace is not.
     #[error("the lease was lost: {why}")]
     LeaseLost {
@@ -321,7 +349,7 @@ pub struct LeaseView {
     /// When it ends by itself, if it does.
     pub deadline: Option<Moment>,
     /// Why it is LOST, if it is.
-    pub lost: Option<Arc<str>>,
+    pub lost: Option<Words>,
     /// Containers known to have joined.
     pub joiners: usize,
 }

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use super::state::{SlotState, State};
 use super::target::share;
-use super::types::{Moment, Namespace, NetworkIndex, SlotIndex, UseKey};
+use super::types::{Moment, Namespace, NetworkIndex, SlotIndex, UseKey, Words};
 
 /// Slots by state, and what happened since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Without a buddy, within `max`.
     pub vacant: u32,
-    /// Of these, being filled.
+    /// Of these, being filled, or adopted from a predecessor.
     pub filling: u32,
     /// In the free list.
     pub ready: u32,
@@ -55,11 +55,11 @@ pub struct SlotView {
     /// Whether it is leased.
     pub leased: bool,
     /// Why its buddy will not be used again.
-    pub doom: Option<Arc<str>>,
+    pub doom: Option<Words>,
     /// Preparations that failed in a row.
     pub failures: u32,
     /// The last thing that went wrong.
-    pub last_error: Option<Arc<str>>,
+    pub last_error: Option<Words>,
     /// Who holds it in quarantine.
     pub occupants: Arc<[String]>,
 }

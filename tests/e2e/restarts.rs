@@ -1,19 +1,132 @@
 //! A daemon that is killed, its successor, its neighbours and its double. Containers of others are never touched.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
+
+use nspool::client::Request;
+use nspool::proto::{self, LeaseState, ReleaseOutcome};
 
 use crate::support::daemon::{LIMIT, TEST_LABEL, TestDaemon, load_busybox};
 use crate::support::engines::TestEngine;
 use crate::support::image::BUSYBOX;
 
 on_both_engines!(
-    a_successor_clears_up_after_a_killed_daemon,
+    a_killed_daemon_loses_nothing,
+    a_stop_that_keeps_loses_nothing,
+    what_happens_to_buddies_while_no_daemon_is_there_is_noticed,
+    a_successor_without_the_ledger_clears_up,
     decoys_are_never_touched,
     two_pools_on_one_engine_leave_each_other_alone,
     a_second_daemon_of_the_same_pool_gives_up,
 );
 
-async fn a_successor_clears_up_after_a_killed_daemon(engine: &TestEngine) {
+/// Two leases, one with a function and one without, and what a restart must leave of them.
+struct Before {
+    occupied: proto::Lease,
+    empty: proto::Lease,
+    function: String,
+    ready: BTreeSet<(String, u64)>,
+    incarnation: String,
+}
+
+async fn ready(daemon: &TestDaemon<'_>) -> BTreeSet<(String, u64)> {
+    let ready = daemon.slots().await.into_iter().filter(|slot| slot.state == "ready");
+    ready.map(|slot| (slot.namespace_id, slot.generation)).collect()
+}
+
+fn request(id: &str) -> Request {
+    Request::new().owner("agent").request_id(id).wait(LIMIT)
+}
+
+impl Before {
+    async fn of(daemon: &TestDaemon<'_>) -> Self {
+        let client = daemon.client();
+        daemon.settled(2).await;
+        let occupied = client.allocate(request("occupied")).await.unwrap().keep();
+        let empty = client.allocate(request("empty")).await.unwrap().keep();
+        let function = daemon.stay(&occupied.network_mode);
+        daemon.usage("more of them ready", |usage| usage.ready == 2 && usage.filling == 0).await;
+        let incarnation = client.info().await.unwrap().incarnation;
+        Self { occupied, empty, function, ready: ready(daemon).await, incarnation }
+    }
+
+    /// A new daemon is there: everything is as it was, and ends as it should.
+    async fn holds(self, daemon: &TestDaemon<'_>) {
+        let client = daemon.client();
+        daemon.usage("all adopted", |usage| usage.ready == 2 && usage.leased == 2).await;
+        assert_eq!(ready(daemon).await, self.ready);
+        assert_eq!(client.info().await.unwrap().incarnation, self.incarnation, "no lease was lost as a whole");
+        assert_eq!(daemon.buddies().len(), 4);
+        // An agent that never got its answer asks again.
+        let again = client.allocate(request("empty")).await.unwrap().keep();
+        assert_eq!((&again.token, &again.namespace_id), (&self.empty.token, &self.empty.namespace_id));
+        let resumed = client.resume("agent").await.unwrap();
+        assert_eq!(resumed.len(), 2);
+        let seen = daemon.function(&["run", "--rm"], &self.empty.network_mode, &["ip", "-o", "-4", "addr", "show", "dev", "eth0"]).unwrap();
+        assert!(seen.contains(&self.empty.ip_addresses[0]), "{seen}");
+        assert!(daemon.engine.run(&["exec", &self.function, "ip", "-o", "-4", "addr"]).contains("eth0"));
+
+        client.release(&self.empty.token, false).await.unwrap();
+        assert_eq!(client.release(&self.empty.token, false).await.unwrap().outcome(), ReleaseOutcome::AlreadyReleased);
+        let highest = self.ready.iter().map(|(_, generation)| *generation).max().unwrap();
+        client.release(&self.occupied.token, false).await.unwrap();
+        daemon.usage("the function's quarantine", |usage| usage.quarantined == 1).await;
+        daemon.engine.run(&["rm", "-f", &self.function]);
+        daemon.settled(2).await;
+        let fresh = client.allocate(Request::new().wait(LIMIT)).await.unwrap().keep();
+        assert!(self.ready.contains(&(fresh.namespace_id, fresh.generation)) || fresh.generation > highest, "a generation came twice");
+        assert_eq!(daemon.settled_but_leased(1).await.lost, 0);
+    }
+}
+
+async fn a_killed_daemon_loses_nothing(engine: &TestEngine) {
+    load_busybox(engine);
+    let mut daemon = TestDaemon::start(engine, &["pool.max = 8"]).await;
+    let before = Before::of(&daemon).await;
+    daemon.kill();
+    assert!(daemon.socket.exists(), "a killed daemon cannot remove its socket");
+    daemon.launch().await;
+    before.holds(&daemon).await;
+}
+
+async fn a_stop_that_keeps_loses_nothing(engine: &TestEngine) {
+    load_busybox(engine);
+    let mut daemon = TestDaemon::start(engine, &["pool.max = 8", "stop.policy = \"keep\""]).await;
+    let before = Before::of(&daemon).await;
+    let there = daemon.buddies();
+    assert_eq!(daemon.stop().await, 0, "{}", daemon.log());
+    assert_eq!(daemon.buddies(), there);
+    daemon.launch().await;
+    before.holds(&daemon).await;
+}
+
+async fn what_happens_to_buddies_while_no_daemon_is_there_is_noticed(engine: &TestEngine) {
+    load_busybox(engine);
+    let mut daemon = TestDaemon::start(engine, &["pool.max = 8"]).await;
+    daemon.settled(2).await;
+    let client = daemon.client();
+    let (well, killed, removed) = (daemon.allocate(&client).await, daemon.allocate(&client).await, daemon.allocate(&client).await);
+    daemon.usage("more of them ready", |usage| usage.ready == 2 && usage.filling == 0).await;
+    let idle = daemon.slots().await.into_iter().find(|slot| slot.state == "ready").unwrap();
+    daemon.kill();
+    engine.run(&["kill", &killed.container_id]);
+    engine.run(&["rm", "-f", &removed.container_id]);
+    // It runs again, in another namespace.
+    engine.run(&["restart", "-t", "1", &idle.namespace_id]);
+    daemon.launch().await;
+    daemon.usage("two lost", |usage| usage.lost == 2 && usage.leased == 1 && usage.ready == 2 && usage.detached == 0).await;
+    assert_eq!(client.lease(&well.token).await.unwrap().state(), LeaseState::Active);
+    for lost in [&killed, &removed] {
+        let lease = client.lease(&lost.token).await.unwrap();
+        assert_eq!(lease.state(), LeaseState::Lost);
+        assert!(lease.cause.contains("while nspool was away"), "{}", lease.cause);
+    }
+    assert!(daemon.slots().await.iter().all(|slot| slot.state != "ready" || slot.generation != idle.generation));
+    daemon.usage("the old ones gone", |usage| usage.retiring == 0).await;
+    assert_eq!(daemon.buddies().len(), 3);
+}
+
+async fn a_successor_without_the_ledger_clears_up(engine: &TestEngine) {
     load_busybox(engine);
     let mut daemon = TestDaemon::start(engine, &[]).await;
     daemon.settled(2).await;
@@ -23,7 +136,7 @@ async fn a_successor_clears_up_after_a_killed_daemon(engine: &TestEngine) {
     daemon.usage("more of them ready", |usage| usage.ready == 2).await;
     let before = daemon.slots().await;
     daemon.kill();
-    assert!(daemon.socket.exists(), "a killed daemon cannot remove its socket");
+    std::fs::remove_dir_all(daemon.dir.path().join("state")).unwrap();
     daemon.launch().await;
     daemon.usage("the new pool, and the occupied buddy", |usage| usage.ready == 2 && usage.detached == 1).await;
     let highest = before.iter().map(|slot| slot.generation).max().unwrap();
@@ -33,7 +146,7 @@ async fn a_successor_clears_up_after_a_killed_daemon(engine: &TestEngine) {
     assert_eq!(there.len(), 3);
     assert!(there.contains(&occupied.container_id) && !there.contains(&empty.container_id));
     assert!(engine.run(&["exec", &function, "ip", "-o", "-4", "addr"]).contains("eth0"));
-    assert_eq!(daemon.cli(&["release", &empty.token]).status.code(), Some(1), "no lease survives yet");
+    assert_eq!(daemon.cli(&["release", &empty.token]).status.code(), Some(1), "its lease is not known any more");
     engine.run(&["rm", "-f", &function]);
     daemon.usage("nothing detached", |usage| usage.detached == 0).await;
 }

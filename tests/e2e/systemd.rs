@@ -44,6 +44,14 @@ async fn systemd_hears_of_readiness_reload_stop_and_the_heartbeat() {
     daemon.signal("TERM");
     notified(&socket, "STOPPING=1");
     assert_eq!(daemon.exit_code(Duration::from_secs(20)).await, 0);
+    // Under systemd `auto` keeps: the next start goes on with the same buddy.
+    let kept = daemon.buddies();
+    assert_eq!(kept.len(), 1);
+    daemon.launch().await;
+    daemon.settled(1).await;
+    assert_eq!(daemon.buddies(), kept);
+    assert_eq!(daemon.stop().await, 0);
+    assert_eq!(daemon.buddies(), [""; 0], "without systemd it removes");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

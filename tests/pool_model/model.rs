@@ -109,6 +109,7 @@ pub fn word(denied: &Denied) -> &'static str {
         Denied::Cordoned => "cordoned",
         Denied::Draining => "draining",
         Denied::Stopping => "stopping",
+        Denied::NotRecorded { .. } => "not recorded",
         Denied::LeaseLost { .. } => "lost",
         Denied::LeaseEnded { .. } => "ended",
         Denied::UnknownToken => "token?",
@@ -746,6 +747,7 @@ impl Model {
             }
             SlotState::Vacating => self.slots[slot as usize].doomed = true,
             SlotState::BackingOff => self.to(now, slot, SlotState::Idle),
+            SlotState::Adopting => unreachable!("no predecessor in this story"),
             SlotState::Idle | SlotState::Filling | SlotState::Quarantined | SlotState::Retiring => {}
         }
         self.settle(now);

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nspool::ledger::Table;
 use nspool::pool::state::{Afterwards, Effect, Order, Rules, SlotState, State};
 use nspool::pool::{
-    Allocated, Cause, ConnectionId, JoinerSeen, LeaseIndex, Lifetime, Moment, Namespace, PoolEvent, Released, Request, Token, UseKey,
-    WaiterId,
+    Allocated, Cause, ConnectionId, GRACE, JoinerSeen, LeaseIndex, Lifetime, Moment, Namespace, PoolEvent, Released, Request, Token,
+    UseKey, WaiterId,
 };
 
 use super::model::{Answer, Model, Told, Waiter, word};
@@ -36,6 +37,10 @@ struct Story {
     /// Generations that somebody stayed in.
     occupied: HashSet<u64>,
     newest_generation: u64,
+    names: Arc<[String]>,
+    /// All that was recorded.
+    journal: Vec<u8>,
+    steps: u32,
 }
 
 fn ms(millis: u64) -> Duration {
@@ -68,8 +73,11 @@ fn plain(released: Released) -> Released {
 
 pub fn tell(start: &Start, story: &[Op]) {
     let rules = rules(start, &start.rules);
+    let names: Arc<[String]> = (0..start.networks).map(|network| format!("net{network}")).collect();
+    let mut state = State::new(rules.clone(), FIRST_GENERATION);
+    state.record_with(Arc::clone(&names));
     let mut told = Story {
-        state: State::new(rules.clone(), FIRST_GENERATION),
+        state,
         model: Model::new(rules, FIRST_GENERATION),
         now: Duration::from_secs(1000),
         next_token: 0,
@@ -84,13 +92,18 @@ pub fn tell(start: &Start, story: &[Op]) {
         vouched: HashSet::new(),
         occupied: HashSet::new(),
         newest_generation: FIRST_GENERATION - 1,
+        names,
+        journal: Vec::new(),
+        steps: 0,
     };
     told.step(&Op::Engine(true));
     told.step(&Op::Resize(start.ready, start.max));
     for op in story {
         told.step(op);
     }
+    told.restart();
     told.wind_up();
+    told.restart();
 }
 
 impl Story {
@@ -126,6 +139,10 @@ impl Story {
         self.compare_slots();
         self.compare_leases();
         self.compare_usage();
+        self.steps += 1;
+        if self.steps.is_multiple_of(8) {
+            self.restart();
+        }
         for (network, before) in filling.into_iter().enumerate() {
             let (network, after) = (network as u32, self.filling()[network]);
             let all = self.model.existing(network) + after;
@@ -363,6 +380,7 @@ impl Story {
             host_config: String::new(),
             container_id: Arc::clone(container),
             tell_container_id: false,
+            started_at: String::new(),
             addresses: Vec::new(),
             resolv_conf: String::new(),
             mtu: 0,
@@ -447,6 +465,7 @@ impl Story {
     /// What a nanny says when all goes well.
     fn obvious(&mut self, slot: u32) {
         match self.state.order(slot) {
+            Order::Adopt(_) => unreachable!("no predecessor in this story"),
             Order::Rest | Order::Tend(_) => {}
             Order::Fill { generation } => self.registered(slot, generation),
             Order::BackOff => self.backoff_over(slot),
@@ -605,6 +624,52 @@ impl Story {
             assert_eq!((real.joiners, real.allocated_at), (expected.joiners.len(), expected.allocated_at), "lease {}", real.key);
             assert_eq!((&*real.request, &real.namespace), (&expected.request, &expected.namespace), "lease {}", real.key);
         }
+    }
+
+    /// What a daemon would find that was started now: every lease, every buddy that was ready, and nothing else.
+    fn restart(&mut self) {
+        self.journal.extend(self.state.take_journal());
+        let rules = Rules { ready: 0, max: 0, ..self.model.rules.clone() };
+        let mut next = State::new(rules, FIRST_GENERATION);
+        next.record_with(Arc::clone(&self.names));
+        next.restore(self.now, Table::read(&self.journal), true);
+        next.check();
+        let leases = |state: &State| {
+            let mut views = state.lease_views(None);
+            views.sort_by_key(|lease| lease.token.0);
+            views
+        };
+        let (was, is) = (leases(&self.state), leases(&next));
+        assert_eq!(was.len(), is.len(), "leases over a restart");
+        for (was, is) in was.iter().zip(&is) {
+            assert_eq!((was.token, was.key, &was.lost, &was.namespace), (is.token, is.key, &is.lost, &is.namespace));
+            assert_eq!((was.network, was.allocated_at), (is.network, is.allocated_at));
+            let (old, new) = (&*was.request, &*is.request);
+            assert_eq!((old.uid, &old.owner, &old.tenant, &old.request_id), (new.uid, &new.owner, &new.tenant, &new.request_id));
+            assert_eq!((old.network, &old.labels), (new.network, &new.labels));
+            match (old.lifetime, new.lifetime) {
+                (Lifetime::Connection(_), Lifetime::Connection(_)) => assert!(is.deadline.is_some(), "nobody would end {}", is.key),
+                (old, new) => assert_eq!(old, new),
+            }
+            assert!(is.deadline.is_none_or(|deadline| deadline >= self.now + GRACE), "{} ends within the grace", is.key);
+            assert!(was.deadline.is_none_or(|was| is.deadline.is_none_or(|is| is >= was)), "{} ends early", is.key);
+        }
+        for slot in 0..self.state.slot_count() {
+            let was = self.state.slot_view(slot);
+            let is = (slot < next.slot_count()).then(|| next.slot_view(slot));
+            let expected = match was.state {
+                SlotState::Ready => Some(SlotState::Adopting),
+                SlotState::Leased => Some(SlotState::Leased),
+                _ => None,
+            };
+            let found = is.as_ref().map(|is| is.state).filter(|state| *state != SlotState::Idle);
+            assert_eq!(found, expected, "slot {slot} after a restart, it was {:?}", was.state);
+            if let Some(is) = is.filter(|_| expected.is_some()) {
+                assert_eq!((was.key, was.network, was.namespace), (is.key, is.network, is.namespace));
+                assert_eq!(next.order(slot), Order::Adopt(is.key));
+            }
+        }
+        assert_eq!(next.doors().0, self.state.doors().0, "the cordon");
     }
 
     fn compare_usage(&self) {

@@ -201,6 +201,12 @@ impl<'e> TestDaemon<'e> {
         self.usage(&format!("{ready} ready and quiet"), |usage| usage.ready == ready && quiet(usage)).await
     }
 
+    /// The same with so many leased, whatever is ready.
+    pub async fn settled_but_leased(&self, leased: u32) -> proto::Usage {
+        let quiet = |u: &proto::Usage| u.filling + u.vacating + u.quarantined + u.retiring == 0;
+        self.usage(&format!("{leased} leased and quiet"), |usage| usage.leased == leased && quiet(usage)).await
+    }
+
     pub async fn slots(&self) -> Vec<proto::Slot> {
         self.client().slots().await.unwrap().slots
     }

@@ -60,6 +60,7 @@ async fn nanny(pool: Arc<Pool>, slot: u32, mut does: watch::Receiver<Does>) {
                 let next = namespace(slot, key.generation, key.use_number + 1);
                 pool.with(|state, now| state.vacated(now, key, next));
             }
+            Order::Adopt(key) => pool.with(|state, now| state.proven(now, key, true)),
             Order::Retire(key) => pool.with(|state, now| state.removed(now, key)),
             Order::Rest | Order::Fill { .. } | Order::BackOff | Order::Tend(_) | Order::Vacate(_) | Order::Await(_) => {
                 tokio::select! {

@@ -38,6 +38,8 @@ impl Rig {
             source: Source::from_config(&config.placeholder, &[]).unwrap(),
             listeners: Vec::new(),
             locks: locks.path().to_owned(),
+            ledger: None,
+            keep: false,
         };
         let daemon = Daemon::assemble(config, parts);
         let pool = daemon.pool();

@@ -20,7 +20,6 @@ const DAY: Duration = secs(24 * 3600);
 const WEEK: Duration = secs(7 * 24 * 3600);
 const MANAGED_ONLY: &str = "renewal in place comes with managed networks, in a later release; \"auto\" means \"once\" here";
 const INSPECTION: &str = "the inspection of namespaces comes in a later release; \"auto\" means \"once\" here";
-const KEEP: &str = "slots can be kept once leases survive a restart, in a later release; \"auto\" means \"remove\" here";
 const NATIVE: &str = "the native engine comes in a later release";
 
 /// A row of the table, by what the value is: a general one, a number, an optional number with 0 for none, or a duration.
@@ -436,15 +435,21 @@ pub const KEYS: &[Key] = &[
         "policy",
         "stop-policy",
         restart,
-        Kind::Choice { allowed: &["auto", "remove"], refused: &[("keep", KEEP)] },
-        Some("\"auto\""),
+        Kind::Choice { allowed: &["auto", "keep", "remove"], refused: &[] },
+        None,
         get | c
             | match c.stop.policy {
+                StopPolicy::Auto => Value::Text("auto".into()),
+                StopPolicy::Keep => Value::Text("keep".into()),
                 StopPolicy::Remove => Value::Text("remove".into()),
             },
         set | c,
-        _ | c.stop.policy = StopPolicy::Remove,
-        "remove: every buddy that nobody is in. auto: remove."
+        value | c.stop.policy = match value.text() {
+            "keep" => StopPolicy::Keep,
+            "remove" => StopPolicy::Remove,
+            _ => StopPolicy::Auto,
+        },
+        "keep: slots and leases stay for the next start. remove: every buddy that nobody is in. auto: keep under systemd, remove otherwise."
     ),
     key!("stop", "timeout", "stop-timeout", restart, time secs(1), secs(600), |c| c.stop.timeout, "The whole stop takes at most this long."),
 ];

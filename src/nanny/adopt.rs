@@ -1,0 +1,153 @@
+//! Adopt: what a dead or stopped predecessor of this daemon had in the slot is proven again, and goes on as it was.
+//!
+//! What can go wrong: it is not there any more, or was restarted, paused, renamed meanwhile (the buddy is given up, a lease on it is LOST) · it has
+//! ended with somebody inside (it goes to the minder, the slot goes on without it) · the engine or the kernel does not answer (asked again:
+//! unknown is neither dead nor well) · somebody is in one that nobody has leased (it is retired, so quarantined until they are gone).
+
+use super::fill::FillError;
+use super::minder::Detached;
+use super::{Buddy, Nanny};
+use crate::engine::{Container, ContainerId, Engine, ErrorClass};
+use crate::nanny::kinds_held;
+use crate::netns::KernelError;
+use crate::observer::EngineState;
+use crate::pool::state::Order;
+use crate::pool::{Namespace, UseKey};
+
+/// What a look at a predecessor's buddy came to.
+enum Seen {
+    Well(Box<Buddy>),
+    /// Ours, alive, and not as it was.
+    Changed(Box<Buddy>, &'static str),
+    /// Not alive as a buddy should be; to be minded.
+    Unfit(Detached),
+    /// Nothing of ours has this id.
+    Gone,
+    /// Ask again.
+    Unknown(String),
+}
+
+impl Nanny {
+    pub(super) async fn adopt(&mut self, key: UseKey) {
+        let order = Order::Adopt(key);
+        let mut engine_state = self.tools.engine_state.clone();
+        tokio::select! {
+            biased;
+            () = self.until_order_is_not(&order) => return,
+            up = engine_state.wait_for(EngineState::is_up) => if up.is_err() { return },
+        }
+        let (namespace, leased) = self.tools.pool.read(|state| {
+            let view = state.slot_view(self.slot);
+            (view.namespace, view.leased)
+        });
+        let seen = match &namespace {
+            Some(namespace) => self.look_at(key, namespace).await,
+            None => Seen::Gone,
+        };
+        match seen {
+            Seen::Well(buddy) => {
+                let who = if leased { Ok(Vec::new()) } else { self.who_is_in(&buddy).await };
+                match who {
+                    Ok(who) => self.adopted(key, *buddy, &who),
+                    Err(error) => self.ask_again(&order, error).await,
+                }
+            }
+            Seen::Changed(buddy, why) => {
+                self.take_up(*buddy);
+                self.gone(key, why).await;
+            }
+            Seen::Unfit(buddy) => {
+                let Ok(place) = self.tools.detached.try_reserve() else {
+                    return self.ask_again(&order, "as many buddies are detached as may be".to_owned()).await;
+                };
+                tracing::warn!(slot = self.slot, generation = key.generation, container = %buddy.id, "a predecessor's buddy has ended");
+                self.tools.pool.with(|state, now| {
+                    state.adopt_detached();
+                    state.buddy_gone(now, key, "it ended while nspool was away");
+                });
+                place.send(buddy);
+            }
+            Seen::Gone => {
+                tracing::warn!(slot = self.slot, generation = key.generation, "a predecessor's buddy is gone");
+                self.tools.pool.with(|state, now| state.buddy_gone(now, key, "it was removed while nspool was away"));
+            }
+            Seen::Unknown(error) => self.ask_again(&order, error).await,
+        }
+    }
+
+    fn adopted(&mut self, key: UseKey, buddy: Buddy, inside: &[String]) {
+        tracing::info!(
+            slot = self.slot, generation = key.generation, use_number = key.use_number, namespace_id = buddy.name, container = %buddy.id,
+            inside = inside.join(", "), "buddy adopted"
+        );
+        self.take_up(buddy);
+        self.tools.trust.earn();
+        self.tools.pool.with(|state, now| state.proven(now, key, inside.is_empty()));
+    }
+
+    fn take_up(&mut self, buddy: Buddy) {
+        self.tools.doubts.watch(&buddy.id, &buddy.doubt);
+        self.buddy = Some(buddy);
+    }
+
+    async fn ask_again(&mut self, order: &Order, error: String) {
+        tracing::debug!(slot = self.slot, error, "a predecessor's buddy cannot be looked at yet");
+        self.tools.pool.with(|state, _| state.note_error(self.slot, error));
+        self.retry_later(order).await;
+    }
+
+    async fn who_is_in(&self, buddy: &Buddy) -> Result<Vec<String>, String> {
+        let inside = self.tools.looks.inside(&buddy.id, Some(&*buddy.held)).await.map_err(|error| error.to_string())?;
+        Ok([inside.live, inside.configured].concat())
+    }
+
+    async fn look_at(&self, key: UseKey, namespace: &Namespace) -> Seen {
+        let id = ContainerId::from(&*namespace.container_id);
+        let container = match self.tools.engine.inspect(id.as_str()).await {
+            Ok(container) => container,
+            Err(error) if error.class == ErrorClass::NotFound => return Seen::Gone,
+            Err(error) => return Seen::Unknown(error.to_string()),
+        };
+        let ours = self.tools.breed.owned(&container.name, &container.labels);
+        if ours.is_none_or(|owner| (owner.slot, owner.generation) != (key.slot, key.generation)) {
+            return Seen::Gone;
+        }
+        let (held, facts) = match self.prove(&id).await {
+            Ok(proven) => proven,
+            Err(FillError::Engine(error)) if error.class == ErrorClass::NotFound => return Seen::Gone,
+            Err(error @ (FillError::Engine(_) | FillError::Kernel(_) | FillError::Debris(_))) => return Seen::Unknown(error.to_string()),
+            Err(error @ (FillError::Unfit(_) | FillError::EndedAtOnce { .. })) => {
+                return self.unfit_one(key, container, error.to_string());
+            }
+        };
+        let (started_at, name) = (facts.started_at.clone(), facts.name.clone());
+        let buddy = Box::new(self.buddy(key.generation, name.clone(), held, facts).await);
+        if started_at != namespace.started_at {
+            Seen::Changed(buddy, "it was restarted while nspool was away")
+        } else if name != namespace.namespace_id {
+            Seen::Changed(buddy, "it was renamed while nspool was away")
+        } else {
+            Seen::Well(buddy)
+        }
+    }
+
+    fn unfit_one(&self, key: UseKey, container: Container, why: String) -> Seen {
+        let held = match container.pid {
+            0 => None,
+            pid => match self.tools.kernel.hold(pid, &kinds_held(&self.tools.breed.namespaces)) {
+                Ok(held) => Some(held),
+                Err(KernelError::Gone { .. }) => None,
+                Err(error) => return Seen::Unknown(error.to_string()),
+            },
+        };
+        Seen::Unfit(Detached {
+            id: container.id,
+            name: container.name,
+            slot: self.slot,
+            generation: key.generation,
+            held,
+            since: self.tools.pool.now(),
+            joiners: vec![why],
+        })
+    }
+}
