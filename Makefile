@@ -15,7 +15,7 @@ scripts := $(wildcard deploy/*.sh) .ci/run $(wildcard clients/*/*.sh tests/*.sh 
 # Written out, because cargo's --all-targets would run the benches, too.
 tests := --workspace --locked --lib --bins --tests
 
-.PHONY: help build demo test bench lint install clean packages-test engines-stop test-rust test-clients test-rules \
+.PHONY: help build demo test simulate bench lint install clean packages-test engines-stop test-rust test-clients test-rules \
         test-scripts lint-toolchain lint-scripts lint-deny
 
 help: ## this list
@@ -54,6 +54,9 @@ test-rules:
 
 test-scripts:
 	@$(section) "private engines leave nothing behind" deploy/test.sh
+
+simulate: ## as many seeded lives of the whole daemon as SEEDS says (default 100000), on the scripted engine
+	NSPOOL_SEEDS=$(or $(SEEDS),100000) $(CARGO) test --release --locked --test nanny simulation
 
 bench: ## what the daemon itself costs, against an empty gRPC handler and over pool sizes
 	$(CARGO) bench --workspace --locked

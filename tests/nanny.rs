@@ -1,9 +1,12 @@
 //! The nanny's matrix: every engine operation × every way it can go × every place to be cancelled, on the scripted engine with a paused clock.
 //! In each cell the pool must come back to its target by itself, hand out working namespaces, and leave nothing behind at the stop.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking, and says with which seed")]
 
+#[path = "lives/simulation.rs"]
+mod simulation;
 mod support {
+    pub mod disk;
     pub mod rig;
 }
 

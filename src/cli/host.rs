@@ -47,6 +47,7 @@ pub(super) fn engine_failure(what: &str, error: &EngineError) -> Failure {
         | ErrorClass::ImageMissing
         | ErrorClass::NetworkMissing
         | ErrorClass::NameTaken
+        | ErrorClass::HasDependents
         | ErrorClass::NoAddresses
         | ErrorClass::DiskFull
         | ErrorClass::RegistryDenied

@@ -349,6 +349,8 @@ pub enum ErrorClass {
     NetworkMissing,
     /// The name is in use (409; podman: 500 with "already in use").
     NameTaken,
+    /// Another container joins this one, though it may have ended: podman removes none that is depended on.
+    HasDependents,
     /// The network's addresses are used up.
     NoAddresses,
     /// No space left on the engine's disk.

@@ -302,6 +302,7 @@ fn outcome_name(class: ErrorClass) -> &'static str {
         ErrorClass::ImageMissing => "image_missing",
         ErrorClass::NetworkMissing => "network_missing",
         ErrorClass::NameTaken => "name_taken",
+        ErrorClass::HasDependents => "has_dependents",
         ErrorClass::NoAddresses => "no_addresses",
         ErrorClass::DiskFull => "disk_full",
         ErrorClass::RegistryDenied => "registry_denied",

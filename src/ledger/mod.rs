@@ -340,6 +340,3 @@ pub fn frame(record: Record) -> Vec<u8> {
     encode(record, &mut bytes);
     bytes
 }
-
-#[cfg(test)]
-mod tests;

@@ -146,7 +146,11 @@ mod tests {
                 Record::Ready(ready) => { buddies.insert(ready.slot, (ready.generation, ready.use_number)); true }
                 Record::Leased(lease) => buddies.get(&lease.slot) == Some(&(lease.generation, lease.use_number)) && seen.insert(lease.token.clone()),
                 Record::Ended(ended) => seen.contains(&ended.token),
-                Record::Began(_) | Record::Out(_) | Record::Changed(_) | Record::Undone(_) | Record::Doors(_) => true,
+                Record::Out(out) => {
+                    buddies.retain(|slot, (generation, _)| (*slot, *generation) != (out.slot, out.generation));
+                    true
+                }
+                Record::Began(_) | Record::Changed(_) | Record::Undone(_) | Record::Doors(_) => true,
             }).collect();
             let table = Table::of(records);
             prop_assert_eq!(Table::of(table.clone().records()), table);

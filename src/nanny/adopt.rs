@@ -5,6 +5,7 @@
 //! unknown is neither dead nor well) · somebody is in one that nobody has leased (it is retired, so quarantined until they are gone).
 
 use super::fill::FillError;
+use super::looks::Inside;
 use super::minder::Detached;
 use super::{Buddy, Nanny};
 use crate::engine::{Container, ContainerId, Engine, ErrorClass};
@@ -97,8 +98,8 @@ impl Nanny {
     }
 
     async fn who_is_in(&self, buddy: &Buddy) -> Result<Vec<String>, String> {
-        let inside = self.tools.looks.inside(&buddy.id, Some(&*buddy.held)).await.map_err(|error| error.to_string())?;
-        Ok([inside.live, inside.configured].concat())
+        let inside = self.tools.looks.inside(&buddy.id, Some(&*buddy.held)).await;
+        inside.map(Inside::all).map_err(|error| error.to_string())
     }
 
     async fn look_at(&self, key: UseKey, namespace: &Namespace) -> Seen {

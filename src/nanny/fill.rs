@@ -228,6 +228,7 @@ impl Nanny {
             witness: None,
             attach_at: tokio::time::Instant::now(),
             fenced: None,
+            depended_on: false,
             proven_empty: None,
         }
     }

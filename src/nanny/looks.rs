@@ -71,6 +71,12 @@ pub struct Inside {
 }
 
 impl Inside {
+    /// Both.
+    #[must_use]
+    pub fn all(self) -> Vec<String> {
+        [self.live, self.configured].concat()
+    }
+
     /// Nobody at all.
     #[must_use]
     pub fn is_empty(&self) -> bool {

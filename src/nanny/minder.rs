@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::Tools;
-use crate::engine::{ContainerId, Engine};
+use crate::engine::{ContainerId, Engine, ErrorClass};
 use crate::netns::Held;
 use crate::pool::Moment;
 
@@ -90,8 +90,8 @@ fn view(buddy: &Detached) -> DetachedView {
 /// Removes those that are empty; answers the others.
 async fn look_after(tools: &Tools, minded: Vec<Detached>) -> Vec<Detached> {
     let looks = minded.into_iter().map(|mut buddy| async {
-        match tools.looks.inside(&buddy.id, buddy.held.as_deref()).await {
-            Ok(inside) if inside.live.is_empty() => {}
+        let configured = match tools.looks.inside(&buddy.id, buddy.held.as_deref()).await {
+            Ok(inside) if inside.live.is_empty() => inside.configured,
             Ok(inside) => {
                 buddy.joiners = inside.live;
                 return Some(buddy);
@@ -100,12 +100,16 @@ async fn look_after(tools: &Tools, minded: Vec<Detached>) -> Vec<Detached> {
                 tracing::debug!(container = %buddy.id, %error, "cannot tell who is inside a detached buddy");
                 return Some(buddy);
             }
-        }
+        };
         match tools.engine.remove(&buddy.id).await {
             Ok(()) => {
                 tracing::info!(slot = buddy.slot, generation = buddy.generation, container = %buddy.id, "detached buddy removed");
                 tools.pool.with(|state, _| state.detached_removed());
                 None
+            }
+            Err(error) if error.class == ErrorClass::HasDependents => {
+                buddy.joiners = configured;
+                Some(buddy)
             }
             Err(error) => {
                 tracing::warn!(container = %buddy.id, %error, "a detached buddy could not be removed yet");

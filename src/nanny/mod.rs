@@ -103,6 +103,8 @@ pub(crate) struct Buddy {
     attach_at: tokio::time::Instant,
     /// The use whose name no longer resolves.
     fenced: Option<u64>,
+    /// The engine does not remove it while a container is there that could join it.
+    depended_on: bool,
     /// The use after which it was proven that nobody is inside.
     proven_empty: Option<u64>,
 }

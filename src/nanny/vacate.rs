@@ -57,7 +57,10 @@ impl Nanny {
     }
 
     fn vacated(&mut self, key: UseKey) {
-        let Some(buddy) = &mut self.buddy else { return };
+        let Some(buddy) = &mut self.buddy else {
+            // Only a bug gets here; the slot must not stay as it is.
+            return self.tools.pool.with(|state, now| state.spoiled(now, key, "its nanny has no buddy"));
+        };
         buddy.proven_empty = Some(key.use_number);
         self.retries.reset();
         let last = self.tools.settings.borrow().once;
@@ -76,14 +79,15 @@ impl Nanny {
     /// Somebody is inside: looks again until nobody is, or until the slot has waited long enough.
     pub(super) async fn await_empty(&mut self, key: UseKey) {
         let since = self.tools.pool.read(|state| state.slot_view(self.slot).since);
-        let Some(buddy) = &self.buddy else { return };
+        let Some(buddy) = &self.buddy else { return self.nap(LOOK_AGAIN).await };
         let Ok(inside) = self.tools.looks.inside(&buddy.id, Some(&*buddy.held)).await else {
             return self.nap(LOOK_AGAIN).await;
         };
-        if inside.live.is_empty() {
+        let who = if buddy.depended_on { inside.all() } else { inside.live };
+        if who.is_empty() {
             return self.vacated(key);
         }
-        self.tools.pool.with(|state, now| state.occupied(now, key, inside.live));
+        self.tools.pool.with(|state, now| state.occupied(now, key, who));
         let stopping = self.tools.pool.read(|state| state.is_stopping());
         let overdue = self.tools.pool.now().saturating_sub(since) >= self.tools.settings.borrow().detach_after;
         if overdue && !stopping && self.detach(key) {
@@ -150,6 +154,7 @@ impl Nanny {
                 }
                 Err(_) => format!("the engine says removed, process {} lives on", buddy.held.pid()),
             },
+            Err(error) if error.class == ErrorClass::HasDependents => return self.wait_for_dependents(key).await,
             Err(error) => error.to_string(),
         };
         tracing::warn!(slot = self.slot, generation = buddy.generation, container = %buddy.id, error, "buddy not removed yet");
@@ -159,6 +164,18 @@ impl Nanny {
             buddy.proven_empty = None;
         }
         self.retry_later(&Order::Retire(key)).await;
+    }
+
+    /// Nobody is inside, but the engine keeps it for containers that could still start. They are not ours to remove: the slot waits for them as for
+    /// somebody inside.
+    async fn wait_for_dependents(&mut self, key: UseKey) {
+        let Some(buddy) = &mut self.buddy else { return };
+        (buddy.depended_on, buddy.proven_empty) = (true, None);
+        match self.tools.looks.inside(&buddy.id, Some(&*buddy.held)).await {
+            Ok(inside) if !inside.is_empty() => self.occupied(key, inside.all()),
+            // Gone since, or not to be told: the next try says.
+            Ok(_) | Err(_) => drop(self.retry_later(&Order::Retire(key)).await),
+        }
     }
 
     /// Gives the buddy the name of its next use. `None` when the order changed meanwhile; an error when it will not work.
@@ -188,6 +205,7 @@ impl Nanny {
                 ErrorClass::ImageMissing
                 | ErrorClass::NetworkMissing
                 | ErrorClass::NameTaken
+                | ErrorClass::HasDependents
                 | ErrorClass::NoAddresses
                 | ErrorClass::DiskFull
                 | ErrorClass::RegistryDenied

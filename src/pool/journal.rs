@@ -4,7 +4,6 @@
 //! meanwhile, a ready one is Adopting, so that nothing is handed out that was not proven by this daemon (I4). What the ledger does not tell is
 //! nobody's here, and left to the recovery.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
@@ -194,14 +193,19 @@ impl State {
             self.asked_sizes = doors.ready.zip(doors.max).filter(|_| same);
         }
         // A lease's slot is restored from the lease, in case its buddy's record is lost.
-        let mut held: HashMap<(u32, u64), LeaseIndex> = HashMap::new();
-        for lease in table.leases.into_values() {
+        // Of two on one slot, which only a broken ledger tells, the later buddy's is the one that can stand.
+        let mut leases: Vec<record::Leased> = table.leases.into_values().collect();
+        leases.sort_by_key(|lease| std::cmp::Reverse(lease.generation));
+        for mut lease in leases {
+            if lease.lost.is_none() && self.slots.get(lease.slot as usize).is_some_and(|slot| slot.state != SlotState::Idle) {
+                lease.lost = Some("the ledger does not tell what became of it".to_owned());
+                lease.deadline = Some(nanos(now + self.rules.remember));
+            }
             let network = index(&lease.network);
             let Some(found) = self.restore_lease(now, lease, network, &index) else { continue };
             restored.leases += 1;
             let lease = &self.leases[found];
             if lease.lost.is_none() {
-                held.insert((lease.key.slot, lease.key.generation), found);
                 restored.buddies += 1;
                 self.restore_slot(now, lease.key, network, Arc::clone(&self.leases[found].namespace), Some(found));
             }
@@ -210,7 +214,7 @@ impl State {
             let key = UseKey { slot: buddy.slot, generation: buddy.generation, use_number: buddy.use_number };
             // One whose network is not configured any more is as good as unknown.
             let (Some(network), Some(namespace)) = (index(&buddy.network), buddy.namespace) else { continue };
-            if !held.keys().any(|(slot, _)| *slot == key.slot) {
+            if self.slots.get(key.slot as usize).is_none_or(|slot| slot.state == SlotState::Idle) {
                 restored.buddies += 1;
                 self.restore_slot(now, key, Some(network), Arc::new(namespace_in(namespace)), None);
             }

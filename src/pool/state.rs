@@ -514,16 +514,17 @@ impl State {
         }
         let why = why.into();
         self.doom(key.slot, why.clone());
-        // The order may be another one now without another state.
-        if std::mem::take(&mut self.slots[key.slot as usize].unproven) {
-            self.effects.push(Effect::Nudge(key.slot));
-        }
+        // Then its nanny has nothing to vacate or to wait for.
+        let never_adopted = std::mem::take(&mut self.slots[key.slot as usize].unproven);
         match self.slots[key.slot as usize].state {
             SlotState::Leased => {
                 self.lose(now, key.slot, why.clone());
                 self.set_state(now, key.slot, SlotState::Retiring);
             }
             SlotState::Ready | SlotState::Adopting => self.set_state(now, key.slot, SlotState::Retiring),
+            SlotState::Vacating | SlotState::Quarantined | SlotState::Retiring if never_adopted => {
+                self.set_state(now, key.slot, SlotState::Retiring);
+            }
             SlotState::Vacating | SlotState::Quarantined | SlotState::Retiring => {}
             SlotState::Idle | SlotState::Filling | SlotState::BackingOff => unreachable!("slot {} has a buddy", key.slot),
         }

@@ -15,6 +15,7 @@ on_both_engines!(
     a_function_that_stays_keeps_its_namespace,
     a_slot_goes_on_without_a_buddy_that_stays_occupied,
     a_process_without_a_container_is_found,
+    a_function_that_ended_and_was_not_removed_is_named_where_it_matters,
 );
 
 async fn a_start_by_an_old_name_fails(engine: &TestEngine) {
@@ -105,6 +106,28 @@ async fn a_slot_goes_on_without_a_buddy_that_stays_occupied(engine: &TestEngine)
     engine.run(&["rm", "-f", &function]);
     daemon.usage("nothing detached", |usage| usage.detached == 0).await;
     assert_eq!(daemon.buddies().len(), 1);
+}
+
+async fn a_function_that_ended_and_was_not_removed_is_named_where_it_matters(engine: &TestEngine) {
+    load_busybox(engine);
+    let daemon = TestDaemon::start(engine, &["pool.ready = 1", "pool.max = 2", "pool.settle = \"200ms\""]).await;
+    let client = daemon.client();
+    let lease = daemon.allocate(&client).await;
+    let function = daemon.function(&["create"], &lease.network_mode, &["true"]).unwrap();
+    engine.run(&["start", &function]);
+    engine.run(&["wait", &function]);
+    client.release(&lease.token, false).await.unwrap();
+    let left =
+        |slot: &nspool::proto::Slot| slot.generation != lease.generation || !matches!(&*slot.state, "leased" | "vacating" | "retiring");
+    let slot = daemon.slot(lease.slot, "the way out", left).await;
+    if slot.state == "quarantined" {
+        // podman removes nothing that another container depends on.
+        assert!(slot.joiners.iter().any(|joiner| joiner.contains(&function[..12])), "{:?}", slot.joiners);
+    }
+    daemon.usage("another one ready", |usage| usage.ready == 1).await;
+    engine.run(&["rm", "-f", &function]);
+    daemon.settled(1).await;
+    assert!(!daemon.buddies().contains(&lease.container_id));
 }
 
 /// Ended with the test.

@@ -7,6 +7,7 @@ use nspool::config::{Config, Reuse};
 use nspool::daemon::{Daemon, DaemonError, Parts, Signal, Stopped};
 use nspool::engine::fake::FakeWorld;
 use nspool::image::gate::Source;
+use nspool::ledger::{Ledger, Replayed};
 use nspool::pool::{Grant, Lifetime, Pool, Released, Request};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -17,7 +18,7 @@ pub struct Rig {
     pub pool: Arc<Pool>,
     pub signals: mpsc::Sender<Signal>,
     task: JoinHandle<Result<Stopped, DaemonError>>,
-    _locks: tempfile::TempDir,
+    _locks: Arc<tempfile::TempDir>,
 }
 
 /// Small, and with nothing left to chance.
@@ -31,15 +32,25 @@ pub fn config(reuse: Reuse) -> Config {
 
 impl Rig {
     pub fn start(config: Config, world: Arc<FakeWorld>) -> Self {
-        let locks = tempfile::tempdir().unwrap();
+        Self::start_in(config, world, Arc::new(tempfile::tempdir().unwrap()), None, false)
+    }
+
+    /// With what an earlier one left, and the locks' folder of it.
+    pub fn start_in(
+        config: Config,
+        world: Arc<FakeWorld>,
+        locks: Arc<tempfile::TempDir>,
+        ledger: Option<(Arc<Ledger>, Replayed)>,
+        keep: bool,
+    ) -> Self {
         let parts = Parts {
             engine: world.engine(),
             kernel: world.kernel(),
             source: Source::from_config(&config.placeholder, &[]).unwrap(),
             listeners: Vec::new(),
             locks: locks.path().to_owned(),
-            ledger: None,
-            keep: false,
+            ledger,
+            keep,
         };
         let daemon = Daemon::assemble(config, parts);
         let pool = daemon.pool();
@@ -47,6 +58,12 @@ impl Rig {
         #[expect(clippy::disallowed_methods, reason = "the rig owns the handle and joins it in `stop`")]
         let task = tokio::spawn(daemon.run(received));
         Self { world, pool, signals, task, _locks: locks }
+    }
+
+    /// kill -9: what the engine was told it carries out.
+    pub async fn kill(self) {
+        self.task.abort();
+        let _gone = self.task.await;
     }
 
     /// Waits, in the clock's time, until so many are ready and nothing else is going on.

@@ -69,6 +69,7 @@ fn classify(operation: &str, subject: &str, status: Option<u16>, message: &str) 
         }
         // The container itself, or the one that it joins: the engine names the one it misses.
         "start" if status == Some(404) && !words.contains(&subject.to_lowercase()) => ErrorClass::NetworkMissing,
+        "remove" if says(&["dependent containers"]) => ErrorClass::HasDependents,
         "pull" if matches!(status, Some(401 | 403)) || says(REGISTRY_DENIED) => ErrorClass::RegistryDenied,
         "pull" | "load" => ErrorClass::Refused,
         _ if status == Some(404) || says(&["no such container"]) => ErrorClass::NotFound,
@@ -181,6 +182,12 @@ mod tests {
             ("create", Some(500), "write /x: no space left on device", C::DiskFull),
             ("inspect", Some(404), "No such container: x", C::NotFound),
             ("remove", Some(404), "no container with ID or name \"x\" found: no such container", C::NotFound),
+            (
+                "remove",
+                Some(500),
+                "container e6d8 has dependent containers which must be removed before it: 61e5: container already exists",
+                C::HasDependents,
+            ),
             ("pull", None, "Get \"http://127.0.0.1:5000/v2/a/manifests/1\": no basic auth credentials", C::RegistryDenied),
             ("pull", Some(500), "Get \"http://127.0.0.1:40193/v2/\": dial tcp 127.0.0.1:40193: connect: connection refused", C::Refused),
             ("pull", Some(404), "manifest for 127.0.0.1:5000/a:1 not found: manifest unknown", C::Refused),
