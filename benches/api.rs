@@ -1,7 +1,7 @@
-//! What an Allocate + Release over the socket costs beside a handler that does nothing.
+//! What an Allocate + Release over the socket costs beside a handler that does nothing, and what the ledger costs.
 //!
-//! Two servers in one process: ours over a real pool, and tonic's own server with a handler that answers an empty message. Each has a Unix
-//! socket; servers share one runtime, clients another. Rounds are interleaved (A B A B …), the figures are medians over rounds. A round
+//! Three servers in one process: ours over a real pool, the same with a ledger in a file (in the temporary folder, or in the one that
+//! NSPOOL_BENCH_STATE names), and tonic's own server with a handler that answers an empty message. Each has a Unix socket; servers share one runtime, clients another. Rounds are interleaved (A B A B …), the figures are medians over rounds. A round
 //! has laps that need no slot twice; after each all slots come back, untimed, as if nannies had done it. Figures are calls per second:
 //! an Allocate + Release counts as two.
 //!
@@ -19,6 +19,7 @@ use hyper_util::rt::TokioIo;
 use nspool::api::{About, Api, DaemonStatus, EngineState, ImageState, Limits, serve};
 use nspool::config;
 use nspool::engine::{EngineInfo, EngineKind};
+use nspool::ledger::{Identity, Ledger};
 use nspool::pool::Pool;
 use nspool::pool::state::{Afterwards, Order, Rules};
 use nspool::proto;
@@ -51,17 +52,25 @@ fn main() {
     let runtime = |name: &str| tokio::runtime::Builder::new_multi_thread().thread_name(name).enable_all().build().unwrap();
     let (servers, clients) = (runtime("server"), runtime("client"));
     let dir = tempfile::tempdir().unwrap();
-    let pool = filled_pool();
-    let (ours, empty) = (dir.path().join("ours.sock"), dir.path().join("empty.sock"));
+    let state = std::env::var_os("NSPOOL_BENCH_STATE").map_or_else(|| dir.path().join("state"), PathBuf::from);
+    let identity = Identity { boot_id: "bench".into(), pool: "bench".into() };
+    let (ledger, _) = Ledger::open(&state, &identity).unwrap();
+    servers.spawn(Arc::clone(&ledger).keep_short(world::boot_time, 16_384, CancellationToken::new()));
+    let (pool, recorded) = (filled_pool(None), filled_pool(Some(ledger)));
+    let path = |name: &str| dir.path().join(name);
     let mut tasks = JoinSet::new();
-    start_ours(&servers, &mut tasks, Arc::clone(&pool), &ours);
-    start_empty(&servers, &mut tasks, &empty);
-    let (ours, empty) = (clients.block_on(connect(ours)), clients.block_on(connect(empty)));
-    let bench = Bench { clients, pool, ours, empty };
+    start_ours(&servers, &mut tasks, Arc::clone(&pool), &path("ours"));
+    start_ours(&servers, &mut tasks, Arc::clone(&recorded), &path("recorded"));
+    start_empty(&servers, &mut tasks, &path("empty"));
+    let [ours, with_ledger, empty] = ["ours", "recorded", "empty"].map(|name| clients.block_on(connect(path(name))));
+    let bench = Bench { clients, pool, recorded, ours, with_ledger, empty };
     bench.warm_up();
     let mut lines = vec![format!("{rounds} rounds, interleaved; medians; calls/s, an Allocate + Release is two calls")];
-    lines.extend(bench.compare(rounds, IN_FLIGHT, LAPS_AT_8));
-    lines.extend(bench.compare(rounds, 1, LAPS_AT_1));
+    let sides = [("ours", Side::Ours), ("with ledger", Side::WithLedger), ("empty", Side::Empty)];
+    for (in_flight, laps) in [(IN_FLIGHT, LAPS_AT_8), (1, LAPS_AT_1)] {
+        lines.extend(bench.compare(rounds, in_flight, laps, sides[0], sides[2]));
+        lines.extend(bench.compare(rounds, in_flight, laps, sides[1], sides[0]));
+    }
     report(&lines);
     drop(tasks);
 }
@@ -73,16 +82,23 @@ fn report(lines: &[String]) {
     }
 }
 
+fn line(in_flight: u32, name: &str, speed: f64, p50: f64, cpu: f64) -> String {
+    format!("{in_flight} in flight: {name:11} {speed:>8.0} calls/s, p50 {p50:>6.1} us, cpu {cpu:>5.1} us/call")
+}
+
 struct Bench {
     clients: Runtime,
     pool: Arc<Pool>,
+    recorded: Arc<Pool>,
     ours: Client,
+    with_ledger: Client,
     empty: Client,
 }
 
 #[derive(Clone, Copy)]
 enum Side {
     Ours,
+    WithLedger,
     Empty,
 }
 
@@ -99,16 +115,17 @@ impl Bench {
     fn warm_up(&self) {
         for _ in 0..3 {
             self.round(Side::Ours, IN_FLIGHT, LAPS_AT_8);
+            self.round(Side::WithLedger, IN_FLIGHT, LAPS_AT_8);
             self.round(Side::Empty, IN_FLIGHT, LAPS_AT_8);
         }
     }
 
-    fn compare(&self, rounds: usize, in_flight: u32, laps: u32) -> Vec<String> {
+    fn compare(&self, rounds: usize, in_flight: u32, laps: u32, one: (&str, Side), other: (&str, Side)) -> Vec<String> {
         let mut figures = (Vec::new(), Vec::new());
         let mut ratios = Vec::new();
         for _ in 0..rounds {
-            let ours = self.round(Side::Ours, in_flight, laps);
-            let empty = self.round(Side::Empty, in_flight, laps);
+            let ours = self.round(one.1, in_flight, laps);
+            let empty = self.round(other.1, in_flight, laps);
             ratios.push(ours.calls_per_second / empty.calls_per_second);
             figures.0.push(ours);
             figures.1.push(empty);
@@ -118,13 +135,8 @@ impl Bench {
         let cpu = |figures: &[Figures]| median(figures.iter().map(|round| round.cpu).collect());
         let (ours, empty) = (&figures.0, &figures.1);
         vec![
-            format!("{in_flight} in flight: ours  {:>8.0} calls/s, p50 {:>6.1} us, cpu {:>5.1} us/call", speed(ours), p50(ours), cpu(ours)),
-            format!(
-                "{in_flight} in flight: empty {:>8.0} calls/s, p50 {:>6.1} us, cpu {:>5.1} us/call",
-                speed(empty),
-                p50(empty),
-                cpu(empty)
-            ),
+            line(in_flight, one.0, speed(ours), p50(ours), cpu(ours)),
+            line(in_flight, other.0, speed(empty), p50(empty), cpu(empty)),
             format!(
                 "{in_flight} in flight: ratio {:.3} (of medians {:.3}; by processor time {:.3}), p50 {:+.1} us",
                 median(ratios),
@@ -142,8 +154,10 @@ impl Bench {
             nanos.extend(self.lap(side, in_flight));
             took += started.elapsed();
             cpu += cpu_time() - cpu_started;
-            if matches!(side, Side::Ours) {
-                bring_back(&self.pool);
+            match side {
+                Side::Ours => bring_back(&self.pool),
+                Side::WithLedger => bring_back(&self.recorded),
+                Side::Empty => {}
             }
         }
         nanos.sort_unstable();
@@ -164,6 +178,7 @@ impl Bench {
                 let left = Arc::clone(&left);
                 match side {
                     Side::Ours => callers.spawn(allocate_and_release(self.ours.clone(), left, caller)),
+                    Side::WithLedger => callers.spawn(allocate_and_release(self.with_ledger.clone(), left, caller)),
                     Side::Empty => callers.spawn(two_empty_calls(self.empty.clone(), left)),
                 };
             }
@@ -221,7 +236,7 @@ async fn two_empty_calls(mut client: Client, left: Arc<AtomicU32>) -> Vec<u32> {
     nanos
 }
 
-fn filled_pool() -> Arc<Pool> {
+fn filled_pool(ledger: Option<Arc<Ledger>>) -> Arc<Pool> {
     let rules = Rules {
         networks: 1,
         ready: SLOTS,
@@ -235,7 +250,8 @@ fn filled_pool() -> Arc<Pool> {
         remember_max: 16_384,
         trim_after: Duration::from_secs(30),
     };
-    let pool = Pool::new(rules, 1, 4096, world::real());
+    let journal = ledger.map(|ledger| (ledger, ["bridge".to_owned()].into()));
+    let pool = Pool::recorded(rules, 1, 4096, world::real(), journal);
     pool.with(|state, now| {
         state.set_engine_up(true);
         state.resize(now, SLOTS, SLOTS).unwrap();

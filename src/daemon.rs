@@ -221,12 +221,13 @@ impl Daemon {
             background.spawn(observer.run(ending.clone()));
             background.spawn(minder::run(Arc::clone(&tools), arriving, Arc::clone(&detached), ending.clone()));
         }
+        let records = ledger.as_ref().map_or_else(|| watch::Sender::default().subscribe(), |ledger| ledger.health());
         if let Some(ledger) = ledger {
             let (kernel, most, stop) = (Arc::clone(&tools.kernel), config.pool.remember_max as usize, ending.clone());
             background.spawn(async move { ledger.keep_short(|| kernel.since_boot(), most, stop).await });
         }
         let Shown { status, limits, settings } = shown;
-        background.spawn(show_status(Arc::clone(&tools), status, ending.clone()));
+        background.spawn(show_status(Arc::clone(&tools), records, status, ending.clone()));
         let mut api = std::pin::pin!(api::serve(api, listeners, api_ending.clone()));
         let mut work = std::pin::pin!(work(Arc::clone(&tools), means, config.pool.name.clone(), locks));
 
@@ -295,6 +296,11 @@ async fn work(tools: Arc<Tools>, means: Means, pool: String, locks: PathBuf) -> 
             && let Err(denied) = tools.pool.with(State::open)
         {
             tracing::error!(%denied, "the configured size is refused");
+        }
+        if tools.pool.read(State::unproven) > 0 {
+            let began = tools.pool.now();
+            tools.pool.until(|state| state.unproven() == 0 || state.is_stopping()).await;
+            tracing::info!(took = ?tools.pool.now().saturating_sub(began), "what the ledger told of is proven");
         }
         Ok(())
     };
@@ -374,10 +380,11 @@ fn reload(tools: &Tools, settings: &watch::Sender<Settings>, limits: &watch::Sen
 }
 
 /// Keeps what the API shows of engine and image up to date.
-async fn show_status(tools: Arc<Tools>, status: watch::Sender<DaemonStatus>, stop: CancellationToken) {
+async fn show_status(tools: Arc<Tools>, mut ledger: watch::Receiver<String>, status: watch::Sender<DaemonStatus>, stop: CancellationToken) {
     let (mut engine, mut image) = (tools.engine_state.clone(), tools.gate.subscribe());
     loop {
-        let next = status_of(&engine.borrow_and_update(), &image.borrow_and_update());
+        let ledger_error = ledger.borrow_and_update().clone();
+        let next = status_of(&engine.borrow_and_update(), &image.borrow_and_update(), ledger_error);
         status.send_if_modified(|shown| {
             let news = *shown != next;
             *shown = next;
@@ -388,12 +395,13 @@ async fn show_status(tools: Arc<Tools>, status: watch::Sender<DaemonStatus>, sto
             () = stop.cancelled() => return,
             Ok(()) = engine.changed() => {}
             Ok(()) = image.changed() => {}
+            Ok(()) = ledger.changed() => {}
             else => return,
         }
     }
 }
 
-fn status_of(engine: &EngineState, image: &GateState) -> DaemonStatus {
+fn status_of(engine: &EngineState, image: &GateState, ledger_error: String) -> DaemonStatus {
     DaemonStatus {
         engine: match engine {
             EngineState::Starting { .. } => api::EngineState::Starting,
@@ -409,6 +417,7 @@ fn status_of(engine: &EngineState, image: &GateState) -> DaemonStatus {
             GateState::Failed(_) => api::ImageState::Failed,
         },
         image_error: image.failure().map(|failure| failure.why.to_string()).unwrap_or_default(),
+        ledger_error,
     }
 }
 

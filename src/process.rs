@@ -16,7 +16,7 @@ use nix::unistd::{Group, chown};
 use rustix::thread::{CapabilitySet, capabilities};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -116,7 +116,9 @@ pub async fn run(
         // Whoever waits for a notice is a manager that starts the daemon again.
         StopPolicy::Auto => std::env::var_os("NOTIFY_SOCKET").is_some(),
     };
-    let ledger = Some(open_ledger(&config).await?);
+    let ledger = open_ledger(&config).await?;
+    let ledger_error = ledger.0.health();
+    let ledger = Some(ledger);
     let parts =
         Parts { engine: Arc::new(engine), kernel, source, listeners: sockets.listeners, locks: crate::lock::LOCKS.into(), ledger, keep };
     let daemon = Daemon::assemble(config.clone(), parts);
@@ -126,7 +128,7 @@ pub async fn run(
     helpers.spawn(signals.run(tell, log, config, reload));
     helpers.spawn(watch_over(Arc::clone(&tools), end.clone()));
     if let Some((listener, handle)) = metrics {
-        let refresh = Arc::new(move || set_gauges(&tools, &networks));
+        let refresh = Arc::new(move || set_gauges(&tools, &networks, &ledger_error));
         let served = telemetry::serve_metrics(listener, handle, refresh, end.clone());
         helpers.spawn(async move {
             if let Err(error) = served.await {
@@ -346,7 +348,7 @@ fn status_line(tools: &Tools) -> String {
 }
 
 /// Right before each reading, from the pool itself, so that the gauges cannot disagree with it.
-fn set_gauges(tools: &Tools, networks: &[String]) {
+fn set_gauges(tools: &Tools, networks: &[String], ledger_error: &watch::Receiver<String>) {
     let (usage, per_network, stale, cordoned) = tools.pool.read(|state| {
         let per_network: Vec<_> = (0..networks.len()).map(|index| state.network_usage(u32::try_from(index).unwrap_or(0))).collect();
         (state.usage(), per_network, state.stale(), state.doors().0)
@@ -366,6 +368,9 @@ fn set_gauges(tools: &Tools, networks: &[String]) {
         }
     }
     metrics::gauge!(metric::LEASES_LOST).set(usage.lost);
+    let minute_ago = tools.pool.now().saturating_sub(Duration::from_secs(60));
+    metrics::gauge!(metric::LEASES_UNJOINED).set(tools.pool.read(|state| state.unjoined_since(minute_ago)));
+    metrics::gauge!(metric::LEDGER_FAILING).set(u8::from(!ledger_error.borrow().is_empty()));
     metrics::gauge!(metric::WAITING).set(usage.waiting);
     metrics::gauge!(metric::TARGET).set(usage.target);
     metrics::gauge!(metric::MAX).set(usage.max);

@@ -210,6 +210,24 @@ async fn nothing_is_handed_out_that_cannot_be_recorded() {
     );
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_works_again_is_found_out_without_anybody_asking() {
+    let disk = Disk::default();
+    let (ledger, _) = open(&disk, "b");
+    let stop = tokio_util::sync::CancellationToken::new();
+    let mut health = ledger.health();
+    disk.fill();
+    let (short, ended) = (Arc::clone(&ledger), stop.clone());
+    tokio::join!(short.keep_short(|| Duration::ZERO, 10, ended), async {
+        put(&ledger, ready(1)).unwrap_err();
+        health.wait_for(|words| !words.is_empty()).await.unwrap();
+        disk.set_room(None);
+        health.wait_for(String::is_empty).await.unwrap();
+        stop.cancel();
+    });
+    assert_eq!(open(&disk, "b").1.table.buddies.len(), 1);
+}
+
 #[tokio::test]
 async fn an_answered_lease_is_in_the_file_before_the_answer() {
     let disk = Disk::default();

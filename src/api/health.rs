@@ -80,7 +80,10 @@ async fn set(reporter: &HealthReporter, now: ServingStatus) {
 }
 
 fn pool_serves(shared: &Shared, status: &mut level::Receiver<DaemonStatus>) -> ServingStatus {
-    let up = status.borrow_and_update().engine == EngineState::Up;
+    let (up, records) = {
+        let status = status.borrow_and_update();
+        (status.engine == EngineState::Up, status.ledger_error.is_empty())
+    };
     let ((cordoned, _), ready) = shared.pool.read(|state: &State| (state.doors(), state.usage().ready));
-    if !cordoned && (up || ready > 0) { ServingStatus::Serving } else { ServingStatus::NotServing }
+    if !cordoned && records && (up || ready > 0) { ServingStatus::Serving } else { ServingStatus::NotServing }
 }

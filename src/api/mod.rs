@@ -94,6 +94,8 @@ pub struct DaemonStatus {
     pub image: ImageState,
     /// Why there is no image; empty when nothing is wrong.
     pub image_error: String,
+    /// Why no lease can be recorded; empty when nothing is wrong.
+    pub ledger_error: String,
 }
 
 /// See [`DaemonStatus`].

@@ -235,6 +235,7 @@ impl NamespacePool for PoolService {
             engine_error: status.engine_error.clone(),
             image_state: status.image.word().to_owned(),
             image_error: status.image_error.clone(),
+            ledger_error: status.ledger_error.clone(),
             cordoned,
             draining,
             engine: status.engine_info.as_ref().map(convert::engine),

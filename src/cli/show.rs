@@ -32,6 +32,7 @@ fn usage_text(usage: &UsageView) -> String {
         ("engine", with(&usage.engine_state, &usage.engine_error)),
         ("found at", engine.unwrap_or_default()),
         ("image", with(&usage.image_state, &usage.image_error)),
+        ("ledger", with(if usage.ledger_error.is_empty() { "ready" } else { "failing" }, &usage.ledger_error)),
         ("allocations", format!("{}, of which {} found nothing ready", usage.total.allocations, usage.total.misses)),
     ]);
     text.push('\n');

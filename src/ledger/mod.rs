@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use frames::encode;
@@ -42,6 +42,8 @@ const RESERVE_STEP: u64 = 1 << 20;
 const WORTH_COMPACTING: u64 = 1 << 20;
 /// A file is compacted when it has grown by this factor since the last time.
 const GROWTH: u64 = 4;
+/// Between two tries of what cannot be written, while nobody else tries.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
 /// Records that wait for a disk to work again; beyond, the ledger is given up until the next start.
 const MOST_WAITING: usize = 16 << 20;
 
@@ -101,6 +103,8 @@ pub struct Ledger {
     staged: Mutex<Vec<u8>>,
     file: Mutex<File>,
     compactable: Notify,
+    /// Why nothing can be recorded; empty: it can.
+    health: watch::Sender<String>,
 }
 
 struct File {
@@ -166,7 +170,12 @@ impl Ledger {
         store.replace(&mended)?;
         let length = mended.len() as u64;
         let file = File { store, length, reserved: 0, compacted: length, waiting: Vec::new(), failure: None, given_up: false };
-        let ledger = Self { staged: Mutex::new(Vec::new()), file: Mutex::new(file), compactable: Notify::new() };
+        let ledger = Self {
+            staged: Mutex::new(Vec::new()),
+            file: Mutex::new(file),
+            compactable: Notify::new(),
+            health: watch::Sender::new(String::new()),
+        };
         Ok((Arc::new(ledger), Replayed { table, found }))
     }
 
@@ -200,6 +209,12 @@ impl Ledger {
         let mut file = self.file.lock();
         let batch = std::mem::take(&mut *self.staged.lock());
         let written = file.append(batch, with_reserve);
+        self.health.send_if_modified(|told| {
+            let words = file.failure.as_ref().map_or_else(String::new, |failure| failure.0.clone());
+            let news = *told != words;
+            *told = words;
+            news
+        });
         if file.length > WORTH_COMPACTING && file.length > GROWTH * file.compacted {
             self.compactable.notify_one();
         }
@@ -212,13 +227,25 @@ impl Ledger {
         self.file.lock().failure.clone()
     }
 
-    /// Compacts whenever it is worth it, until `stop`. `now` is the time since boot, `most` as in [`Ledger::compact`].
+    /// The same as a level, in the system's words; empty: all is well.
+    #[must_use]
+    pub fn health(&self) -> watch::Receiver<String> {
+        self.health.subscribe()
+    }
+
+    /// Compacts whenever it is worth it, and tries again what cannot be written, until `stop`. `now` is the time since boot, `most` as in [`Ledger::compact`].
     pub async fn keep_short(self: Arc<Self>, now: impl Fn() -> Duration, most: usize, stop: CancellationToken) {
         loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
                 () = self.compactable.notified() => {}
+                () = tokio::time::sleep(TRY_AGAIN), if self.failure().is_some() => {
+                    // Told by the level.
+                    let _still = self.flush_grant();
+                    continue;
+                }
+                () = failing(self.health()), if self.failure().is_none() => continue,
             }
             let (own, now) = (Arc::clone(&self), u64::try_from(now().as_nanos()).unwrap_or(u64::MAX));
             let before = self.length();
@@ -330,6 +357,12 @@ impl File {
         }
         self.failure = Some(failure.clone());
         failure
+    }
+}
+
+async fn failing(mut health: watch::Receiver<String>) {
+    if health.wait_for(|words| !words.is_empty()).await.is_err() {
+        std::future::pending().await
     }
 }
 

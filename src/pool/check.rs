@@ -83,6 +83,7 @@ impl State {
             assert!(!(self.stopping && moving), "slot {slot}: {:?} after the stop", place.state);
         }
         assert_eq!(self.by_container.len(), buddies, "containers known");
+        assert_eq!(self.unproven as usize, self.slots.iter().filter(|slot| slot.unproven).count(), "buddies unproven");
     }
 
     /// I2, and the tables beside the leases.

@@ -298,6 +298,7 @@ impl State {
         let place = &mut self.slots[key.slot as usize];
         (place.generation, place.use_number) = (key.generation, key.use_number);
         (place.namespace, place.lease, place.unproven) = (Some(namespace), lease, true);
+        self.unproven += 1;
         if network.is_none() {
             place.doom = Some("its network is not configured any more".into());
         }

@@ -79,13 +79,14 @@ impl State {
     ///
     /// # Errors
     /// [`Denied`], with a reason for each way that the table of refusals knows.
-    pub fn allocate(&mut self, now: Moment, request: Request, token: Token, may_wait: bool) -> Result<Allocated, Denied> {
+    pub fn allocate(&mut self, now: Moment, request: impl Into<Arc<Request>>, token: Token, may_wait: bool) -> Result<Allocated, Denied> {
+        let request = request.into();
         if let Some(known) = request.key().and_then(|key| self.by_request.get(&key).copied()) {
             return self.repeat(&request, known);
         }
         self.may_have_one(&request)?;
         if let Some(slot) = self.ready_slot(request.network) {
-            return Ok(Allocated::Granted(self.grant(now, slot, Arc::new(request), token, true)));
+            return Ok(Allocated::Granted(self.grant(now, slot, request, token, true)));
         }
         self.misses += 1;
         if !may_wait {
@@ -95,7 +96,7 @@ impl State {
             return Err(Denied::TooManyWaiting);
         }
         let key = request.key();
-        let waiter = self.waiters.push(Waiting { request: Arc::new(request), token });
+        let waiter = self.waiters.push(Waiting { request, token });
         if let Some(key) = key {
             self.by_request.insert(key, Known::Waiting(waiter));
         }
@@ -510,6 +511,13 @@ impl State {
             self.leases[*index].delivered = true;
         }
         indices.into_iter().map(|index| self.view(index)).collect()
+    }
+
+    /// Leases that were made before then and that no container has joined.
+    #[must_use]
+    pub fn unjoined_since(&self, then: Moment) -> u32 {
+        let unjoined = self.leases.iter().filter(|(_, lease)| !lease.joined && lease.lost.is_none() && lease.allocated_at <= then);
+        u32::try_from(unjoined.count()).unwrap_or(u32::MAX)
     }
 
     /// A lease as its holder sees it.

@@ -229,8 +229,9 @@ impl Pool {
     /// # Errors
     /// [`Denied`]; after a wait in vain the reason that holds then.
     pub async fn allocate(&self, request: Request, wait: Duration) -> Result<Grant, Denied> {
+        let request = Arc::new(request);
         let mut waiting = loop {
-            match self.try_allocate(request.clone(), (self.world.token)(), !wait.is_zero())? {
+            match self.try_allocate(Arc::clone(&request), (self.world.token)(), !wait.is_zero())? {
                 ControlFlow::Break(Some(grant)) => return Ok(grant),
                 // Its buddy died before it was recorded: another one.
                 ControlFlow::Break(None) => {}
@@ -256,7 +257,7 @@ impl Pool {
     }
 
     /// One critical section: a lease, a no, or a place in the queue. `None`: a lease that was lost before it was recorded, and is taken back.
-    fn try_allocate(&self, request: Request, token: Token, may_wait: bool) -> Result<ControlFlow<Option<Grant>, Waiting>, Denied> {
+    fn try_allocate(&self, request: Arc<Request>, token: Token, may_wait: bool) -> Result<ControlFlow<Option<Grant>, Waiting>, Denied> {
         let (outcome, _) = self.change(|inner, now| {
             Ok(match inner.state.allocate(now, request, token, may_wait)? {
                 Allocated::Granted(index) => ControlFlow::Break((index, false, inner.state.view(index))),

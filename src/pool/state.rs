@@ -232,6 +232,8 @@ pub struct State {
     pub(super) next_generation: u64,
     pub(super) lost: u32,
     pub(super) detached: u32,
+    /// Slots whose buddy is unproven.
+    pub(super) unproven: u32,
     pub(super) cordoned: bool,
     pub(super) draining: bool,
     pub(super) stopping: bool,
@@ -279,6 +281,7 @@ impl State {
             next_generation: first_generation,
             lost: 0,
             detached: 0,
+            unproven: 0,
             cordoned: false,
             draining: false,
             stopping: false,
@@ -460,6 +463,12 @@ impl State {
         self.keeping
     }
 
+    /// Buddies of a predecessor that their nannies have not looked at yet.
+    #[must_use]
+    pub fn unproven(&self) -> u32 {
+        self.unproven
+    }
+
     /// The network of a slot.
     #[must_use]
     pub fn network_of(&self, slot: SlotIndex) -> NetworkIndex {
@@ -490,6 +499,7 @@ impl State {
         if !self.is_present(key) || !std::mem::take(&mut self.slots[key.slot as usize].unproven) {
             return;
         }
+        self.unproven -= 1;
         if self.slots[key.slot as usize].state == SlotState::Adopting {
             if !empty {
                 self.doom(key.slot, "somebody was inside without a lease when nspool came back");
@@ -516,6 +526,7 @@ impl State {
         self.doom(key.slot, why.clone());
         // Then its nanny has nothing to vacate or to wait for.
         let never_adopted = std::mem::take(&mut self.slots[key.slot as usize].unproven);
+        self.unproven -= u32::from(never_adopted);
         match self.slots[key.slot as usize].state {
             SlotState::Leased => {
                 self.lose(now, key.slot, why.clone());

@@ -7,6 +7,10 @@
 pub const SLOTS: &str = "nspool_slots";
 /// Gauge: leases that are LOST and not yet released.
 pub const LEASES_LOST: &str = "nspool_leases_lost";
+/// Gauge: leases that are older than a minute and that no container has joined yet.
+pub const LEASES_UNJOINED: &str = "nspool_leases_unjoined";
+/// Gauge: 1 while no lease can be recorded.
+pub const LEDGER_FAILING: &str = "nspool_ledger_failing";
 /// Gauge: Allocate calls that wait.
 pub const WAITING: &str = "nspool_waiting";
 /// Gauge: slots that should be ready or in use.
@@ -73,6 +77,8 @@ pub enum Kind {
 pub const ALL: &[(&str, Kind, &str)] = &[
     (SLOTS, Kind::Gauge, "Slots by state and network."),
     (LEASES_LOST, Kind::Gauge, "Leases that are lost and not yet released."),
+    (LEASES_UNJOINED, Kind::Gauge, "Leases older than a minute that no container has joined."),
+    (LEDGER_FAILING, Kind::Gauge, "1 while no lease can be recorded."),
     (WAITING, Kind::Gauge, "Allocate calls that wait for a slot."),
     (TARGET, Kind::Gauge, "Slots that should be ready or in use."),
     (MAX, Kind::Gauge, "Buddies that may exist at once."),

@@ -262,7 +262,7 @@ class GetUsageRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetUsageResponse(_message.Message):
-    __slots__ = ("total", "networks", "engine_state", "engine_error", "image_state", "image_error", "cordoned", "draining", "engine", "pool")
+    __slots__ = ("total", "networks", "engine_state", "engine_error", "image_state", "image_error", "cordoned", "draining", "engine", "pool", "ledger_error")
     class NetworksEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -280,6 +280,7 @@ class GetUsageResponse(_message.Message):
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
+    LEDGER_ERROR_FIELD_NUMBER: _ClassVar[int]
     total: Usage
     networks: _containers.MessageMap[str, Usage]
     engine_state: str
@@ -290,7 +291,8 @@ class GetUsageResponse(_message.Message):
     draining: bool
     engine: Engine
     pool: str
-    def __init__(self, total: _Optional[_Union[Usage, _Mapping]] = ..., networks: _Optional[_Mapping[str, Usage]] = ..., engine_state: _Optional[str] = ..., engine_error: _Optional[str] = ..., image_state: _Optional[str] = ..., image_error: _Optional[str] = ..., cordoned: bool = ..., draining: bool = ..., engine: _Optional[_Union[Engine, _Mapping]] = ..., pool: _Optional[str] = ...) -> None: ...
+    ledger_error: str
+    def __init__(self, total: _Optional[_Union[Usage, _Mapping]] = ..., networks: _Optional[_Mapping[str, Usage]] = ..., engine_state: _Optional[str] = ..., engine_error: _Optional[str] = ..., image_state: _Optional[str] = ..., image_error: _Optional[str] = ..., cordoned: bool = ..., draining: bool = ..., engine: _Optional[_Union[Engine, _Mapping]] = ..., pool: _Optional[str] = ..., ledger_error: _Optional[str] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("vacant", "filling", "ready", "leased", "vacating", "renewing", "cooling", "quarantined", "retiring", "detached", "lost", "target", "max", "waiting", "misses", "allocations")
