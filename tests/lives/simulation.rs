@@ -46,6 +46,7 @@ struct Story {
     config: Config,
     dice: fastrand::Rng,
     rig: Option<Rig>,
+    ledger: Option<Arc<Ledger>>,
     engine: EngineIs,
     held: Vec<Held>,
     /// Functions of leases that are over.
@@ -71,6 +72,7 @@ impl Story {
             config,
             dice,
             rig: None,
+            ledger: None,
             engine: EngineIs::Up,
             held: Vec::new(),
             stayers: Vec::new(),
@@ -94,6 +96,7 @@ impl Story {
         self.daemons += 1;
         let identity = Identity { boot_id: "boot".into(), pool: self.config.pool.name.clone() };
         let ledger = Ledger::on(Box::new(self.disk.clone()), &identity).unwrap();
+        self.ledger = Some(Arc::clone(&ledger.0));
         let rig = Rig::start_in(self.config.clone(), Arc::clone(&self.world), Arc::clone(&self.locks), Some(ledger), keep);
         self.rig = Some(rig);
     }
@@ -281,6 +284,9 @@ impl Story {
         }
         self.rig().settled(self.config.pool.ready).await;
         assert_eq!(self.world.violations(), []);
+        // What could not be recorded is, as soon as it can be.
+        let mut health = self.ledger.as_ref().unwrap().health();
+        health.wait_for(String::is_empty).await.unwrap();
         self.kill().await;
         self.start_with(false);
         self.rig().settled(self.config.pool.ready).await;
