@@ -1,10 +1,12 @@
 //! Assembly and stop order: the only file that knows every part.
 //!
-//! Start: the pool (empty) → the API answers, with STARTING → the observer reaches the engine → the pool's lock → what a dead predecessor left is
-//! removed → the pool gets its size → nannies fill it. An engine or an image that is not there only delays the last steps.
+//! Start: the pool, with what the ledger tells → the API answers, with STARTING while nothing is proven → the observer reaches the engine → the
+//! pool's lock → nannies adopt what the ledger tells while the rest of a predecessor is removed → nannies fill. An engine or an image that is not
+//! there only delays the last steps.
 //!
-//! Stop: every lease ends, nothing is handed out → nannies retire their buddies, those with somebody inside stay → the API ends → what stays is
-//! named. Bounded by `[stop] timeout`; a second signal cuts it short. What it deliberately does not know: how anything works.
+//! Stop, by policy: every lease ends, nannies retire their buddies, those with somebody inside stay and are named; or everything stays as it is, for
+//! the next daemon, as it also does when a part of this one falls. Then the API ends. Bounded by `[stop] timeout`; a second signal cuts it short.
+//! What it deliberately does not know: how anything works.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -246,7 +248,8 @@ impl Daemon {
         };
         tracing::info!(timeout = ?config.stop.timeout, "stopping");
         tools.engine.set_stopping();
-        let keep = keep && outcome.is_ok();
+        // Nobody asked for the end of a daemon that falls, least of all the holders of its leases.
+        let keep = keep || outcome.is_err();
         tools.pool.with(|state, now| if keep { state.stop_and_keep(now) } else { state.stop(now) });
         if outcome.is_ok() {
             tokio::select! {
@@ -503,6 +506,7 @@ fn pool_of(
     let journal = ledger.map(|ledger| (Arc::clone(ledger), config.pool.networks.clone().into()));
     let pool = Pool::recorded(rules(config), first_generation, config.pool.watch_backlog, world, journal);
     let incarnation = replayed.as_ref().and_then(|replayed| replayed.table.began.as_ref()).map(|began| began.incarnation.clone());
+    pool.with(|state, _| state.hold_back());
     if let Some(replayed) = replayed {
         recovery::restore(&pool, replayed);
     }

@@ -19,8 +19,9 @@
 //! closes again when the image is gone · pacer: rate and concurrency limit before engine mutations · engine: Docker or podman, behind a trait ·
 //! pool: the slots' states, the free lists, the leases · lease: one hand-out · holder: the peer that has it · owner: the name an agent gives itself ·
 //! joiner: a container or process in a buddy's namespaces (*live*: a process, or a running, paused or restarting container; *configured*: created
-//! or exited, could still start) · fence: what makes a late join fail (the buddy's rename) · retire: give a buddy up · detach: give a slot free
-//! whose buddy still has somebody inside · cordon: hand out nothing more · drain: cordon and wait, bounded.
+//! or exited, could still start) · ledger: the journal of buddies and leases, for the next daemon · adopt: prove again what a predecessor had ·
+//! fence: what makes a late join fail (the buddy's rename) · retire: give a buddy up · detach: give a slot free whose buddy still has somebody
+//! inside · cordon: hand out nothing more · drain: cordon and wait, bounded.
 //!
 //! # Invariants
 //! Cited by these names in code and tests.
@@ -50,8 +51,8 @@
 //! pool knows no engine, the ledger no pool, the api no nanny, a nanny no lease. `tests/layering.rs` holds the code to it.
 //!
 //! # Reading order
-//! [`pool::state`] (the picture of a slot's life) → [`ledger`] (what survives the daemon) → [`nanny`] (the story of one slot) → [`engine`] (what an engine is asked) → [`daemon`]
-//! (assembly and stop) → [`api`] (what callers are told) → [`process`] (sockets and signals).
+//! [`pool::state`] (the picture of a slot's life) → [`ledger`] (what survives the daemon) → [`nanny`] (the story of one slot) → [`engine`] (what an
+//! engine is asked) → [`daemon`] (assembly and stop) → [`api`] (what callers are told) → [`process`] (sockets and signals).
 
 /// The examples in the README compile.
 #[doc = include_str!("../README.md")]

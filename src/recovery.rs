@@ -60,7 +60,6 @@ pub struct Found {
 /// What the last daemon's ledger tells, into the empty pool; its nannies prove it.
 pub fn restore(pool: &Pool, replayed: Replayed) {
     let Replayed { table, found } = replayed;
-    let trusted = !matches!(found, ledger::Found::Broken { .. });
     match &found {
         ledger::Found::Nothing | ledger::Found::Whole { torn: 0 } => {}
         ledger::Found::Whole { torn } => tracing::info!(bytes = torn, "the end of the ledger was not completed: cut off"),
@@ -68,7 +67,7 @@ pub fn restore(pool: &Pool, replayed: Replayed) {
             tracing::error!(bytes, aside, "the ledger is broken: leases that it tells stand, other buddies are not trusted to be free");
         }
     }
-    let restored = pool.with(|state, now| state.restore(now, table, trusted));
+    let restored = pool.with(|state, now| state.restore(now, table));
     if restored != Restored::default() {
         tracing::info!(leases = restored.leases, buddies = restored.buddies, "restored from the ledger");
     }

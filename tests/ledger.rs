@@ -259,11 +259,31 @@ async fn a_ledger_that_lost_a_record_is_no_reason_to_fall() {
     drop(ledger);
     let (ledger, replayed) = open(&disk, "b");
     let pool = Pool::recorded(rules(), 1, 16, world::real(), Some((ledger, ["bridge".to_owned()].into())));
-    let restored = pool.with(|state, now| state.restore(now, replayed.table, true));
+    let restored = pool.with(|state, now| state.restore(now, replayed.table));
     assert_eq!((restored.leases, restored.buddies), (2, 1));
     pool.read(|state| state.check());
     let lost = pool.read(|state| {
         state.lease_views(None).into_iter().filter(|lease| lease.lost.is_some()).map(|lease| lease.key.generation).collect::<Vec<_>>()
     });
     assert_eq!(lost, [1], "the later buddy's lease stands");
+}
+
+#[test]
+fn a_buddy_that_a_broken_ledger_told_as_free_is_not_free_for_the_next_start_either() {
+    let disk = Disk::default();
+    let (ledger, _) = open(&disk, "b");
+    put(&ledger, ready(1)).unwrap();
+    put(&ledger, ready(2)).unwrap();
+    put(&ledger, leased(2)).unwrap();
+    let at = disk.bytes().len();
+    // The one that is broken lent out slot 1.
+    put(&ledger, leased(1)).unwrap();
+    put(&ledger, ready(3)).unwrap();
+    disk.change(|bytes| bytes[at + 10] ^= 1);
+    for start in ["broken", "mended"] {
+        let (_, replayed) = open(&disk, "b");
+        assert_eq!(matches!(replayed.found, Found::Broken { .. }), start == "broken");
+        assert_eq!(replayed.table.buddies.keys().copied().collect::<Vec<_>>(), [2], "{start}");
+        assert_eq!(replayed.table.leases.len(), 1, "{start}");
+    }
 }

@@ -3,7 +3,7 @@
 //! What it promises: a record that [`Ledger::flush`] has written is there for the next daemon; callers that flush at the same time share one
 //! write; its cost does not grow with the pool; a write that fails or is cut short is undone at once, kept in memory and tried again with the
 //! next one, and meanwhile nothing is handed out ([`Ledger::flush_grant`]); room is reserved ahead, so that a release can be recorded when the
-//! disk is full; the file is compacted when most of it means nothing any more, outside of every lock but for the last step.
+//! disk is full; the file is compacted when most of it means nothing any more, and writers wait only while it is read and replaced, not while it is replayed.
 //!
 //! What it does not promise: anything over a reboot. Buddies die with the host, so the file is bound to the boot id and never synced; a completed
 //! write survives the process, and that is enough.
@@ -140,7 +140,7 @@ impl Ledger {
     /// # Errors
     /// The store's.
     pub fn on(mut store: Box<dyn Store>, identity: &Identity) -> io::Result<(Arc<Self>, Replayed)> {
-        let bytes = store.read()?;
+        let bytes = store.read(0)?;
         let scanned = scan(&bytes);
         let (torn, broken) = (bytes.len() - scanned.end, scanned.broken);
         let mut table = Table::of(scanned.records);
@@ -158,13 +158,14 @@ impl Ledger {
             (Some(_) | None, _) => Found::Broken { bytes: broken.max(torn), aside: store.keep_aside().unwrap_or_default() },
         };
         if !same_boot {
-            let doors = None;
             let incarnation = uuid::Uuid::new_v4().to_string();
             table = Table {
                 began: Some(Began { boot_id: identity.boot_id.clone(), pool: identity.pool.clone(), incarnation }),
-                doors,
                 ..Table::default()
             };
+        }
+        if matches!(found, Found::Broken { .. }) {
+            table.distrust();
         }
         let mended = encoded(table.clone());
         store.replace(&mended)?;
@@ -258,22 +259,21 @@ impl Ledger {
     }
 
     /// Writes the fewest records that come to the same: `now` as nanoseconds since boot, and `most` ends, say what may be forgotten. Blocks, so
-    /// not for a task; writers are kept out only while the end is copied.
+    /// not for a task; writers are kept out while the file is read and while it is replaced.
     ///
     /// # Errors
-    /// The store's; the ledger is as it was.
+    /// The store's; the ledger is as it was, and is not compacted before it has grown as much again.
     pub fn compact(&self, now: u64, most: usize) -> io::Result<()> {
-        let (whole, length) = {
-            let file = self.file.lock();
-            (file.store.read()?, file.length)
+        let before = {
+            let mut file = self.file.lock();
+            file.compacted = file.length;
+            file.read(0)?
         };
-        let whole = whole.get(..usize::try_from(length).unwrap_or(usize::MAX)).unwrap_or(&whole);
-        let mut table = Table::of(scan(whole).records);
+        let mut table = Table::of(scan(&before).records);
         table.forget(now, most);
         let mut next = encoded(table);
         let mut file = self.file.lock();
-        let since = file.store.read()?;
-        next.extend_from_slice(since.get(whole.len()..usize::try_from(file.length).unwrap_or(usize::MAX)).unwrap_or_default());
+        next.extend(file.read(before.len() as u64)?);
         file.store.replace(&next)?;
         (file.length, file.reserved, file.compacted) = (next.len() as u64, 0, next.len() as u64);
         Ok(())
@@ -295,6 +295,13 @@ fn encoded(table: Table) -> Vec<u8> {
 }
 
 impl File {
+    /// What was written whole, from there on.
+    fn read(&self, from: u64) -> io::Result<Vec<u8>> {
+        let mut bytes = self.store.read(from)?;
+        bytes.truncate(usize::try_from(self.length - from).unwrap_or(usize::MAX));
+        Ok(bytes)
+    }
+
     fn append(&mut self, batch: Vec<u8>, with_reserve: bool) -> Result<(), WriteError> {
         if self.given_up {
             return self.failure.clone().map_or(Ok(()), Err);

@@ -250,9 +250,6 @@ pub struct Doors {
     /// Nothing is handed out.
     #[prost(bool, tag = "1")]
     pub cordoned: bool,
-    /// … and somebody waits until nothing is leased.
-    #[prost(bool, tag = "2")]
-    pub draining: bool,
     /// Sizes that an operator asked for; `None`: those of the configuration.
     #[prost(uint32, optional, tag = "3")]
     pub ready: Option<u32>,

@@ -1,7 +1,7 @@
 //! Where the bytes are: a file of ours alone, or in tests something that fails as a disk does.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -10,11 +10,11 @@ use rustix::io::Errno;
 
 /// Bytes that outlive the process. Every call is short: the state folder is in memory, or on a disk that is.
 pub trait Store: Send {
-    /// All of them.
+    /// All of them from there on.
     ///
     /// # Errors
     /// The system's.
-    fn read(&self) -> io::Result<Vec<u8>>;
+    fn read(&self, from: u64) -> io::Result<Vec<u8>>;
     /// Writes at `at`, which is the end. What it wrote after an error is not known.
     ///
     /// # Errors
@@ -106,8 +106,13 @@ fn open(path: &Path) -> io::Result<File> {
 }
 
 impl Store for FileStore {
-    fn read(&self) -> io::Result<Vec<u8>> {
-        std::fs::read(&self.path)
+    fn read(&self, from: u64) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        // A cursor of its own: the file's is shared, and nobody else's business.
+        let mut file = File::open(&self.path)?;
+        file.seek(SeekFrom::Start(from))?;
+        file.read_to_end(&mut bytes)?;
+        Ok(bytes)
     }
 
     fn write(&mut self, at: u64, bytes: &[u8]) -> io::Result<()> {
@@ -158,13 +163,13 @@ mod tests {
         assert_eq!((mode(&folder), mode(&folder.join(NAME))), (0o700, 0o600));
         store.reserve(1 << 20).unwrap();
         store.write(0, b"abc").unwrap();
-        assert_eq!(store.read().unwrap(), b"abc");
+        assert_eq!(store.read(0).unwrap(), b"abc");
         store.truncate(1).unwrap();
         store.replace(b"other").unwrap();
         store.write(5, b"!").unwrap();
         drop(store);
         let mut store = FileStore::open(&folder).unwrap();
-        assert_eq!(store.read().unwrap(), b"other!");
+        assert_eq!(store.read(0).unwrap(), b"other!");
         assert_eq!(std::fs::read(store.keep_aside().unwrap()).unwrap(), b"other!");
         assert_eq!(mode(&folder.join("ledger.broken")), 0o600);
     }

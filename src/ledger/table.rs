@@ -1,6 +1,6 @@
 //! What a ledger comes to: the records applied one after the other. Pure.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::record::{Began, Changed, Doors, Ended, Leased, Ready, Record};
 
@@ -24,8 +24,8 @@ impl Table {
     #[must_use]
     pub fn of(records: impl IntoIterator<Item = Record>) -> Self {
         let mut table = Self::default();
-        // A lease may be ended while it is among those to be remembered already: by its first end.
-        let mut known: HashMap<Vec<u8>, ()> = HashMap::new();
+        // By its first end, if two are told.
+        let mut known = HashSet::new();
         for record in records {
             table.apply(record, &mut known);
         }
@@ -38,7 +38,7 @@ impl Table {
         Self::of(super::frames::scan(frames).records)
     }
 
-    fn apply(&mut self, record: Record, known: &mut HashMap<Vec<u8>, ()>) {
+    fn apply(&mut self, record: Record, known: &mut HashSet<Vec<u8>>) {
         match record {
             Record::Began(began) => self.began = Some(began),
             Record::Ready(ready) => drop(self.buddies.insert(ready.slot, ready)),
@@ -67,13 +67,19 @@ impl Table {
                 if let Some(lease) = self.leases.remove(&ended.token) {
                     ended.request = lease.request.filter(|request| request.request_id.is_some());
                 }
-                if known.insert(ended.token.clone(), ()).is_none() {
+                if known.insert(ended.token.clone()) {
                     self.ended.push(ended);
                 }
             }
             Record::Undone(undone) => drop(self.leases.remove(&undone.token)),
             Record::Doors(doors) => self.doors = Some(doors),
         }
+    }
+
+    /// After a record was lost: a buddy that no lease is told of may have one all the same, so it is not told as free again.
+    pub fn distrust(&mut self) {
+        let leased: HashSet<(u32, u64)> = self.leases.values().map(|lease| (lease.slot, lease.generation)).collect();
+        self.buddies.retain(|slot, buddy| leased.contains(&(*slot, buddy.generation)));
     }
 
     /// Forgets what may be forgotten by then, nanoseconds since boot, and all but the last `most` ends.

@@ -50,11 +50,14 @@ impl Nanny {
                 let who = if leased { Ok(Vec::new()) } else { self.who_is_in(&buddy).await };
                 match who {
                     Ok(who) => self.adopted(key, *buddy, &who),
-                    Err(error) => self.ask_again(&order, error).await,
+                    Err(error) => {
+                        self.tools.doubts.forget(&buddy.id);
+                        self.ask_again(&order, error).await;
+                    }
                 }
             }
             Seen::Changed(buddy, why) => {
-                self.take_up(*buddy);
+                self.buddy = Some(*buddy);
                 self.gone(key, why).await;
             }
             Seen::Unfit(buddy) => {
@@ -81,14 +84,9 @@ impl Nanny {
             slot = self.slot, generation = key.generation, use_number = key.use_number, namespace_id = buddy.name, container = %buddy.id,
             inside = inside.join(", "), "buddy adopted"
         );
-        self.take_up(buddy);
+        self.buddy = Some(buddy);
         self.tools.trust.earn();
         self.tools.pool.with(|state, now| state.proven(now, key, inside.is_empty()));
-    }
-
-    fn take_up(&mut self, buddy: Buddy) {
-        self.tools.doubts.watch(&buddy.id, &buddy.doubt);
-        self.buddy = Some(buddy);
     }
 
     async fn ask_again(&mut self, order: &Order, error: String) {

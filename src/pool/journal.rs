@@ -58,6 +58,10 @@ impl State {
         self.journal.networks = Some(networks);
     }
 
+    pub(super) fn is_recorded(&self) -> bool {
+        self.journal.is_on()
+    }
+
     /// The frames since the last time.
     pub fn take_journal(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.journal.frames)
@@ -155,7 +159,7 @@ impl State {
         if self.journal.is_on() {
             let (ready, max) = (self.asked_sizes.map(|(ready, _)| ready), self.asked_sizes.map(|(_, max)| max));
             let (configured_ready, configured_max) = self.configured;
-            let doors = record::Doors { cordoned: self.cordoned, draining: self.draining, ready, max, configured_ready, configured_max };
+            let doors = record::Doors { cordoned: self.cordoned, ready, max, configured_ready, configured_max };
             self.journal.push(Record::Doors(doors));
         }
     }
@@ -178,16 +182,15 @@ impl State {
 
     // ---- the way back --------------------------------------------------------------------------------------------------------------
 
-    /// What the last daemon's ledger tells, into an empty pool that records. It fills nothing before [`State::resize`]. `trusted`: whether a buddy that no lease is told of is free.
-    pub fn restore(&mut self, now: Moment, mut table: Table, trusted: bool) -> Restored {
+    /// What the last daemon's ledger tells, into an empty pool that records.
+    pub fn restore(&mut self, now: Moment, mut table: Table) -> Restored {
         table.forget(nanos(now), self.rules.remember_max as usize);
         let names = self.journal.networks.clone().unwrap_or_default();
         let index = |name: &str| names.iter().position(|own| own == name).and_then(|index| NetworkIndex::try_from(index).ok());
         let mut restored = Restored::default();
         self.grace_until = now + GRACE;
-        self.opened = false;
         if let Some(doors) = table.doors {
-            // Nobody waits for a drain any more, but its cordon stands.
+            // A drain's cordon stands, though nobody waits for it any more.
             self.cordoned = doors.cordoned;
             let same = (doors.configured_ready, doors.configured_max) == self.configured;
             self.asked_sizes = doors.ready.zip(doors.max).filter(|_| same);
@@ -210,7 +213,7 @@ impl State {
                 self.restore_slot(now, lease.key, network, Arc::clone(&self.leases[found].namespace), Some(found));
             }
         }
-        for buddy in table.buddies.into_values().filter(|_| trusted) {
+        for buddy in table.buddies.into_values() {
             let key = UseKey { slot: buddy.slot, generation: buddy.generation, use_number: buddy.use_number };
             // One whose network is not configured any more is as good as unknown.
             let (Some(network), Some(namespace)) = (index(&buddy.network), buddy.namespace) else { continue };

@@ -86,7 +86,9 @@ impl State {
         }
         self.may_have_one(&request)?;
         if let Some(slot) = self.ready_slot(request.network) {
-            return Ok(Allocated::Granted(self.grant(now, slot, request, token, true)));
+            // With a ledger nobody is told before it is recorded.
+            let told = !self.is_recorded();
+            return Ok(Allocated::Granted(self.grant(now, slot, request, token, told)));
         }
         self.misses += 1;
         if !may_wait {
@@ -270,14 +272,7 @@ impl State {
 
     /// Takes back a lease that no caller was told of: its slot is as ready as before, in the same use.
     pub fn undo(&mut self, now: Moment, index: LeaseIndex, token: Token) {
-        if self.leases.get(index).is_some_and(|lease| !lease.delivered) {
-            self.take_back(now, index, token);
-        }
-    }
-
-    /// The same for a lease that could not be recorded, whoever was about to be told of it.
-    pub fn take_back(&mut self, now: Moment, index: LeaseIndex, token: Token) {
-        if self.leases.get(index).is_none_or(|lease| lease.token != token) {
+        if self.leases.get(index).is_none_or(|lease| lease.token != token || lease.delivered) {
             return;
         }
         let (slot, lost) = (self.leases[index].key.slot, self.leases[index].lost.is_some());

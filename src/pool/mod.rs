@@ -269,14 +269,19 @@ impl Pool {
             ControlFlow::Break(lease) => lease,
             ControlFlow::Continue(waiting) => return Ok(ControlFlow::Continue(waiting)),
         };
-        if self.ledger.is_some() {
-            let recorded = self.recorded_for_good();
-            let is_well = || self.read(|state| state.lease(lease.token).is_ok_and(|lease| lease.lost.is_none()));
-            if !repeated && (recorded.is_err() || !is_well()) {
-                self.with(|state, now| state.take_back(now, index, lease.token));
-                return recorded.map(|()| ControlFlow::Break(None));
+        self.recorded_for_good().inspect_err(|_| self.with(|state, now| state.undo(now, index, lease.token)))?;
+        if self.ledger.is_some() && !repeated {
+            // A retry may have been told of it meanwhile; then it stands.
+            let stands = self.with(|state, now| {
+                let lost = state.lease(lease.token).is_ok_and(|lease| lease.lost.is_some());
+                if lost {
+                    state.undo(now, index, lease.token);
+                }
+                !lost && state.delivered(index, lease.token)
+            });
+            if !stands {
+                return Ok(ControlFlow::Break(None));
             }
-            recorded?;
         }
         Ok(ControlFlow::Break(Some(Grant { lease, repeated, waited: false })))
     }

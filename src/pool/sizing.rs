@@ -19,7 +19,6 @@ impl State {
         }
         let shrinks = ready < self.rules.ready;
         (self.rules.ready, self.rules.max) = (ready, max);
-        self.opened = true;
         self.grow_to(now, max);
         for network in 0..self.rules.networks {
             if shrinks {
@@ -54,12 +53,19 @@ impl State {
         Ok(())
     }
 
+    /// Fills nothing, whatever sizes are asked for, before [`State::open`]: what a predecessor left is looked for by what makes a new buddy look
+    /// like one of those.
+    pub fn hold_back(&mut self) {
+        self.opened = false;
+    }
+
     /// Begins to fill, with the sizes that hold. Answers them.
     ///
     /// # Errors
     /// As [`State::resize`].
     pub fn open(&mut self, now: Moment) -> Result<(u32, u32), Denied> {
         let (ready, max) = self.asked_sizes.unwrap_or(self.configured);
+        self.opened = true;
         self.resize(now, ready, max)?;
         Ok((ready, max))
     }

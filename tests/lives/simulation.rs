@@ -332,3 +332,34 @@ fn nothing_is_lost_doubled_or_left() {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_daemon_that_falls_ends_no_lease() {
+    let mut story = Story::new(1);
+    story.rig().settled(2).await;
+    story.allocate().await;
+    // Another one on the same pool, with what the ledger of the first says by now: it cannot have the lock.
+    let copy = Disk::default();
+    copy.change(|bytes| *bytes = story.disk.bytes());
+    let identity = Identity { boot_id: "boot".into(), pool: story.config.pool.name.clone() };
+    let ledger = Ledger::on(Box::new(copy.clone()), &identity).unwrap();
+    let second = Rig::start_in(story.config.clone(), Arc::clone(&story.world), Arc::clone(&story.locks), Some(ledger), false);
+    second.ended().await.unwrap_err();
+    let (_, replayed) = Ledger::on(Box::new(copy), &identity).unwrap();
+    assert_eq!(replayed.table.leases.len(), 1);
+    story.check();
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_made_while_what_a_predecessor_left_is_looked_for() {
+    let mut story = Story::new(1);
+    story.rig().settled(2).await;
+    story.kill().await;
+    story.world.engine_frozen();
+    story.start();
+    story.rig().pool.with(|state, now| state.resize_asked(now, 5, 6)).unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(story.rig().pool.read(|state| state.usage().filling), 2, "those that are adopted, and no other");
+    story.engine_back(false);
+    story.rig().settled(5).await;
+}

@@ -632,7 +632,7 @@ impl Story {
         let rules = Rules { ready: 0, max: 0, ..self.model.rules.clone() };
         let mut next = State::new(rules, FIRST_GENERATION);
         next.record_with(Arc::clone(&self.names));
-        next.restore(self.now, Table::read(&self.journal), true);
+        next.restore(self.now, Table::read(&self.journal));
         next.check();
         let leases = |state: &State| {
             let mut views = state.lease_views(None);

@@ -69,6 +69,10 @@ async fn health_follows_engine_cordon_and_stop() {
     until_health(&mut pool, ServingStatus::NotServing).await;
     served.pool.with(|state, _| state.uncordon());
     until_health(&mut pool, ServingStatus::Serving).await;
+    served.status.send_modify(|status| status.ledger_error = "no space left".into());
+    until_health(&mut pool, ServingStatus::NotServing).await;
+    served.status.send_modify(|status| status.ledger_error.clear());
+    until_health(&mut pool, ServingStatus::Serving).await;
 
     // Without an engine as long as something is ready.
     served.hand.fill(true);

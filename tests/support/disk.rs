@@ -41,8 +41,8 @@ impl Disk {
 }
 
 impl Store for Disk {
-    fn read(&self) -> io::Result<Vec<u8>> {
-        Ok(self.bytes())
+    fn read(&self, from: u64) -> io::Result<Vec<u8>> {
+        Ok(self.bytes().split_off(usize::try_from(from).unwrap()))
     }
 
     fn write(&mut self, at: u64, bytes: &[u8]) -> io::Result<()> {
