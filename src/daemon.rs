@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::{self, About, Api, DaemonStatus, Limits};
+use crate::audit::Auditor;
 use crate::config::{self, Config, PlaceholderImage, Reuse};
 use crate::engine::paced::{Deadlines, Paced};
 use crate::engine::{Engine, EngineError};
@@ -106,6 +107,13 @@ struct Shown {
     settings: watch::Sender<Settings>,
 }
 
+/// What the API shows besides.
+struct Shows {
+    incarnation: String,
+    keep: bool,
+    auditor: Arc<Auditor>,
+}
+
 /// A daemon that has been put together, and not started.
 pub struct Daemon {
     config: Config,
@@ -116,6 +124,7 @@ pub struct Daemon {
     means: Means,
     shown: Shown,
     observer: Observer,
+    auditor: Arc<Auditor>,
     arriving: mpsc::Receiver<Detached>,
     detached: DetachedList,
     api: Api,
@@ -176,7 +185,9 @@ impl Daemon {
         let (status, shown) = watch::channel(DaemonStatus::default());
         let (limits, limits_shown) = watch::channel(Limits::of(&config.api, &config.pool));
         let incarnation = incarnation.unwrap_or_else(|| tools.breed.instance.clone());
-        let api = api_of(&config, &tools, &detached, shown, limits_shown, incarnation);
+        let auditor = Arc::new(Auditor::new(Arc::clone(&tools), means.clone(), Arc::clone(&detached)));
+        let shows = Shows { incarnation, keep: parts.keep, auditor: Arc::clone(&auditor) };
+        let api = api_of(&config, &tools, &detached, shown, limits_shown, shows);
         let shown = Shown { status, limits, settings };
         Self {
             config,
@@ -187,12 +198,19 @@ impl Daemon {
             means,
             shown,
             observer,
+            auditor,
             arriving,
             detached,
             api,
             listeners: parts.listeners,
             mutations,
         }
+    }
+
+    /// Its audits, for whoever looks at it from inside the process.
+    #[must_use]
+    pub fn auditor(&self) -> Arc<Auditor> {
+        Arc::clone(&self.auditor)
     }
 
     /// The pool, for whoever looks at it from inside the process.
@@ -212,7 +230,8 @@ impl Daemon {
     /// # Errors
     /// [`DaemonError`], after an orderly stop where there was something to stop.
     pub async fn run(self, mut signals: mpsc::Receiver<Signal>) -> Result<Stopped, DaemonError> {
-        let Self { mut config, locks, ledger, keep, tools, means, shown, observer, arriving, detached, api, listeners, mutations } = self;
+        let Self { mut config, locks, ledger, keep, tools, means, shown, observer, auditor, arriving, detached, api, listeners, mutations } =
+            self;
         let (ending, api_ending) = (CancellationToken::new(), CancellationToken::new());
         let mut background = JoinSet::new();
         {
@@ -222,6 +241,10 @@ impl Daemon {
             background.spawn(async move { gate.run(stop).await });
             background.spawn(observer.run(ending.clone()));
             background.spawn(minder::run(Arc::clone(&tools), arriving, Arc::clone(&detached), ending.clone()));
+        }
+        if !config.audit.every.is_zero() {
+            let (every, stop) = (config.audit.every, ending.clone());
+            background.spawn(async move { auditor.run(every, stop).await });
         }
         let records = ledger.as_ref().map_or_else(|| watch::Sender::default().subscribe(), |ledger| ledger.health());
         if let Some(ledger) = ledger {
@@ -430,7 +453,7 @@ fn api_of(
     detached: &DetachedList,
     status: watch::Receiver<DaemonStatus>,
     limits: watch::Receiver<Limits>,
-    incarnation: String,
+    shows: Shows,
 ) -> Api {
     let detached = Arc::clone(detached);
     let shown = move || {
@@ -451,7 +474,9 @@ fn api_of(
             Reuse::Once => "once".to_owned(),
             Reuse::Always => "always".to_owned(),
         },
-        incarnation,
+        at_stop: if shows.keep { "keep" } else { "remove" }.to_owned(),
+        state_dir: config.state.dir.to_string_lossy().into_owned(),
+        incarnation: shows.incarnation,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started_at: SystemTime::now(),
         started_boot: tools.pool.now(),
@@ -462,6 +487,10 @@ fn api_of(
         status,
         limits,
         detached: Arc::new(shown),
+        audit: Arc::new(move |fix| {
+            let auditor = Arc::clone(&shows.auditor);
+            Box::pin(async move { auditor.audit(fix).await })
+        }),
         max_message: config.api.max_message,
         max_streams: config.api.max_streams,
         grace: END_OF_API,

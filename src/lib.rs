@@ -21,7 +21,7 @@
 //! joiner: a container or process in a buddy's namespaces (*live*: a process, or a running, paused or restarting container; *configured*: created
 //! or exited, could still start) · ledger: the journal of buddies and leases, for the next daemon · adopt: prove again what a predecessor had ·
 //! fence: what makes a late join fail (the buddy's rename) · retire: give a buddy up · detach: give a slot free whose buddy still has somebody
-//! inside · cordon: hand out nothing more · drain: cordon and wait, bounded.
+//! inside · cordon: hand out nothing more · drain: cordon and wait, bounded · audit: hold pool, ledger, engine and kernel against each other.
 //!
 //! # Invariants
 //! Cited by these names in code and tests.
@@ -52,7 +52,7 @@
 //!
 //! # Reading order
 //! [`pool::state`] (the picture of a slot's life) → [`ledger`] (what survives the daemon) → [`nanny`] (the story of one slot) → [`engine`] (what an
-//! engine is asked) → [`daemon`] (assembly and stop) → [`api`] (what callers are told) → [`process`] (sockets and signals).
+//! engine is asked) → [`audit`] (what must agree) → [`daemon`] (assembly and stop) → [`api`] (what callers are told) → [`process`] (sockets and signals).
 
 /// The examples in the README compile.
 #[doc = include_str!("../README.md")]
@@ -64,6 +64,7 @@ pub mod proto;
 pub mod ledger;
 pub mod pool;
 
+pub mod audit;
 pub mod nanny;
 pub mod observer;
 pub mod recovery;

@@ -86,7 +86,8 @@ impl Doubts {
         self.0.lock().remove(container);
     }
 
-    fn raise(&self, container: &str) {
+    /// Something may have happened to it.
+    pub fn raise(&self, container: &str) {
         if let Some(doubt) = self.0.lock().get(&ContainerId::from(container)) {
             doubt.notify_one();
         }
@@ -188,19 +189,8 @@ impl Observer {
         }
         let events = self.engine.events().await?;
         let list = self.engine.list().await?;
-        let mut known = Known::new();
-        for container in &list {
-            if let Some(buddy) = container.joins() {
-                let seen = JoinerSeen {
-                    buddy: buddy.into(),
-                    joiner: Arc::clone(&container.id.0),
-                    namespace_id: container.labels.get(LABEL_NAMESPACE_ID).cloned(),
-                    live: container.status.is_live(),
-                };
-                known.insert(container.id.to_string(), vec![seen]);
-            }
-        }
-        let all: Vec<JoinerSeen> = known.values().flatten().cloned().collect();
+        let all = joiners(&list);
+        let known: Known = all.iter().map(|seen| (seen.joiner.to_string(), vec![seen.clone()])).collect();
         self.pool.with(|state, now| {
             state.joiners_listed(now, &all);
             state.set_engine_up(true);
@@ -305,6 +295,20 @@ impl Observer {
             self.pool.with(|state, now| state.joined(now, seen));
         }
     }
+}
+
+/// Who joins whom, by the engine's list.
+#[must_use]
+pub fn joiners(list: &[ContainerSummary]) -> Vec<JoinerSeen> {
+    let seen = |container: &ContainerSummary| {
+        Some(JoinerSeen {
+            buddy: container.joins()?.into(),
+            joiner: Arc::clone(&container.id.0),
+            namespace_id: container.labels.get(LABEL_NAMESPACE_ID).cloned(),
+            live: container.status.is_live(),
+        })
+    };
+    list.iter().filter_map(seen).collect()
 }
 
 fn ended(why: &str) -> EngineError {

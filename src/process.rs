@@ -303,7 +303,7 @@ impl Signals {
                 else => return,
             };
             if matches!(signal, Signal::Stop) {
-                Notifier.stopping("removing the pool's buddies");
+                Notifier.stopping("stopping");
             }
             if tell.send(signal).await.is_err() {
                 return;

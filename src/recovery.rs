@@ -123,7 +123,8 @@ async fn clean(means: &Means, mut found: Found, now: Moment) -> Result<String, B
     Err(Box::new(Detached { id, name, slot, generation, held, since: now, joiners: inside }))
 }
 
-async fn examine(means: &Means, found: ContainerSummary, owner: Ownership) -> Found {
+/// Who is inside one of this pool's buddies.
+pub(crate) async fn examine(means: &Means, found: ContainerSummary, owner: Ownership) -> Found {
     let (held, inside) = match hold(means, &found).await {
         Ok(held) => match means.looks.inside(&found.id, held.as_deref()).await {
             Ok(inside) => (held, inside.live),

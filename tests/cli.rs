@@ -42,6 +42,9 @@ fn run(daemon: Option<&Running>, arguments: &[&str]) -> String {
     text
 }
 
+/// A configuration of nothing but defaults; tests run in the package's folder.
+const SAMPLE: &str = "systemd/nspool.toml";
+
 const COMMANDS: &[&str] = &[
     "serve",
     "allocate",
@@ -59,6 +62,8 @@ const COMMANDS: &[&str] = &[
     "uncordon",
     "drain",
     "recycle",
+    "audit",
+    "restart-plan",
     "purge",
     "demo",
     "bench",
@@ -125,6 +130,9 @@ fn tables_for_people() {
         &["drain"],
         &["drain", "--timeout", "1s"],
         &["recycle", "7"],
+        &["audit"],
+        &["audit", "--fix"],
+        &["restart-plan", "--config", SAMPLE],
         &["whois", "172.17.0.5"],
         &["whois", "nspool-default-1-1041-3-k2"],
         &["whois", "10.0.0.1"],
@@ -166,6 +174,8 @@ fn json_for_programs() {
         &["resize", "--ready", "9", "-o", "json"],
         &["drain", "-o", "json"],
         &["recycle", "7", "-o", "json"],
+        &["audit", "-o", "json"],
+        &["restart-plan", "--config", SAMPLE, "-o", "json"],
         &["whois", "nspool-default-1-1041-3-k2", "-o", "json"],
     ] {
         let text = run(Some(&daemon), arguments);

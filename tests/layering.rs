@@ -58,6 +58,7 @@ fn the_parts_do_not_know_what_they_must_not() {
         ("nanny/", &["crate::api", "crate::daemon", "crate::proto", "state::Lease"][..]),
         ("engine/", &["crate::pool", "crate::nanny", "crate::api", "crate::image"][..]),
         ("netns/", &["crate::pool", "crate::nanny", "crate::api"][..]),
+        ("audit/", &["crate::api", "crate::daemon", "crate::proto"][..]),
         ("image/", &["crate::pool", "crate::nanny", "crate::api"][..]),
     ];
     for (name, code) in sources() {

@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking, and says with which seed")]
 
+#[path = "lives/audit.rs"]
+mod audit;
 #[path = "lives/simulation.rs"]
 mod simulation;
 mod support {

@@ -14,6 +14,7 @@ use super::connection::Peer;
 use super::convert::{self, Shown};
 use super::status::Refusal;
 use super::{Detached, Shared, validate};
+use crate::audit::NotNow;
 use crate::pool::Denied;
 use crate::proto;
 use crate::proto::pool_admin_server::PoolAdmin;
@@ -170,6 +171,17 @@ impl PoolAdmin for AdminService {
             "released by an operator"
         );
         Ok(Response::new(proto::ForceReleaseResponse { outcome: convert::released(&released).0.into() }))
+    }
+
+    async fn audit(&self, request: Request<proto::AuditRequest>) -> Result<Response<proto::AuditResponse>, Status> {
+        self.admins_only()?;
+        let fix = request.into_inner().fix;
+        tracing::info!(fix, peer_uid = self.peer.uid, peer_pid = self.peer.pid, "audited by an operator");
+        let audit = (self.shared.audit)(fix).await.map_err(|why| match why {
+            NotNow::Starting => Refusal::Denied(Denied::Starting { retry_after: None }),
+            NotNow::Stopping => Refusal::Stopping,
+        })?;
+        Ok(Response::new(convert::audit(&self.shared.about, audit)))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use super::{About, DaemonStatus};
+use crate::audit::{Audit, Finding};
 use crate::engine::EngineInfo;
 use crate::pool::{Cause, LeaseNote, LeaseView, Lifetime, Moment, Released, SlotView, UseKey};
 use crate::proto;
@@ -162,6 +163,24 @@ pub(super) fn slot(about: &About, view: SlotView, all: bool) -> proto::Slot {
         doomed: view.doom.is_some(),
         joiners: view.occupants.to_vec(),
         pid: namespace.map_or(0, |namespace| namespace.pid),
+    }
+}
+
+pub(super) fn audit(about: &About, audit: Audit) -> proto::AuditResponse {
+    let finding = |finding: Finding| proto::AuditFinding {
+        kind: finding.kind.word().to_owned(),
+        subject: finding.subject,
+        detail: finding.detail,
+        fixable: finding.fixable,
+        fixed: finding.fixed,
+    };
+    proto::AuditResponse {
+        findings: audit.findings.into_iter().map(finding).collect(),
+        slots: audit.slots,
+        leases: audit.leases,
+        containers: audit.containers,
+        at: Some(timestamp(about, audit.at)),
+        more: audit.more,
     }
 }
 

@@ -30,12 +30,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::time::{Duration, SystemTime};
 
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::net::UnixListener;
 use tokio::sync::watch as level;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::audit::{Audit, NotNow};
 use crate::config;
 use crate::engine::EngineInfo;
 use crate::pool::{ConnectionId, Moment, Pool};
@@ -54,6 +56,8 @@ pub struct Api {
     pub limits: level::Receiver<Limits>,
     /// Buddies that were given up with somebody inside, as whoever watches them knows them.
     pub detached: Arc<dyn Fn() -> Vec<Detached> + Send + Sync>,
+    /// Audits, and mends when told to.
+    pub audit: Audits,
     /// Largest message taken, in bytes (`[api] max_message`).
     pub max_message: usize,
     /// Calls in flight per connection (`[api] max_streams`).
@@ -61,6 +65,9 @@ pub struct Api {
     /// After `stop`: how long calls in flight may take before their connections are cut.
     pub grace: Duration,
 }
+
+/// Makes an audit, with or without repairs.
+pub type Audits = Arc<dyn Fn(bool) -> BoxFuture<'static, Result<Audit, NotNow>> + Send + Sync>;
 
 /// What does not change while the daemon runs.
 #[derive(Clone, Debug)]
@@ -71,6 +78,10 @@ pub struct About {
     pub networks: Vec<String>,
     /// The policy in force: `once` or `always`.
     pub reuse: String,
+    /// What a stop does: `keep` or `remove`.
+    pub at_stop: String,
+    /// Where the ledger is.
+    pub state_dir: String,
     /// Opaque; see the contract.
     pub incarnation: String,
     /// Of nspool.
@@ -202,6 +213,7 @@ struct Shared {
     status: level::Receiver<DaemonStatus>,
     limits: level::Receiver<Limits>,
     detached: Arc<dyn Fn() -> Vec<Detached> + Send + Sync>,
+    audit: Audits,
     max_message: usize,
     max_streams: u32,
     counters: Counters,
@@ -233,6 +245,7 @@ pub async fn serve(api: Api, listeners: Vec<UnixListener>, stop: CancellationTok
         status: api.status,
         limits: api.limits,
         detached: api.detached,
+        audit: api.audit,
         max_message: api.max_message,
         max_streams: api.max_streams,
         counters: Counters::new(),

@@ -134,6 +134,8 @@ impl NamespacePool for PoolService {
             incarnation: about.incarnation.clone(),
             networks: about.networks.clone(),
             reuse: about.reuse.clone(),
+            at_stop: about.at_stop.clone(),
+            state_dir: about.state_dir.clone(),
             started_at: Some(about.started_at.into()),
         }))
     }

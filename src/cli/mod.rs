@@ -6,6 +6,7 @@
 
 mod admin;
 mod args;
+mod audit;
 pub mod bench;
 mod config;
 pub mod demo;
@@ -17,6 +18,7 @@ mod meta;
 mod output;
 mod progress;
 pub mod purge;
+mod restart_plan;
 mod run;
 mod serve;
 mod show;
@@ -126,6 +128,10 @@ enum Command {
     Drain(admin::Drain),
     /// Replace the buddy of a slot
     Recycle(admin::Recycle),
+    /// Compare slots, ledger, engine and kernel, and say what does not agree
+    Audit(audit::AuditArgs),
+    /// Say what a restart of the daemon would do to slots and leases
+    RestartPlan(restart_plan::RestartPlan),
     /// Remove what a dead pool left behind
     Purge(purge::Purge),
     /// Start functions in pooled namespaces beside functions on the bridge
@@ -177,6 +183,8 @@ async fn dispatch(globals: Globals, command: Command) -> anyhow::Result<ExitCode
         Command::Uncordon(_) => admin::uncordon(&globals).await,
         Command::Drain(_) => admin::drain(&globals).await,
         Command::Recycle(args) => admin::recycle(&globals, args).await,
+        Command::Audit(args) => audit::audit(&globals, args).await,
+        Command::RestartPlan(args) => restart_plan::run(&globals, args).await,
         Command::Purge(args) => Box::pin(purge::run(&globals, args)).await,
         Command::Demo(args) => Box::pin(demo::run(&globals, args)).await,
         Command::Bench(args) => Box::pin(bench::run(&globals, args)).await,

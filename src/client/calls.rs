@@ -162,6 +162,11 @@ impl Client {
         streaming!(self.admin.drain, "Drain", proto::DrainRequest { timeout: timeout.and_then(proto_duration) })
     }
 
+    /// Holds pool, ledger, engine and kernel against each other; with `fix` mends what is safe.
+    pub async fn audit(&self, fix: bool) -> Result<proto::AuditResponse, ClientError> {
+        unary!(self.admin.audit, "Audit", proto::AuditRequest { fix })
+    }
+
     /// A new buddy for a slot; returns the state it was found in.
     pub async fn recycle(&self, slot: u32, force: bool) -> Result<String, ClientError> {
         unary!(self.admin.recycle_slot, "RecycleSlot", proto::RecycleSlotRequest { slot, force }).map(|response| response.state)

@@ -73,6 +73,7 @@ pub const SECTIONS: &[(&str, &str)] = &[
     ("metrics", "Prometheus metrics over HTTP, at /metrics."),
     ("log", "What is logged, to stderr."),
     ("state", "Where the daemon keeps its own files."),
+    ("audit", "What is looked over without being asked."),
     ("stop", "What a stop does with the slots."),
 ];
 

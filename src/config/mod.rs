@@ -40,6 +40,8 @@ pub struct Config {
     pub log: Log,
     /// `[state]`
     pub state: State,
+    /// `[audit]`
+    pub audit: Audit,
     /// `[stop]`
     pub stop: Stop,
 }
@@ -321,6 +323,19 @@ pub struct State {
 impl Default for State {
     fn default() -> Self {
         Self { dir: "/run/nspool/default".into() }
+    }
+}
+
+/// `[audit]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Audit {
+    /// Between two audits that nobody asked for; zero: none.
+    pub every: Duration,
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self { every: Duration::from_secs(600) }
     }
 }
 

@@ -99,6 +99,7 @@ pub fn boot_id() -> io::Result<String> {
 
 /// See the module.
 pub struct Ledger {
+    began: Began,
     /// Frames in the order of the pool's changes, not written yet. A leaf lock.
     staged: Mutex<Vec<u8>>,
     file: Mutex<File>,
@@ -172,12 +173,26 @@ impl Ledger {
         let length = mended.len() as u64;
         let file = File { store, length, reserved: 0, compacted: length, waiting: Vec::new(), failure: None, given_up: false };
         let ledger = Self {
+            began: table.began.clone().unwrap_or_default(),
             staged: Mutex::new(Vec::new()),
             file: Mutex::new(file),
             compactable: Notify::new(),
             health: watch::Sender::new(String::new()),
         };
         Ok((Arc::new(ledger), Replayed { table, found }))
+    }
+
+    /// What a dead daemon's ledger in this folder tells, without taking it over; `None`: there is none, or it is of an earlier boot.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn peek(folder: &Path, boot_id: &str) -> io::Result<Option<Table>> {
+        let table = match std::fs::read(folder.join(store::NAME)) {
+            Ok(bytes) => Table::read(&bytes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        Ok(Some(table).filter(|table| table.began.as_ref().is_some_and(|began| began.boot_id == boot_id)))
     }
 
     /// Takes over frames, in the order of the changes they tell: to be called under the lock that makes the order.
@@ -276,6 +291,32 @@ impl Ledger {
         next.extend(file.read(before.len() as u64)?);
         file.store.replace(&next)?;
         (file.length, file.reserved, file.compacted) = (next.len() as u64, 0, next.len() as u64);
+        Ok(())
+    }
+
+    /// What the file comes to, once everything that is staged is in it. Blocks, so not for a task.
+    ///
+    /// # Errors
+    /// [`WriteError`], or the store's.
+    pub fn told(&self) -> io::Result<Table> {
+        self.flush().map_err(io::Error::other)?;
+        let bytes = self.file.lock().read(0)?;
+        Ok(Table::of(scan(&bytes).records))
+    }
+
+    /// Begins the file anew with what it should tell; what is staged, or could not be written, is taken to be in `table`. To be called under the
+    /// lock that makes the order.
+    ///
+    /// # Errors
+    /// The store's; nothing is lost.
+    pub fn rewrite(&self, table: Table) -> io::Result<()> {
+        let mut file = self.file.lock();
+        let mut staged = self.staged.lock();
+        let bytes = encoded(Table { began: Some(self.began.clone()), ..table });
+        file.store.replace(&bytes)?;
+        (file.length, file.reserved, file.compacted) = (bytes.len() as u64, 0, bytes.len() as u64);
+        staged.clear();
+        (file.waiting, file.given_up) = (Vec::new(), false);
         Ok(())
     }
 

@@ -68,7 +68,8 @@ pub struct FileStore {
     _lock: File,
 }
 
-const NAME: &str = "ledger";
+/// In the state folder.
+pub(super) const NAME: &str = "ledger";
 
 impl FileStore {
     /// Opens the ledger of this folder, which nobody else may use meanwhile. Folder 0700, files 0600: they hold tokens.

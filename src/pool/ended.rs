@@ -36,6 +36,11 @@ impl Ended {
         self.by_token.get(&token)
     }
 
+    /// When each may be forgotten, from the oldest on.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Moment, Token, &EndedLease)> {
+        self.queue.iter().filter_map(|entry| Some((entry.forget_at, entry.token, self.by_token.get(&entry.token)?)))
+    }
+
     /// The oldest one that is due, or one too many.
     pub(super) fn pop(&mut self, now: Moment, max: u32) -> Option<EndedLease> {
         let oldest = self.queue.front()?;

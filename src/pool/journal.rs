@@ -73,18 +73,21 @@ impl State {
     }
 
     pub(super) fn record_ready(&mut self, slot: SlotIndex) {
-        if !self.journal.is_on() {
-            return;
+        if self.journal.is_on() {
+            let ready = self.ready_out(slot);
+            self.journal.push(Record::Ready(ready));
         }
+    }
+
+    fn ready_out(&self, slot: SlotIndex) -> record::Ready {
         let place = &self.slots[slot as usize];
-        let ready = record::Ready {
+        record::Ready {
             slot,
             generation: place.generation,
             use_number: place.use_number,
             network: self.journal.name(place.network),
             namespace: place.namespace.as_deref().map(namespace_out),
-        };
-        self.journal.push(Record::Ready(ready));
+        }
     }
 
     pub(super) fn record_out(&mut self, slot: SlotIndex) {
@@ -94,12 +97,16 @@ impl State {
         }
     }
 
+    /// Without its namespace, which its buddy's record has.
     pub(super) fn record_leased(&mut self, index: LeaseIndex) {
-        if !self.journal.is_on() {
-            return;
+        if self.journal.is_on() {
+            let leased = self.leased_out(&self.leases[index]);
+            self.journal.push(Record::Leased(leased));
         }
-        let lease = &self.leases[index];
-        let leased = record::Leased {
+    }
+
+    fn leased_out(&self, lease: &Lease) -> record::Leased {
+        record::Leased {
             token: lease.token.0.to_vec(),
             slot: lease.key.slot,
             generation: lease.key.generation,
@@ -111,8 +118,7 @@ impl State {
             lost: lease.lost.as_deref().map(str::to_owned),
             namespace: None,
             network: String::new(),
-        };
-        self.journal.push(Record::Leased(leased));
+        }
     }
 
     pub(super) fn record_changed(&mut self, index: LeaseIndex) {
@@ -130,23 +136,9 @@ impl State {
     }
 
     pub(super) fn record_ended(&mut self, token: Token, cause: &Cause, forget_at: Moment) {
-        if !self.journal.is_on() {
-            return;
+        if self.journal.is_on() {
+            self.journal.push(Record::Ended(ended_out(token, cause, forget_at)));
         }
-        let lost = match cause {
-            Cause::Lost(why) => why.to_string(),
-            Cause::Released
-            | Cause::ReleasedDoubtful
-            | Cause::NotJoined
-            | Cause::Lingered
-            | Cause::Expired
-            | Cause::ConnectionClosed
-            | Cause::Forced
-            | Cause::Stopping => String::new(),
-        };
-        let ended =
-            record::Ended { token: token.0.to_vec(), cause: cause.word().to_owned(), lost, forget_at: nanos(forget_at), request: None };
-        self.journal.push(Record::Ended(ended));
     }
 
     pub(super) fn record_undone(&mut self, token: Token) {
@@ -157,10 +149,37 @@ impl State {
 
     pub(super) fn record_doors(&mut self) {
         if self.journal.is_on() {
-            let (ready, max) = (self.asked_sizes.map(|(ready, _)| ready), self.asked_sizes.map(|(_, max)| max));
-            let (configured_ready, configured_max) = self.configured;
-            let doors = record::Doors { cordoned: self.cordoned, ready, max, configured_ready, configured_max };
+            let doors = self.doors_out();
             self.journal.push(Record::Doors(doors));
+        }
+    }
+
+    fn doors_out(&self) -> record::Doors {
+        let (ready, max) = (self.asked_sizes.map(|(ready, _)| ready), self.asked_sizes.map(|(_, max)| max));
+        let (configured_ready, configured_max) = self.configured;
+        record::Doors { cordoned: self.cordoned, ready, max, configured_ready, configured_max }
+    }
+
+    /// What the ledger should tell by now, but for whose it is: as if everything were recorded anew.
+    #[must_use]
+    pub fn told(&self) -> Table {
+        let known =
+            |slot: &SlotIndex| matches!(self.slots[*slot as usize].state, SlotState::Adopting | SlotState::Ready | SlotState::Leased);
+        let lease_out = |lease: &Lease| record::Leased {
+            namespace: Some(namespace_out(&lease.namespace)),
+            network: self.journal.name(lease.network),
+            ..self.leased_out(lease)
+        };
+        let ended = self.ended.iter().map(|(forget_at, token, lease)| record::Ended {
+            request: lease.request.as_deref().map(|request| self.request_out(request)),
+            ..ended_out(token, &lease.cause, forget_at)
+        });
+        Table {
+            began: None,
+            doors: Some(self.doors_out()),
+            buddies: (0..self.slot_count()).filter(known).map(|slot| (slot, self.ready_out(slot))).collect(),
+            leases: self.leases.iter().map(|(_, lease)| (lease.token.0.to_vec(), lease_out(lease))).collect(),
+            ended: ended.collect(),
         }
     }
 
@@ -313,6 +332,21 @@ impl State {
     pub fn has_container(&self, id: &str) -> bool {
         self.by_container.contains_key(id)
     }
+}
+
+fn ended_out(token: Token, cause: &Cause, forget_at: Moment) -> record::Ended {
+    let lost = match cause {
+        Cause::Lost(why) => why.to_string(),
+        Cause::Released
+        | Cause::ReleasedDoubtful
+        | Cause::NotJoined
+        | Cause::Lingered
+        | Cause::Expired
+        | Cause::ConnectionClosed
+        | Cause::Forced
+        | Cause::Stopping => String::new(),
+    };
+    record::Ended { token: token.0.to_vec(), cause: cause.word().to_owned(), lost, forget_at: nanos(forget_at), request: None }
 }
 
 fn nanos(moment: Duration) -> u64 {

@@ -219,6 +219,22 @@ impl Pool {
         }
     }
 
+    /// Where all is recorded; `None`: nowhere.
+    #[must_use]
+    pub fn ledger(&self) -> Option<&Arc<Ledger>> {
+        self.ledger.as_ref()
+    }
+
+    /// Writes the ledger anew from what is known here. Blocks, and keeps everybody waiting meanwhile: for a repair that a person asked for.
+    ///
+    /// # Errors
+    /// The ledger's; nothing is lost.
+    pub fn rewrite_ledger(&self) -> std::io::Result<()> {
+        let Some(ledger) = &self.ledger else { return Ok(()) };
+        let inner = self.inner.lock();
+        ledger.rewrite(inner.state.told())
+    }
+
     /// Reads the state.
     pub fn read<R>(&self, look: impl FnOnce(&State) -> R) -> R {
         look(&self.inner.lock().state)

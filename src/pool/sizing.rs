@@ -59,6 +59,12 @@ impl State {
         self.opened = false;
     }
 
+    /// Whether it fills, and all that a predecessor left is known.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.opened && self.unproven == 0
+    }
+
     /// Begins to fill, with the sizes that hold. Answers them.
     ///
     /// # Errors

@@ -11,6 +11,10 @@ pub const LEASES_LOST: &str = "nspool_leases_lost";
 pub const LEASES_UNJOINED: &str = "nspool_leases_unjoined";
 /// Gauge: 1 while no lease can be recorded.
 pub const LEDGER_FAILING: &str = "nspool_ledger_failing";
+/// Gauge: what the last audit by itself found not to agree.
+pub const AUDIT_FINDINGS: &str = "nspool_audit_findings";
+/// Counter, label `outcome`: audits by itself (`agreed`, `found`).
+pub const AUDITS: &str = "nspool_audits_total";
 /// Gauge: Allocate calls that wait.
 pub const WAITING: &str = "nspool_waiting";
 /// Gauge: slots that should be ready or in use.
@@ -79,6 +83,8 @@ pub const ALL: &[(&str, Kind, &str)] = &[
     (LEASES_LOST, Kind::Gauge, "Leases that are lost and not yet released."),
     (LEASES_UNJOINED, Kind::Gauge, "Leases older than a minute that no container has joined."),
     (LEDGER_FAILING, Kind::Gauge, "1 while no lease can be recorded."),
+    (AUDIT_FINDINGS, Kind::Gauge, "What the last audit by itself found not to agree."),
+    (AUDITS, Kind::Counter, "Audits that ran by themselves, by outcome."),
     (WAITING, Kind::Gauge, "Allocate calls that wait for a slot."),
     (TARGET, Kind::Gauge, "Slots that should be ready or in use."),
     (MAX, Kind::Gauge, "Buddies that may exist at once."),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use nspool::client::Request;
 use nspool::proto::{self, LeaseState, ReleaseOutcome};
 
-use crate::support::daemon::{LIMIT, TEST_LABEL, TestDaemon, load_busybox};
+use crate::support::daemon::{LIMIT, TEST_LABEL, TestDaemon, load_busybox, text};
 use crate::support::engines::TestEngine;
 use crate::support::image::BUSYBOX;
 
@@ -18,6 +18,8 @@ on_both_engines!(
     decoys_are_never_touched,
     two_pools_on_one_engine_leave_each_other_alone,
     a_second_daemon_of_the_same_pool_gives_up,
+    a_restart_is_told_beforehand,
+    an_audit_finds_and_mends_what_was_done_by_hand,
 );
 
 /// Two leases, one with a function and one without, and what a restart must leave of them.
@@ -218,4 +220,108 @@ async fn a_second_daemon_of_the_same_pool_gives_up(engine: &TestEngine) {
     third.spawn(third.command(&[]));
     assert_eq!(third.exit_code(Duration::from_secs(5)).await, 75, "{}", third.log());
     assert_eq!(first.settled(1).await.ready, 1);
+}
+
+/// What `restart-plan` says, and its exit code.
+fn plan(daemon: &TestDaemon<'_>) -> (i32, serde_json::Value) {
+    let config = daemon.config();
+    let output = daemon.cli(&["restart-plan", "-o", "json", "--config", config.to_str().unwrap()]);
+    let told = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", text(&output.stderr)));
+    (output.status.code().unwrap(), told)
+}
+
+fn outcomes(plan: &serde_json::Value) -> BTreeSet<(String, String)> {
+    let word = |slot: &serde_json::Value, key: &str| slot[key].as_str().unwrap().to_owned();
+    plan["slots"].as_array().unwrap().iter().map(|slot| (word(slot, "state"), word(slot, "outcome"))).collect()
+}
+
+async fn a_restart_is_told_beforehand(engine: &TestEngine) {
+    load_busybox(engine);
+    let mut daemon = TestDaemon::start(engine, &["stop.policy = \"keep\""]).await;
+    daemon.settled(2).await;
+    let lease = daemon.allocate(&daemon.client()).await;
+    daemon.usage("one more ready", |usage| usage.ready == 2 && usage.filling == 0).await;
+    let all = |outcome: &str| -> BTreeSet<(String, String)> {
+        [("ready", outcome), ("leased", outcome), ("vacant", "made anew")].map(|(state, outcome)| (state.into(), outcome.into())).into()
+    };
+    let (code, told) = plan(&daemon);
+    assert_eq!((code, outcomes(&told), told["lost"].as_u64()), (0, all("kept"), Some(0)), "{told:#}");
+
+    // Another state folder would be another ledger.
+    daemon.configure(&["state.dir = \"/tmp/elsewhere\""]);
+    let (code, told) = plan(&daemon);
+    assert_eq!((code, outcomes(&told), told["lost"].as_u64()), (1, all("lost"), Some(3)), "{told:#}");
+    daemon.configure(&["pool.ready = \"many\""]);
+    let mistakes = daemon.cli(&["restart-plan", "--config", daemon.config().to_str().unwrap()]);
+    assert_eq!(mistakes.status.code(), Some(78), "{}", text(&mistakes.stderr));
+    let state = format!("state.dir = {:?}", daemon.dir.path().join("state").display().to_string());
+    daemon.configure(&["pool.ready = 2", &state]);
+
+    // With nobody there, from what the last one left.
+    daemon.kill();
+    let (code, told) = plan(&daemon);
+    let kept = BTreeSet::from([("ready".to_owned(), "kept".to_owned()), ("leased".to_owned(), "kept".to_owned())]);
+    assert_eq!((code, outcomes(&told)), (0, kept.clone()), "{told:#}");
+    engine.run(&["rm", "-f", &lease.namespace_id]);
+    let (code, told) = plan(&daemon);
+    assert_eq!((code, told["lost"].as_u64()), (1, Some(1)), "{told:#}");
+    daemon.launch().await;
+    daemon.usage("it is as it was told", |usage| usage.lost == 1).await;
+}
+
+async fn an_audit_finds_and_mends_what_was_done_by_hand(engine: &TestEngine) {
+    load_busybox(engine);
+    let daemon = TestDaemon::start(engine, &[]).await;
+    daemon.settled(2).await;
+    let client = daemon.client();
+    let lease = daemon.allocate(&client).await;
+    daemon.usage("two more ready", |usage| usage.ready == 2 && usage.filling == 0).await;
+    let function = daemon.stay(&lease.network_mode);
+    let agrees = |what: &str| {
+        let output = daemon.cli(&["audit"]);
+        assert_eq!(output.status.code(), Some(0), "{what}: {}{}", text(&output.stdout), text(&output.stderr));
+    };
+    agrees("nothing was done");
+
+    // Not named by us; a buddy of a slot that is not there; somebody in a ready one.
+    let labels = |slot: u32| {
+        let pool = format!("nspool.pool={}", daemon.pool);
+        ["nspool.instance=i".into(), format!("nspool.slot={slot}"), "nspool.generation=7".into(), "nspool.version=0".into(), pool]
+    };
+    let make = |name: &str, more: &[&str], labels: &[String]| {
+        let own = format!("{TEST_LABEL}={}", daemon.pool);
+        let labels = labels.iter().flat_map(|label| ["--label", label.as_str()]);
+        let words: Vec<&str> =
+            ["run", "-d", "--name", name, "--label", &own].into_iter().chain(labels).chain(more.iter().copied()).collect();
+        engine.run(&[&words[..], &[BUSYBOX, "sleep", "1000"]].concat())
+    };
+    let stray = make(&format!("web-{}", daemon.pool), &[], &labels(0));
+    let orphan = format!("nspool-{}-3-7-1-00000000", daemon.pool);
+    make(&orphan, &[], &labels(3));
+    let found = |args: &[&str]| {
+        let output = daemon.cli(&[&["audit", "-o", "json"], args].concat());
+        let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", text(&output.stderr)));
+        let findings = told["findings"].as_array().unwrap().iter();
+        let row = |found: &serde_json::Value| (found["kind"].as_str().unwrap().to_owned(), found["fixed"].as_bool().unwrap());
+        (output.status.code().unwrap(), findings.map(row).collect::<BTreeSet<_>>())
+    };
+    let row = |kind: &str, fixed: bool| (kind.to_owned(), fixed);
+    assert_eq!(found(&[]), (1, BTreeSet::from([row("orphan", false), row("stray", false)])));
+    assert_eq!(found(&["--fix"]), (1, BTreeSet::from([row("orphan", true), row("stray", false)])));
+    daemon
+        .level("the orphan to be removed", |_| async {
+            (!engine.run(&["ps", "-a", "--format", "{{.Names}}"]).contains(&orphan)).then_some(())
+        })
+        .await;
+    assert!(engine.run(&["ps", "-q", "--no-trunc"]).contains(stray.trim()), "what is not ours stays");
+    engine.run(&["rm", "-f", stray.trim()]);
+    agrees("the rest is mended");
+
+    let ready = daemon.slots().await.into_iter().find(|slot| slot.state == "ready").unwrap();
+    engine.run(&["rename", &ready.container_id, &format!("mine-{}", daemon.pool)]);
+    assert_eq!(found(&["--fix"]), (0, BTreeSet::from([row("name", true)])));
+    daemon.usage("it is replaced", |usage| usage.ready == 2 && usage.filling == 0).await;
+    agrees("it was replaced");
+    assert_eq!(client.lease(&lease.token).await.unwrap().state(), LeaseState::Active);
+    engine.run(&["rm", "-f", &function]);
 }

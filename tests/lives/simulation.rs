@@ -215,7 +215,12 @@ impl Story {
             66..71 => self.hurt(),
             71..73 => self.world.cut_events(),
             73..75 => self.world.cut_waits(),
-            75..80 => self.engine(),
+            75..79 => self.engine(),
+            79 => {
+                let fix = self.dice.bool();
+                // Whether it finds something, the story does not know; what it mends must not do harm.
+                drop(self.rig().auditor.audit(fix).await);
+            }
             80..82 => self.world.containerd_away(),
             82..84 => self.world.containerd_back(),
             84..86 => self.world.set_disk_full(self.dice.bool()),
@@ -287,6 +292,7 @@ impl Story {
         // What could not be recorded is, as soon as it can be.
         let mut health = self.ledger.as_ref().unwrap().health();
         health.wait_for(String::is_empty).await.unwrap();
+        assert_eq!(self.rig().auditor.audit(false).await.unwrap().findings, []);
         self.kill().await;
         self.start_with(false);
         self.rig().settled(self.config.pool.ready).await;

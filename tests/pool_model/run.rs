@@ -630,9 +630,11 @@ impl Story {
     fn restart(&mut self) {
         self.journal.extend(self.state.take_journal());
         let rules = Rules { ready: 0, max: 0, ..self.model.rules.clone() };
+        let recorded = Table::read(&self.journal);
+        self.compare_recorded(recorded.clone());
         let mut next = State::new(rules, FIRST_GENERATION);
         next.record_with(Arc::clone(&self.names));
-        next.restore(self.now, Table::read(&self.journal));
+        next.restore(self.now, recorded);
         next.check();
         let leases = |state: &State| {
             let mut views = state.lease_views(None);
@@ -670,6 +672,18 @@ impl Story {
             }
         }
         assert_eq!(next.doors().0, self.state.doors().0, "the cordon");
+    }
+
+    /// Record by record it came to what would be written anew.
+    fn compare_recorded(&self, mut recorded: Table) {
+        let mut told = self.state.told();
+        // Deadlines that follow from others' doings are not recorded: over a restart there is the grace.
+        recorded.leases.values_mut().chain(told.leases.values_mut()).for_each(|lease| lease.deadline = None);
+        assert_eq!(recorded.leases, told.leases);
+        assert_eq!(recorded.buddies, told.buddies);
+        assert_eq!(recorded.doors.is_some_and(|doors| doors.cordoned), told.doors.is_some_and(|doors| doors.cordoned));
+        // A ledger may remember for longer.
+        assert!(told.ended.iter().all(|ended| recorded.ended.contains(ended)), "{:?} are not all in {:?}", told.ended, recorded.ended);
     }
 
     fn compare_usage(&self) {

@@ -2,8 +2,8 @@
 
 use nspool::pool::UseKey;
 use nspool::proto::{
-    AllocateRequest, CordonRequest, DrainRequest, DrainResponse, ForceReleaseRequest, GetLeaseRequest, LeaseState, ListLeasesRequest,
-    ListSlotsRequest, RecycleSlotRequest, ReleaseOutcome, ResizeRequest, UncordonRequest,
+    AllocateRequest, AuditRequest, CordonRequest, DrainRequest, DrainResponse, ForceReleaseRequest, GetLeaseRequest, LeaseState,
+    ListLeasesRequest, ListSlotsRequest, RecycleSlotRequest, ReleaseOutcome, ResizeRequest, UncordonRequest,
 };
 use tonic::{Code, Streaming};
 
@@ -22,6 +22,7 @@ async fn only_operators_may_change_and_all_may_look() {
     not_allowed(nobody.uncordon(UncordonRequest {}).await.unwrap_err());
     not_allowed(nobody.drain(DrainRequest::default()).await.unwrap_err());
     not_allowed(nobody.recycle_slot(RecycleSlotRequest { slot: 0, force: true }).await.unwrap_err());
+    not_allowed(nobody.audit(AuditRequest { fix: false }).await.unwrap_err());
     not_allowed(nobody.force_release(ForceReleaseRequest { lease_id: lease.lease_id.clone() }).await.unwrap_err());
     assert_eq!(served.pool.read(|state| (state.doors(), state.usage().leased)), ((false, false), 1));
 
@@ -162,4 +163,17 @@ async fn a_drain_is_bounded_undone_by_uncordon_and_over_when_its_caller_goes() {
     served.pool.with(|state, now| state.force_release(now, key)).unwrap();
     assert!(next(&mut second).await.drained);
     served.until(|state| state.doors() == (true, false)).await;
+}
+
+#[tokio::test]
+async fn an_audit_says_what_it_found_and_mends_when_told_to() {
+    let served = served().await;
+    let mut operator = served.operator().await;
+    for fix in [false, true] {
+        let audit = operator.audit(AuditRequest { fix }).await.unwrap().into_inner();
+        assert_eq!((audit.slots, audit.leases, audit.containers, audit.more), (2, 1, 3, 4));
+        let [finding] = &audit.findings[..] else { panic!("{audit:?}") };
+        assert_eq!((finding.kind.as_str(), finding.subject.as_str(), finding.fixable, finding.fixed), ("orphan", "c1", true, fix));
+        assert!(audit.at.is_some());
+    }
 }

@@ -179,7 +179,14 @@ impl NamespacePool for Stub {
 
     async fn get_info(&self, _: Request<GetInfoRequest>) -> Result<Response<GetInfoResponse>, Status> {
         self.note("GetInfo")?;
-        Ok(Response::new(GetInfoResponse { pool: "default".into(), engine: Some(engine()), ..GetInfoResponse::default() }))
+        Ok(Response::new(GetInfoResponse {
+            version: "0.1.0".into(),
+            pool: "default".into(),
+            engine: Some(engine()),
+            at_stop: "keep".into(),
+            state_dir: "/run/nspool/default".into(),
+            ..GetInfoResponse::default()
+        }))
     }
 
     async fn allocate(&self, request: Request<AllocateRequest>) -> Result<Response<AllocateResponse>, Status> {
@@ -329,6 +336,24 @@ impl PoolAdmin for Stub {
     async fn recycle_slot(&self, request: Request<RecycleSlotRequest>) -> Result<Response<RecycleSlotResponse>, Status> {
         self.note(format!("{:?}", request.into_inner()))?;
         Ok(Response::new(RecycleSlotResponse { state: "ready".into() }))
+    }
+
+    async fn audit(&self, request: Request<AuditRequest>) -> Result<Response<AuditResponse>, Status> {
+        let fix = request.into_inner().fix;
+        self.note(format!("Audit {fix}"))?;
+        let finding = |kind: &str, subject: &str, detail: &str, fixable: bool| AuditFinding {
+            kind: kind.into(),
+            subject: subject.into(),
+            detail: detail.into(),
+            fixable,
+            fixed: fixable && fix,
+        };
+        let orphan =
+            finding("orphan", "container 0123456789ab (nspool-default-3-7-1-0123abcd)", "a buddy of this pool that no slot has", true);
+        let stray = finding("stray", "container ba9876543210 (web)", "it has the labels of this pool's buddies", false);
+        // Once mended, the rest is for people.
+        let findings = if fix { vec![orphan] } else { vec![orphan, stray] };
+        Ok(Response::new(AuditResponse { findings, slots: 4, leases: 1, containers: 9, at: timestamp(0), more: 0 }))
     }
 
     async fn force_release(&self, request: Request<ForceReleaseRequest>) -> Result<Response<ForceReleaseResponse>, Status> {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use nspool::audit::Auditor;
 use nspool::config::{Config, Reuse};
 use nspool::daemon::{Daemon, DaemonError, Parts, Signal, Stopped};
 use nspool::engine::fake::FakeWorld;
@@ -16,6 +17,7 @@ use tokio::task::JoinHandle;
 pub struct Rig {
     pub world: Arc<FakeWorld>,
     pub pool: Arc<Pool>,
+    pub auditor: Arc<Auditor>,
     pub signals: mpsc::Sender<Signal>,
     task: JoinHandle<Result<Stopped, DaemonError>>,
     _locks: Arc<tempfile::TempDir>,
@@ -53,11 +55,11 @@ impl Rig {
             keep,
         };
         let daemon = Daemon::assemble(config, parts);
-        let pool = daemon.pool();
+        let (pool, auditor) = (daemon.pool(), daemon.auditor());
         let (signals, received) = mpsc::channel(4);
         #[expect(clippy::disallowed_methods, reason = "the rig owns the handle and joins it in `stop`")]
         let task = tokio::spawn(daemon.run(received));
-        Self { world, pool, signals, task, _locks: locks }
+        Self { world, pool, auditor, signals, task, _locks: locks }
     }
 
     /// kill -9: what the engine was told it carries out.
@@ -75,6 +77,12 @@ impl Rig {
         if tokio::time::timeout(Duration::from_secs(900), self.pool.until(quiet)).await.is_err() {
             panic!("not settled: {:#?}\n{:#?}", self.pool.read(|s| s.usage()), self.pool.read(|s| s.slot_views()));
         }
+    }
+
+    /// The same beside leases.
+    pub async fn settled_beside(&self, ready: u32) {
+        let quiet = |state: &nspool::pool::state::State| state.usage().ready == ready && state.usage().filling == 0;
+        tokio::time::timeout(Duration::from_secs(900), self.pool.until(quiet)).await.expect("slots are filled");
     }
 
     pub async fn allocate(&self) -> Grant {

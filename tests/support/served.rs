@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use hyper_util::rt::TokioIo;
 use nspool::api::{About, Api, DaemonStatus, Detached, EngineState, ImageState, Limits, ServeError, serve};
+use nspool::audit::{Audit, Finding, Kind};
 use nspool::config;
 use nspool::engine::{EngineInfo, EngineKind};
 use nspool::pool::state::{Afterwards, Rules, State};
@@ -94,6 +95,8 @@ fn about(config: &config::Pool) -> About {
         pool: config.name.clone(),
         networks: config.networks.clone(),
         reuse: "always".into(),
+        at_stop: "keep".into(),
+        state_dir: "/run/nspool/test".into(),
         incarnation: "incarnation-1".into(),
         version: "0.1.0".into(),
         started_at: SystemTime::now(),
@@ -140,6 +143,12 @@ impl Served {
                     joiners: vec!["container f1".into()],
                     since: world::boot_time(),
                 }]
+            }),
+            audit: Arc::new(|fix| {
+                let finding =
+                    Finding { kind: Kind::Orphan, subject: "c1".into(), detail: "no slot has it".into(), fixable: true, fixed: fix };
+                let audit = Audit { at: world::boot_time(), slots: 2, leases: 1, containers: 3, findings: vec![finding], more: 4 };
+                Box::pin(async move { Ok(audit) })
             }),
             max_message: config.api.max_message,
             max_streams: config.api.max_streams,

@@ -431,6 +431,10 @@ pub const KEYS: &[Key] = &[
         "Made with mode 0700 when it is not there. By default it is named after the pool."
     ),
     key!(
+        "audit", "every", "audit-every", restart, time secs(0), DAY, |c| c.audit.every,
+        "The daemon compares its slots with ledger, engine and kernel this often, and reports what does not agree. 0s: never."
+    ),
+    key!(
         "stop",
         "policy",
         "stop-policy",

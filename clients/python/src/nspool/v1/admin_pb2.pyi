@@ -155,3 +155,39 @@ class ForceReleaseResponse(_message.Message):
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     outcome: _pool_pb2.ReleaseOutcome
     def __init__(self, outcome: _Optional[_Union[_pool_pb2.ReleaseOutcome, str]] = ...) -> None: ...
+
+class AuditRequest(_message.Message):
+    __slots__ = ("fix",)
+    FIX_FIELD_NUMBER: _ClassVar[int]
+    fix: bool
+    def __init__(self, fix: bool = ...) -> None: ...
+
+class AuditResponse(_message.Message):
+    __slots__ = ("findings", "slots", "leases", "containers", "at", "more")
+    FINDINGS_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    LEASES_FIELD_NUMBER: _ClassVar[int]
+    CONTAINERS_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    findings: _containers.RepeatedCompositeFieldContainer[AuditFinding]
+    slots: int
+    leases: int
+    containers: int
+    at: _timestamp_pb2.Timestamp
+    more: int
+    def __init__(self, findings: _Optional[_Iterable[_Union[AuditFinding, _Mapping]]] = ..., slots: _Optional[int] = ..., leases: _Optional[int] = ..., containers: _Optional[int] = ..., at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., more: _Optional[int] = ...) -> None: ...
+
+class AuditFinding(_message.Message):
+    __slots__ = ("kind", "subject", "detail", "fixable", "fixed")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    FIXABLE_FIELD_NUMBER: _ClassVar[int]
+    FIXED_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    subject: str
+    detail: str
+    fixable: bool
+    fixed: bool
+    def __init__(self, kind: _Optional[str] = ..., subject: _Optional[str] = ..., detail: _Optional[str] = ..., fixable: bool = ..., fixed: bool = ...) -> None: ...

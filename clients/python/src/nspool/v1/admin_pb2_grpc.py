@@ -75,6 +75,11 @@ class PoolAdminStub(object):
                 request_serializer=nspool_dot_v1_dot_admin__pb2.ForceReleaseRequest.SerializeToString,
                 response_deserializer=nspool_dot_v1_dot_admin__pb2.ForceReleaseResponse.FromString,
                 _registered_method=True)
+        self.Audit = channel.unary_unary(
+                '/nspool.v1.PoolAdmin/Audit',
+                request_serializer=nspool_dot_v1_dot_admin__pb2.AuditRequest.SerializeToString,
+                response_deserializer=nspool_dot_v1_dot_admin__pb2.AuditResponse.FromString,
+                _registered_method=True)
 
 
 class PoolAdminServicer(object):
@@ -133,6 +138,13 @@ class PoolAdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Audit(self, request, context):
+        """Holds the pool against its ledger, the engine and the kernel. UNAVAILABLE (STARTING) while a predecessor's slots are still taken over.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PoolAdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -175,6 +187,11 @@ def add_PoolAdminServicer_to_server(servicer, server):
                     servicer.ForceRelease,
                     request_deserializer=nspool_dot_v1_dot_admin__pb2.ForceReleaseRequest.FromString,
                     response_serializer=nspool_dot_v1_dot_admin__pb2.ForceReleaseResponse.SerializeToString,
+            ),
+            'Audit': grpc.unary_unary_rpc_method_handler(
+                    servicer.Audit,
+                    request_deserializer=nspool_dot_v1_dot_admin__pb2.AuditRequest.FromString,
+                    response_serializer=nspool_dot_v1_dot_admin__pb2.AuditResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -394,6 +411,33 @@ class PoolAdmin(object):
             '/nspool.v1.PoolAdmin/ForceRelease',
             nspool_dot_v1_dot_admin__pb2.ForceReleaseRequest.SerializeToString,
             nspool_dot_v1_dot_admin__pb2.ForceReleaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Audit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nspool.v1.PoolAdmin/Audit',
+            nspool_dot_v1_dot_admin__pb2.AuditRequest.SerializeToString,
+            nspool_dot_v1_dot_admin__pb2.AuditResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,7 +48,7 @@ class GetInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetInfoResponse(_message.Message):
-    __slots__ = ("version", "pool", "engine", "incarnation", "networks", "reuse", "started_at")
+    __slots__ = ("version", "pool", "engine", "incarnation", "networks", "reuse", "started_at", "at_stop", "state_dir")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
@@ -56,6 +56,8 @@ class GetInfoResponse(_message.Message):
     NETWORKS_FIELD_NUMBER: _ClassVar[int]
     REUSE_FIELD_NUMBER: _ClassVar[int]
     STARTED_AT_FIELD_NUMBER: _ClassVar[int]
+    AT_STOP_FIELD_NUMBER: _ClassVar[int]
+    STATE_DIR_FIELD_NUMBER: _ClassVar[int]
     version: str
     pool: str
     engine: Engine
@@ -63,7 +65,9 @@ class GetInfoResponse(_message.Message):
     networks: _containers.RepeatedScalarFieldContainer[str]
     reuse: str
     started_at: _timestamp_pb2.Timestamp
-    def __init__(self, version: _Optional[str] = ..., pool: _Optional[str] = ..., engine: _Optional[_Union[Engine, _Mapping]] = ..., incarnation: _Optional[str] = ..., networks: _Optional[_Iterable[str]] = ..., reuse: _Optional[str] = ..., started_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    at_stop: str
+    state_dir: str
+    def __init__(self, version: _Optional[str] = ..., pool: _Optional[str] = ..., engine: _Optional[_Union[Engine, _Mapping]] = ..., incarnation: _Optional[str] = ..., networks: _Optional[_Iterable[str]] = ..., reuse: _Optional[str] = ..., started_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., at_stop: _Optional[str] = ..., state_dir: _Optional[str] = ...) -> None: ...
 
 class Engine(_message.Message):
     __slots__ = ("kind", "id", "endpoint", "version")
