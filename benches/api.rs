@@ -53,7 +53,7 @@ fn main() {
     let (servers, clients) = (runtime("server"), runtime("client"));
     let dir = tempfile::tempdir().unwrap();
     let state = std::env::var_os("NSPOOL_BENCH_STATE").map_or_else(|| dir.path().join("state"), PathBuf::from);
-    let identity = Identity { boot_id: "bench".into(), pool: "bench".into() };
+    let identity = Identity { boot_id: "bench".into(), pool: "bench".into(), now: Duration::ZERO };
     let (ledger, _) = Ledger::open(&state, &identity).unwrap();
     servers.spawn(Arc::clone(&ledger).keep_short(world::boot_time, 16_384, CancellationToken::new()));
     let (pool, recorded) = (filled_pool(None), filled_pool(Some(ledger)));

@@ -116,7 +116,7 @@ fn daemon(config: &Config, world: &Arc<FakeWorld>, dir: &Path) -> Daemon {
 }
 
 fn identity(config: &Config) -> Identity {
-    Identity { boot_id: "bench".into(), pool: config.pool.name.clone() }
+    Identity { boot_id: "bench".into(), pool: config.pool.name.clone(), now: Duration::ZERO }
 }
 
 fn request() -> Request {

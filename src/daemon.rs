@@ -8,6 +8,8 @@
 //! the next daemon, as it also does when a part of this one falls. Then the API ends. Bounded by `[stop] timeout`; a second signal cuts it short.
 //! What it deliberately does not know: how anything works.
 
+mod succession;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -21,25 +23,25 @@ use tokio_util::task::TaskTracker;
 use crate::api::{self, About, Api, DaemonStatus, Limits};
 use crate::audit::Auditor;
 use crate::config::{self, Config, PlaceholderImage, Reuse};
+use crate::engine::Engine;
 use crate::engine::paced::{Deadlines, Paced};
-use crate::engine::{Engine, EngineError};
 use crate::image::gate::{Gate, GateState, Source};
 use crate::ledger::{Ledger, Replayed};
-use crate::lock::{LockError, PoolLock};
+use crate::lock::LockError;
 use crate::nanny::buddy::Breed;
 use crate::nanny::fill::Trust;
 use crate::nanny::looks::Looks;
 use crate::nanny::minder::{self, Detached, DetachedList};
 use crate::nanny::{Settings, Tools};
 use crate::netns::Kernel;
-use crate::observer::{Doubts, EngineState, Observer};
+use crate::observer::{Doubts, EngineState, Late, Observer};
 use crate::pool::state::{Afterwards, Rules, SlotState, State};
 use crate::pool::{Pool, Token, World};
-use crate::recovery::{self, Means};
-use crate::supervisor::{self, NannyPanicked};
+use crate::recovery::{self, Means, Suspects};
+use crate::supervisor::NannyPanicked;
+use succession::Succession;
+pub(crate) use succession::WAIT_FOR_LOCK;
 
-/// How long a start waits for a predecessor that is on its way out.
-pub(crate) const WAIT_FOR_LOCK: Duration = Duration::from_secs(5);
 /// How long streams and connections have to end after the slots are gone.
 const END_OF_API: Duration = Duration::from_secs(2);
 
@@ -117,11 +119,10 @@ struct Shows {
 /// A daemon that has been put together, and not started.
 pub struct Daemon {
     config: Config,
-    locks: PathBuf,
     ledger: Option<Arc<Ledger>>,
+    succession: Succession,
     keep: bool,
     tools: Arc<Tools>,
-    means: Means,
     shown: Shown,
     observer: Observer,
     auditor: Arc<Auditor>,
@@ -138,7 +139,7 @@ impl Daemon {
     #[must_use]
     pub fn assemble(config: Config, parts: Parts) -> Self {
         let (ledger, replayed) = parts.ledger.unzip();
-        let (pool, incarnation) = pool_of(&config, &parts.kernel, ledger.as_ref(), replayed);
+        let (pool, incarnation, suspects) = pool_of(&config, &parts.kernel, ledger.as_ref(), replayed);
         let mutations = TaskTracker::new();
         let deadlines = Deadlines::from_config(&config.engine, &config.placeholder);
         let engine = Arc::new(Paced::new(parts.engine, &config.pacer, deadlines, mutations.clone()));
@@ -158,6 +159,7 @@ impl Daemon {
         let (detached_tx, arriving) = mpsc::channel(config.pool.max_detached.max(1) as usize);
         let doubts = Arc::new(Doubts::default());
         let detached = DetachedList::default();
+        let late = Arc::new(Late::new(breed.instance.clone()));
         let observer = Observer {
             engine: Arc::clone(&engine) as Arc<dyn Engine>,
             pool: Arc::clone(&pool),
@@ -166,6 +168,7 @@ impl Daemon {
             state,
             probe_every: config.engine.probe_every,
             backoff: config.backoff.clone(),
+            late: Arc::clone(&late),
         };
         let tools = Arc::new(Tools {
             pool,
@@ -189,13 +192,21 @@ impl Daemon {
         let shows = Shows { incarnation, keep: parts.keep, auditor: Arc::clone(&auditor) };
         let api = api_of(&config, &tools, &detached, shown, limits_shown, shows);
         let shown = Shown { status, limits, settings };
+        let succession = Succession {
+            tools: Arc::clone(&tools),
+            means,
+            suspects,
+            late,
+            detached: Arc::clone(&detached),
+            pool: config.pool.name.clone(),
+            locks: parts.locks,
+        };
         Self {
             config,
-            locks: parts.locks,
             ledger,
+            succession,
             keep: parts.keep,
             tools,
-            means,
             shown,
             observer,
             auditor,
@@ -230,7 +241,7 @@ impl Daemon {
     /// # Errors
     /// [`DaemonError`], after an orderly stop where there was something to stop.
     pub async fn run(self, mut signals: mpsc::Receiver<Signal>) -> Result<Stopped, DaemonError> {
-        let Self { mut config, locks, ledger, keep, tools, means, shown, observer, auditor, arriving, detached, api, listeners, mutations } =
+        let Self { mut config, ledger, succession, keep, tools, shown, observer, auditor, arriving, detached, api, listeners, mutations } =
             self;
         let (ending, api_ending) = (CancellationToken::new(), CancellationToken::new());
         let mut background = JoinSet::new();
@@ -254,7 +265,7 @@ impl Daemon {
         let Shown { status, limits, settings } = shown;
         background.spawn(show_status(Arc::clone(&tools), records, status, ending.clone()));
         let mut api = std::pin::pin!(api::serve(api, listeners, api_ending.clone()));
-        let mut work = std::pin::pin!(work(Arc::clone(&tools), means, config.pool.name.clone(), locks));
+        let mut work = std::pin::pin!(succession.work());
 
         let outcome = loop {
             tokio::select! {
@@ -311,76 +322,6 @@ async fn second_stop(signals: &mut mpsc::Receiver<Signal>) {
             None => std::future::pending().await,
         }
     }
-}
-
-/// From the engine's first answer to the end of the last nanny.
-async fn work(tools: Arc<Tools>, means: Means, pool: String, locks: PathBuf) -> Result<(), DaemonError> {
-    let Some(engine_id) = engine_id(&tools).await else { return Ok(()) };
-    let _lock = take_lock(&locks, &engine_id, &pool).await.map_err(DaemonError::Lock)?;
-    let open = async {
-        if clean_up_after_predecessor(&tools, &means).await
-            && let Err(denied) = tools.pool.with(State::open)
-        {
-            tracing::error!(%denied, "the configured size is refused");
-        }
-        if tools.pool.read(State::unproven) > 0 {
-            let began = tools.pool.now();
-            tools.pool.until(|state| state.unproven() == 0 || state.is_stopping()).await;
-            tracing::info!(took = ?tools.pool.now().saturating_sub(began), "what the ledger told of is proven");
-        }
-        Ok(())
-    };
-    // Nannies adopt what the ledger tells while what it does not tell is cleared away.
-    tokio::try_join!(supervisor::run(Arc::clone(&tools)), open).map(|_| ()).map_err(DaemonError::Nanny)
-}
-
-/// `None`: the stop came first.
-async fn engine_id(tools: &Tools) -> Option<String> {
-    let mut state = tools.engine_state.clone();
-    tokio::select! {
-        up = state.wait_for(EngineState::is_up) => up.ok()?.info().map(|info| info.id.clone()),
-        () = tools.pool.until(|state| state.is_stopping()) => None,
-    }
-}
-
-async fn take_lock(locks: &std::path::Path, engine_id: &str, pool: &str) -> Result<PoolLock, LockError> {
-    let deadline = tokio::time::Instant::now() + WAIT_FOR_LOCK;
-    loop {
-        match PoolLock::take(locks, engine_id, pool) {
-            Err(LockError::Taken { .. }) if tokio::time::Instant::now() < deadline => {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-            taken => return taken,
-        }
-    }
-}
-
-/// `false`: the stop came first.
-async fn clean_up_after_predecessor(tools: &Tools, means: &Means) -> bool {
-    let mut backoff = crate::nanny::backoff::Backoff::new(&tools.settings.borrow().backoff.clone(), 0);
-    let recovered = loop {
-        let error: EngineError = match recovery::recover(means, |id| tools.pool.read(|state| state.has_container(id))).await {
-            Ok(recovered) => break recovered,
-            Err(error) => error,
-        };
-        tracing::warn!(%error, "cannot look for what a predecessor left");
-        tokio::select! {
-            () = tokio::time::sleep(backoff.next_wait()) => {}
-            () = tools.pool.until(|state| state.is_stopping()) => return false,
-        }
-    };
-    tools.pool.with(|state, _| state.generations_begin_at(recovered.next_generation));
-    for buddy in recovered.occupied {
-        match tools.detached.try_reserve() {
-            Ok(place) => {
-                tools.pool.with(|state, _| state.adopt_detached());
-                place.send(buddy);
-            }
-            // As many are watched as may be; the next start, or a purge, sees to it.
-            Err(_) => tracing::warn!(container = %buddy.id, name = buddy.name, "too many occupied buddies of a predecessor to watch"),
-        }
-    }
-    true
 }
 
 fn reload(tools: &Tools, settings: &watch::Sender<Settings>, limits: &watch::Sender<Limits>, config: &mut Config, new: &Config) {
@@ -527,19 +468,16 @@ fn pool_of(
     kernel: &Arc<dyn Kernel>,
     ledger: Option<&Arc<Ledger>>,
     replayed: Option<Replayed>,
-) -> (Arc<Pool>, Option<String>) {
-    // Above every generation of an earlier run on this boot, which made fewer than one buddy per millisecond.
-    let first_generation = u64::try_from(kernel.since_boot().as_millis()).unwrap_or(0) + 1;
+) -> (Arc<Pool>, Option<String>, Option<Suspects>) {
+    let first_generation = recovery::first_generation(kernel.since_boot());
     let clock = Arc::clone(kernel);
     let world = World { now: Box::new(move || clock.since_boot()), token: Box::new(random_token) };
     let journal = ledger.map(|ledger| (Arc::clone(ledger), config.pool.networks.clone().into()));
     let pool = Pool::recorded(rules(config), first_generation, config.pool.watch_backlog, world, journal);
     let incarnation = replayed.as_ref().and_then(|replayed| replayed.table.began.as_ref()).map(|began| began.incarnation.clone());
     pool.with(|state, _| state.hold_back());
-    if let Some(replayed) = replayed {
-        recovery::restore(&pool, replayed);
-    }
-    (pool, incarnation)
+    let suspects = replayed.map(|replayed| recovery::restore(&pool, replayed, config.pool.join_by));
+    (pool, incarnation, suspects)
 }
 
 fn rules(config: &Config) -> Rules {

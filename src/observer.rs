@@ -21,7 +21,7 @@ use crate::engine::{
 };
 use crate::image::gate::Gate;
 use crate::nanny::backoff::Backoff;
-use crate::nanny::buddy::{LABEL_GENERATION, LABEL_NAMESPACE_ID};
+use crate::nanny::buddy::{LABEL_GENERATION, LABEL_INSTANCE, LABEL_NAMESPACE_ID};
 use crate::pool::{JoinerSeen, Moment, Pool};
 
 /// Whether the engine answers.
@@ -119,6 +119,29 @@ pub struct Observer {
     pub probe_every: Duration,
     /// Of reconnects.
     pub backoff: config::Backoff,
+    /// Told when a buddy may be there that no nanny of this daemon made.
+    pub late: Arc<Late>,
+}
+
+/// A predecessor's last call may be carried out long after its death: the container that comes of it was in no list.
+#[derive(Debug)]
+pub struct Late {
+    /// Which run of the daemon this is, as its buddies' labels say.
+    pub instance: String,
+    seen: Notify,
+}
+
+impl Late {
+    /// For the run of that name.
+    #[must_use]
+    pub fn new(instance: String) -> Self {
+        Self { instance, seen: Notify::new() }
+    }
+
+    /// Comes back when there may be one since the last time. Cancel safe.
+    pub async fn seen(&self) {
+        self.seen.notified().await;
+    }
 }
 
 /// Joiners by their own id: which buddies they joined.
@@ -197,6 +220,7 @@ impl Observer {
         });
         self.doubts.raise_unless_running(&list);
         tracing::info!(kind = %info.kind, version = info.version, endpoint = info.endpoint, containers = list.len(), "the engine answers");
+        self.late.seen.notify_one();
         self.state.send_replace(EngineState::Up(info));
         self.gate.nudge();
         Ok((events, known))
@@ -237,7 +261,11 @@ impl Observer {
     /// What an event means. Answers a container that has to be inspected: one that may have joined a buddy, which no event tells.
     fn handle(&self, event: EngineEvent, known: &mut Known) -> Option<String> {
         match event.action {
-            EventAction::Created | EventAction::Started if event.attributes.contains_key(LABEL_GENERATION) => {}
+            EventAction::Created | EventAction::Started if event.attributes.contains_key(LABEL_GENERATION) => {
+                if event.attributes.get(LABEL_INSTANCE) != Some(&self.late.instance) {
+                    self.late.seen.notify_one();
+                }
+            }
             EventAction::Created => return Some(event.id),
             EventAction::Started => match known.get_mut(&event.id) {
                 None => return Some(event.id),

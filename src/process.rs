@@ -116,7 +116,7 @@ pub async fn run(
         // Whoever waits for a notice is a manager that starts the daemon again.
         StopPolicy::Auto => std::env::var_os("NOTIFY_SOCKET").is_some(),
     };
-    let ledger = open_ledger(&config).await?;
+    let ledger = open_ledger(&config, &*kernel).await?;
     let ledger_error = ledger.0.health();
     let ledger = Some(ledger);
     let parts =
@@ -144,8 +144,8 @@ pub async fn run(
 }
 
 /// A predecessor that is on its way out has it for a moment longer.
-async fn open_ledger(config: &Config) -> Result<(Arc<Ledger>, Replayed), ProcessError> {
-    let identity = Identity { boot_id: boot_id().map_err(ProcessError::Boot)?, pool: config.pool.name.clone() };
+async fn open_ledger(config: &Config, kernel: &dyn Kernel) -> Result<(Arc<Ledger>, Replayed), ProcessError> {
+    let identity = Identity { boot_id: boot_id().map_err(ProcessError::Boot)?, pool: config.pool.name.clone(), now: kernel.since_boot() };
     let deadline = tokio::time::Instant::now() + daemon::WAIT_FOR_LOCK;
     loop {
         match Ledger::open(&config.state.dir, &identity) {

@@ -1,9 +1,11 @@
-//! What a dead predecessor left in the engine: buddies of this pool that nobody is in are removed, those with somebody inside go to the minder.
+//! What a dead predecessor left in the engine: buddies of this pool that nobody is in are removed, those with somebody inside go to the minder, and
+//! so do those that a lost ledger may have told as leased, for as long as a function may be on its way to them.
 //!
 //! The caller holds the pool's lock, which proves that the owner of every buddy found here is dead (I3). What the ledger tells of is adopted by
 //! nannies; this is for all else. Whoever cannot be looked into is taken for occupied (I9).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::stream::{self, StreamExt};
 
@@ -57,9 +59,20 @@ pub struct Found {
     pub inside: Vec<String>,
 }
 
-/// What the last daemon's ledger tells, into the empty pool; its nannies prove it.
-pub fn restore(pool: &Pool, replayed: Replayed) {
+/// Buddies that an earlier ledger told of, which is lost: a lease may be on each, and its function about to start.
+#[derive(Clone, Copy, Debug)]
+pub struct Suspects {
+    /// Of generations below this one.
+    pub below: u64,
+    /// Kept until then, though nobody is inside.
+    pub until: Moment,
+}
+
+/// What the last daemon's ledger tells, into the empty pool; its nannies prove it. Answers whom it may have forgotten, and that they are kept for
+/// `join_by` after the loss.
+pub fn restore(pool: &Pool, replayed: Replayed, join_by: Duration) -> Suspects {
     let Replayed { table, found } = replayed;
+    let began = Duration::from_nanos(table.began.as_ref().map_or(0, |began| began.at));
     match &found {
         ledger::Found::Nothing | ledger::Found::Whole { torn: 0 } => {}
         ledger::Found::Whole { torn } => tracing::info!(bytes = torn, "the end of the ledger was not completed: cut off"),
@@ -71,6 +84,15 @@ pub fn restore(pool: &Pool, replayed: Replayed) {
     if restored != Restored::default() {
         tracing::info!(leases = restored.leases, buddies = restored.buddies, "restored from the ledger");
     }
+    // A ledger that is whole by now may be the successor of one that was lost a moment ago.
+    let below = if matches!(found, ledger::Found::Whole { .. }) { first_generation(began) } else { u64::MAX };
+    Suspects { below, until: began + join_by }
+}
+
+/// Above every generation of an earlier run on this boot, which made fewer than one buddy per millisecond.
+#[must_use]
+pub fn first_generation(now: Moment) -> u64 {
+    u64::try_from(now.as_millis()).unwrap_or(0) + 1
 }
 
 /// Looks at all containers of this pool, and touches none.
@@ -83,20 +105,33 @@ pub async fn look(means: &Means) -> Result<Vec<Found>, EngineError> {
     Ok(stream::iter(ours.collect::<Vec<_>>()).map(|(found, owner)| examine(means, found, owner)).buffer_unordered(16).collect().await)
 }
 
-/// Looks at all containers of this pool but those to `spare` (which a slot has), removes those that nobody is in.
+/// Looks at all containers of this pool but those to `spare` (whom this daemon made or has), removes those that nobody is in, but for running `suspects`.
 ///
 /// # Errors
 /// The engine's list failed: nothing was touched, nothing is known.
-pub async fn recover(means: &Means, spare: impl Fn(&str) -> bool) -> Result<Recovered, EngineError> {
+pub async fn recover(
+    means: &Means,
+    spare: impl Fn(&ContainerId, &Ownership) -> bool,
+    suspects: Option<Suspects>,
+) -> Result<Recovered, EngineError> {
     let list = means.looks.list().await?;
     let ours: Vec<(ContainerSummary, Ownership)> =
         list.iter().filter_map(|found| Some((found.clone(), means.breed.owned(&found.name, &found.labels)?))).collect();
     let mut recovered =
         Recovered { next_generation: ours.iter().map(|(_, owner)| owner.generation + 1).max().unwrap_or(0), ..Recovered::default() };
     let now = means.kernel.since_boot();
-    let ours = ours.into_iter().filter(|(found, _)| !spare(found.id.as_str()));
+    let ours = ours.into_iter().filter(|(found, owner)| !spare(&found.id, owner));
     // Each is removed right after the look at it, so that what was seen is still true.
-    let clean_one = |(found, owner)| async move { clean(means, examine(means, found, owner).await, now).await };
+    let suspects = suspects.filter(|suspects| now < suspects.until);
+    let clean_one = |(found, owner)| async move {
+        let found = examine(means, found, owner).await;
+        // One that never ran was handed out to nobody.
+        let suspect = suspects.filter(|suspects| found.generation < suspects.below && found.held.is_some());
+        match suspect {
+            Some(suspects) => Err(keep(found, now, suspects.until)),
+            None => clean(means, found, now).await,
+        }
+    };
     let mut cleaned = std::pin::pin!(stream::iter(ours).map(clean_one).buffer_unordered(16));
     while let Some(outcome) = cleaned.next().await {
         match outcome {
@@ -119,8 +154,20 @@ async fn clean(means: &Means, mut found: Found, now: Moment) -> Result<String, B
         }
     }
     tracing::warn!(container = %found.id, name = found.name, joiners = found.inside.join(", "), "a dead predecessor's buddy stays");
-    let Found { id, name, slot, generation, held, inside } = found;
-    Err(Box::new(Detached { id, name, slot, generation, held, since: now, joiners: inside }))
+    Err(Box::new(found.detached(now)))
+}
+
+fn keep(found: Found, now: Moment, until: Moment) -> Box<Detached> {
+    tracing::warn!(container = %found.id, name = found.name, keep = ?until.saturating_sub(now), "a buddy that the ledger may have told as leased is kept");
+    Box::new(Detached { keep_until: until, ..found.detached(now) })
+}
+
+impl Found {
+    /// For the minder.
+    pub(crate) fn detached(self, now: Moment) -> Detached {
+        let Self { id, name, slot, generation, held, inside } = self;
+        Detached { id, name, slot, generation, held, since: now, joiners: inside, keep_until: Moment::ZERO }
+    }
 }
 
 /// Who is inside one of this pool's buddies.

@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::nanny::Tools;
-use crate::nanny::minder::{Detached, DetachedList};
+use crate::nanny::minder::DetachedList;
 use crate::pool::{Moment, SlotIndex};
 use crate::recovery::{self, Means};
 use crate::telemetry::metric;
@@ -237,9 +237,9 @@ impl Auditor {
             tracing::warn!(container, "too many buddies are watched already");
             return;
         };
-        let recovery::Found { id, name, slot, generation, held, inside } = recovery::examine(&self.means, found.clone(), owner).await;
+        let found = recovery::examine(&self.means, found.clone(), owner).await;
         self.tools.pool.with(|state, _| state.adopt_detached());
-        place.send(Detached { id, name, slot, generation, held, since: self.tools.pool.now(), joiners: inside });
+        place.send(found.detached(self.tools.pool.now()));
     }
 
     /// Looks until nothing that has a repair is found any more, or the time is up.

@@ -121,7 +121,7 @@ async fn purge(args: &Purge, info: &EngineInfo, means: &Means) -> Result<View, F
             }
         }
     } else {
-        let recovered = recovery::recover(means, |_| false).await.map_err(failed)?;
+        let recovered = recovery::recover(means, |_, _| false, None).await.map_err(failed)?;
         view.removed = recovered.removed;
         let left = recovered.occupied.into_iter();
         view.left = left.map(|buddy| LeftView { name: buddy.name, container_id: buddy.id.to_string(), why: buddy.joiners }).collect();

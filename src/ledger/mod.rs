@@ -87,6 +87,8 @@ pub struct Identity {
     pub boot_id: String,
     /// The pool's name.
     pub pool: String,
+    /// Since the boot.
+    pub now: Duration,
 }
 
 /// The boot that this is.
@@ -161,12 +163,12 @@ impl Ledger {
         if !same_boot {
             let incarnation = uuid::Uuid::new_v4().to_string();
             table = Table {
-                began: Some(Began { boot_id: identity.boot_id.clone(), pool: identity.pool.clone(), incarnation }),
+                began: Some(Began { boot_id: identity.boot_id.clone(), pool: identity.pool.clone(), incarnation, at: nanos(identity.now) }),
                 ..Table::default()
             };
         }
         if matches!(found, Found::Broken { .. }) {
-            table.distrust();
+            table.distrust(nanos(identity.now));
         }
         let mended = encoded(table.clone());
         store.replace(&mended)?;
@@ -263,7 +265,7 @@ impl Ledger {
                 }
                 () = failing(self.health()), if self.failure().is_none() => continue,
             }
-            let (own, now) = (Arc::clone(&self), u64::try_from(now().as_nanos()).unwrap_or(u64::MAX));
+            let (own, now) = (Arc::clone(&self), nanos(now()));
             let before = self.length();
             match tokio::task::spawn_blocking(move || own.compact(now, most)).await {
                 Ok(Ok(())) => tracing::debug!(before, after = self.length(), "ledger compacted"),
@@ -325,6 +327,10 @@ impl Ledger {
     pub fn length(&self) -> u64 {
         self.file.lock().length
     }
+}
+
+fn nanos(moment: Duration) -> u64 {
+    u64::try_from(moment.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn encoded(table: Table) -> Vec<u8> {

@@ -53,6 +53,9 @@ pub struct Began {
     /// Stays as long as leases do.
     #[prost(string, tag = "3")]
     pub incarnation: String,
+    /// Since when it tells everything: what is older, an earlier ledger told, which is lost.
+    #[prost(uint64, tag = "4")]
+    pub at: u64,
 }
 
 /// See [`Record::Ready`].

@@ -76,8 +76,13 @@ impl Table {
         }
     }
 
-    /// After a record was lost: a buddy that no lease is told of may have one all the same, so it is not told as free again.
-    pub fn distrust(&mut self) {
+    /// After a record was lost: a buddy that no lease is told of may have one all the same, so it is not told as free again, and a lease whose buddy
+    /// is not told is nobody's. Of what is older than `at`, nanoseconds since boot, not everything is told any more.
+    pub fn distrust(&mut self, at: u64) {
+        if let Some(began) = &mut self.began {
+            began.at = at;
+        }
+        self.leases.retain(|_, lease| lease.namespace.is_some());
         let leased: HashSet<(u32, u64)> = self.leases.values().map(|lease| (lease.slot, lease.generation)).collect();
         self.buddies.retain(|slot, buddy| leased.contains(&(*slot, buddy.generation)));
     }

@@ -8,6 +8,8 @@ use super::fill::FillError;
 use super::looks::Inside;
 use super::minder::Detached;
 use super::{Buddy, Nanny};
+use std::time::Duration;
+
 use crate::engine::{Container, ContainerId, Engine, ErrorClass};
 use crate::nanny::kinds_held;
 use crate::netns::KernelError;
@@ -147,6 +149,7 @@ impl Nanny {
             held,
             since: self.tools.pool.now(),
             joiners: vec![why],
+            keep_until: Duration::ZERO,
         })
     }
 }

@@ -1,7 +1,7 @@
 //! The minder: watches over buddies that were given up with somebody still inside, outside of the slots, and removes each one once it is empty.
 //!
-//! They come from nannies whose slot has waited long enough, and from a dead predecessor. Their number is bounded by the pool. All of them share
-//! one look per second.
+//! They come from nannies whose slot has waited long enough, and from a dead predecessor. Their number is bounded by the pool, and by what the
+//! predecessor left. All of them share one look per second.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +34,8 @@ pub struct Detached {
     pub since: Moment,
     /// Who is inside, for people.
     pub joiners: Vec<String>,
+    /// Not removed before, though nobody is inside: a lease that is not known any more may be on it. Zero: no such thing.
+    pub keep_until: Moment,
 }
 
 /// What people see of a [`Detached`].
@@ -63,17 +65,26 @@ pub async fn run(tools: Arc<Tools>, mut arriving: mpsc::Receiver<Detached>, list
         tokio::select! {
             biased;
             () = stop.cancelled() => break,
-            Some(buddy) = arriving.recv() => minded.push(buddy),
+            Some(buddy) = arriving.recv() => take_in(&tools, &mut minded, buddy),
             () = tokio::time::sleep(LOOK_EVERY), if !minded.is_empty() => minded = look_after(&tools, minded).await,
         }
         *list.lock() = minded.iter().map(view).collect();
     }
     // A last look, so that what is named as left behind is what is there.
     while let Ok(buddy) = arriving.try_recv() {
-        minded.push(buddy);
+        take_in(&tools, &mut minded, buddy);
     }
     minded = look_after(&tools, minded).await;
     *list.lock() = minded.iter().map(view).collect();
+}
+
+/// Two looks for what a predecessor left may find the same one before it shows in the list.
+fn take_in(tools: &Tools, minded: &mut Vec<Detached>, buddy: Detached) {
+    if minded.iter().any(|known| known.id == buddy.id) {
+        tools.pool.with(|state, _| state.detached_removed());
+    } else {
+        minded.push(buddy);
+    }
 }
 
 fn view(buddy: &Detached) -> DetachedView {
@@ -87,10 +98,20 @@ fn view(buddy: &Detached) -> DetachedView {
     }
 }
 
+/// A stop that removes ends every lease, and this one's as well.
+fn kept(tools: &Tools, buddy: &Detached) -> bool {
+    let ending = tools.pool.read(|state| state.is_stopping() && !state.is_keeping());
+    !ending && tools.pool.now() < buddy.keep_until
+}
+
 /// Removes those that are empty; answers the others.
 async fn look_after(tools: &Tools, minded: Vec<Detached>) -> Vec<Detached> {
     let looks = minded.into_iter().map(|mut buddy| async {
         let configured = match tools.looks.inside(&buddy.id, buddy.held.as_deref()).await {
+            Ok(inside) if inside.live.is_empty() && kept(tools, &buddy) => {
+                buddy.joiners = vec!["perhaps a lease that the ledger lost".to_owned()];
+                return Some(buddy);
+            }
             Ok(inside) if inside.live.is_empty() => inside.configured,
             Ok(inside) => {
                 buddy.joiners = inside.live;

@@ -113,6 +113,7 @@ impl Nanny {
                 held: Some(buddy.held),
                 since: self.tools.pool.now(),
                 joiners: Vec::new(),
+                keep_until: Duration::ZERO,
             });
         }
         true

@@ -624,7 +624,7 @@ impl State {
         true
     }
 
-    /// A detached buddy that a predecessor left counts as well.
+    /// A detached buddy that a predecessor left, or that was found without a slot, counts as well.
     pub fn adopt_detached(&mut self) {
         self.detached += 1;
     }

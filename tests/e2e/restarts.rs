@@ -130,7 +130,7 @@ async fn what_happens_to_buddies_while_no_daemon_is_there_is_noticed(engine: &Te
 
 async fn a_successor_without_the_ledger_clears_up(engine: &TestEngine) {
     load_busybox(engine);
-    let mut daemon = TestDaemon::start(engine, &[]).await;
+    let mut daemon = TestDaemon::start(engine, &["pool.join_by = \"8s\""]).await;
     daemon.settled(2).await;
     let client = daemon.client();
     let (occupied, empty) = (daemon.allocate(&client).await, daemon.allocate(&client).await);
@@ -140,7 +140,12 @@ async fn a_successor_without_the_ledger_clears_up(engine: &TestEngine) {
     daemon.kill();
     std::fs::remove_dir_all(daemon.dir.path().join("state")).unwrap();
     daemon.launch().await;
-    daemon.usage("the new pool, and the occupied buddy", |usage| usage.ready == 2 && usage.detached == 1).await;
+    // A lease that nobody knows of any more may be on any of them.
+    daemon.usage("the new pool beside the old one", |usage| usage.ready == 2 && usage.detached == 4).await;
+    let late = daemon.stay(&empty.network_mode);
+    daemon.usage("the new pool, and the occupied buddies", |usage| usage.ready == 2 && usage.detached == 2).await;
+    engine.run(&["rm", "-f", &late]);
+    daemon.usage("the one that is still occupied", |usage| usage.detached == 1).await;
     let highest = before.iter().map(|slot| slot.generation).max().unwrap();
     let after = daemon.slots().await;
     assert!(after.iter().filter(|slot| slot.state == "ready").all(|slot| slot.generation > highest), "{before:#?} {after:#?}");
@@ -283,21 +288,35 @@ async fn an_audit_finds_and_mends_what_was_done_by_hand(engine: &TestEngine) {
     };
     agrees("nothing was done");
 
-    // Not named by us; a buddy of a slot that is not there; somebody in a ready one.
-    let labels = |slot: u32| {
+    // Not named by us; a buddy of a slot that is not there. One of another run would be taken for a predecessor's, and cleared away.
+    let ready = daemon.slots().await.into_iter().find(|slot| slot.state == "ready").unwrap();
+    let instance = engine.run(&["inspect", "--format", "{{index .Config.Labels \"nspool.instance\"}}", &ready.container_id]);
+    let labels = |slot: u32, instance: &str| {
         let pool = format!("nspool.pool={}", daemon.pool);
-        ["nspool.instance=i".into(), format!("nspool.slot={slot}"), "nspool.generation=7".into(), "nspool.version=0".into(), pool]
+        let instance = format!("nspool.instance={}", instance.trim());
+        [instance, format!("nspool.slot={slot}"), "nspool.generation=7".into(), "nspool.version=0".into(), pool]
     };
     let make = |name: &str, more: &[&str], labels: &[String]| {
         let own = format!("{TEST_LABEL}={}", daemon.pool);
         let labels = labels.iter().flat_map(|label| ["--label", label.as_str()]);
         let words: Vec<&str> =
-            ["run", "-d", "--name", name, "--label", &own].into_iter().chain(labels).chain(more.iter().copied()).collect();
+            ["run", "-d", "--stop-timeout", "0", "--name", name, "--label", &own].into_iter().chain(labels).chain(more.iter().copied()).collect();
         engine.run(&[&words[..], &[BUSYBOX, "sleep", "1000"]].concat())
     };
-    let stray = make(&format!("web-{}", daemon.pool), &[], &labels(0));
+    let gone = |name: String| {
+        let daemon = &daemon;
+        async move {
+            let look = || async { (!engine.run(&["ps", "-a", "--format", "{{.Names}}"]).contains(&name)).then_some(()) };
+            daemon.level("it to be removed", |_| look()).await;
+        }
+    };
+    let late = format!("nspool-{}-2-7-1-00000000", daemon.pool);
+    make(&late, &[], &labels(2, "i"));
+    gone(late).await;
+
+    let stray = make(&format!("web-{}", daemon.pool), &[], &labels(0, "i"));
     let orphan = format!("nspool-{}-3-7-1-00000000", daemon.pool);
-    make(&orphan, &[], &labels(3));
+    make(&orphan, &[], &labels(3, &instance));
     let found = |args: &[&str]| {
         let output = daemon.cli(&[&["audit", "-o", "json"], args].concat());
         let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", text(&output.stderr)));
@@ -308,16 +327,11 @@ async fn an_audit_finds_and_mends_what_was_done_by_hand(engine: &TestEngine) {
     let row = |kind: &str, fixed: bool| (kind.to_owned(), fixed);
     assert_eq!(found(&[]), (1, BTreeSet::from([row("orphan", false), row("stray", false)])));
     assert_eq!(found(&["--fix"]), (1, BTreeSet::from([row("orphan", true), row("stray", false)])));
-    daemon
-        .level("the orphan to be removed", |_| async {
-            (!engine.run(&["ps", "-a", "--format", "{{.Names}}"]).contains(&orphan)).then_some(())
-        })
-        .await;
+    gone(orphan).await;
     assert!(engine.run(&["ps", "-q", "--no-trunc"]).contains(stray.trim()), "what is not ours stays");
     engine.run(&["rm", "-f", stray.trim()]);
     agrees("the rest is mended");
 
-    let ready = daemon.slots().await.into_iter().find(|slot| slot.state == "ready").unwrap();
     engine.run(&["rename", &ready.container_id, &format!("mine-{}", daemon.pool)]);
     assert_eq!(found(&["--fix"]), (0, BTreeSet::from([row("name", true)])));
     daemon.usage("it is replaced", |usage| usage.ready == 2 && usage.filling == 0).await;

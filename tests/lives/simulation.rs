@@ -15,7 +15,8 @@ use crate::support::disk::Disk;
 use crate::support::rig::{Rig, config, request};
 use nspool::config::{Config, Reuse};
 use nspool::daemon::Signal;
-use nspool::engine::fake::{Containers, Events, FakeWorld, FunctionId};
+use nspool::engine::fake::{Containers, Events, FakeWorld, Fault, FunctionId, Operation};
+use nspool::engine::{BuddySpec, NamespaceKind};
 use nspool::ledger::{Identity, Ledger};
 use nspool::pool::{Lifetime, Request, Token};
 
@@ -49,6 +50,8 @@ struct Story {
     ledger: Option<Arc<Ledger>>,
     engine: EngineIs,
     held: Vec<Held>,
+    /// Leases that a lost ledger told of, and until when their buddies are kept.
+    forgotten: Vec<(Held, Duration)>,
     /// Functions of leases that are over.
     stayers: Vec<FunctionId>,
     /// Containers of buddies that something was done to.
@@ -75,6 +78,7 @@ impl Story {
             ledger: None,
             engine: EngineIs::Up,
             held: Vec::new(),
+            forgotten: Vec::new(),
             stayers: Vec::new(),
             hurt: HashSet::new(),
             requests: 0,
@@ -94,7 +98,7 @@ impl Story {
 
     fn start_with(&mut self, keep: bool) {
         self.daemons += 1;
-        let identity = Identity { boot_id: "boot".into(), pool: self.config.pool.name.clone() };
+        let identity = Identity { boot_id: "boot".into(), pool: self.config.pool.name.clone(), now: self.world.kernel().since_boot() };
         let ledger = Ledger::on(Box::new(self.disk.clone()), &identity).unwrap();
         self.ledger = Some(Arc::clone(&ledger.0));
         let rig = Rig::start_in(self.config.clone(), Arc::clone(&self.world), Arc::clone(&self.locks), Some(ledger), keep);
@@ -124,6 +128,8 @@ impl Story {
         assert!(!again || grant.lease.lost.is_some(), "a second lease for a request that has one");
         assert!(self.held.iter().all(|held| held.namespace_id != namespace.namespace_id), "{} is leased twice", namespace.namespace_id);
         let (namespace_id, container) = (namespace.namespace_id.clone(), Arc::clone(&namespace.container_id));
+        let stolen = self.forgotten.iter().any(|(lost, _)| lost.namespace_id == namespace_id);
+        assert!(!stolen, "{namespace_id} is leased to somebody else");
         self.held.push(Held { token, namespace_id, container, request, functions: Vec::new() });
     }
 
@@ -233,7 +239,11 @@ impl Story {
             }
             88..93 => {
                 self.kill().await;
+                let lost = self.dice.u8(..6) == 0 && self.lose_ledger();
                 self.start();
+                if lost {
+                    self.forget();
+                }
             }
             93..95 => {
                 let rig = self.rig.take().unwrap();
@@ -248,7 +258,40 @@ impl Story {
         self.check();
     }
 
+    /// `false`: what is left is as good as before.
+    fn lose_ledger(&mut self) -> bool {
+        if self.dice.bool() {
+            self.disk.change(Vec::clear);
+            return true;
+        }
+        let length = self.disk.bytes().len();
+        let at = self.dice.usize(..length / 2 + 1);
+        // Long enough that something whole comes after it: at its very end it would be a write that was not completed.
+        if length > 2_000 {
+            self.disk.change(|bytes| bytes[at] ^= 0xff);
+        }
+        length > 2_000
+    }
+
+    /// Leases that the present daemon has not heard of. Their functions go on.
+    fn forget(&mut self) {
+        let until = self.world.kernel().since_boot() + self.config.pool.join_by;
+        let pool = Arc::clone(&self.rig().pool);
+        let (known, forgotten) = self.held.drain(..).partition(|held: &Held| pool.read(|state| state.lease(held.token).is_ok()));
+        self.held = known;
+        let forgotten: Vec<Held> = forgotten;
+        for mut held in forgotten {
+            self.stayers.append(&mut held.functions);
+            self.forgotten.push((held, until));
+        }
+    }
+
     fn check(&self) {
+        let now = self.world.kernel().since_boot();
+        for (lost, until) in &self.forgotten {
+            let kept = now >= *until || self.hurt.contains(&*lost.container) || self.world.is_alive(&lost.container);
+            assert!(kept, "{} was removed while its function may have been on the way", lost.namespace_id);
+        }
         assert_eq!(self.world.violations(), []);
         self.rig().pool.read(|state| state.check());
         for held in &self.held {
@@ -347,13 +390,87 @@ async fn a_daemon_that_falls_ends_no_lease() {
     // Another one on the same pool, with what the ledger of the first says by now: it cannot have the lock.
     let copy = Disk::default();
     copy.change(|bytes| *bytes = story.disk.bytes());
-    let identity = Identity { boot_id: "boot".into(), pool: story.config.pool.name.clone() };
+    let identity = Identity { boot_id: "boot".into(), pool: story.config.pool.name.clone(), now: story.world.kernel().since_boot() };
     let ledger = Ledger::on(Box::new(copy.clone()), &identity).unwrap();
     let second = Rig::start_in(story.config.clone(), Arc::clone(&story.world), Arc::clone(&story.locks), Some(ledger), false);
     second.ended().await.unwrap_err();
     let (_, replayed) = Ledger::on(Box::new(copy), &identity).unwrap();
     assert_eq!(replayed.table.leases.len(), 1);
     story.check();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_dead_daemons_last_call_made_is_cleared_away_when_it_turns_up() {
+    for (events_lost, frozen) in [(false, false), (true, false), (false, true)] {
+        let mut story = Story::new(1);
+        story.rig().settled(2).await;
+        let buddy = story.world.container(story.world.buddies()[0].id.as_str()).unwrap();
+        story.kill().await;
+        story.start();
+        story.rig().settled(2).await;
+        if frozen {
+            story.world.engine_frozen();
+        }
+        if events_lost {
+            story.world.script(Operation::Events, Fault::Slow(Duration::from_secs(5)));
+            story.world.cut_events();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        let spec = BuddySpec {
+            name: "nspool-default-3-7-1-0123abcd".into(),
+            image: buddy.image,
+            command: Vec::new(),
+            labels: buddy
+                .labels
+                .into_iter()
+                .chain([("nspool.slot".into(), "3".into()), ("nspool.generation".into(), "7".into())])
+                .collect(),
+            network: "bridge".into(),
+            namespaces: vec![NamespaceKind::Net],
+            user: String::new(),
+            memory_bytes: 0,
+            pids: 0,
+        };
+        let engine = story.world.engine();
+        let late = async { engine.create(&spec).await.unwrap() };
+        let back = async {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            story.world.engine_back(Containers::Kept, Events::Late);
+        };
+        let id = if frozen { tokio::join!(late, back).0 } else { late.await };
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert!(story.world.container(id.as_str()).is_none(), "events lost: {events_lost}, frozen: {frozen}");
+        assert_eq!(story.rig().pool.read(|state| state.usage().ready), 2);
+        assert_eq!(story.world.violations(), []);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_lost_ledger_may_have_told_as_leased_is_kept_until_its_function_had_its_time() {
+    let mut story = Story::new(1);
+    story.rig().settled(2).await;
+    story.allocate().await;
+    story.rig().settled_beside(2).await;
+    story.kill().await;
+    story.disk.change(Vec::clear);
+    story.start();
+    let lost = story.held.pop().unwrap();
+    story.rig().settled(2).await;
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    // Its own ledger is whole by now, and has never heard of them.
+    story.kill().await;
+    story.start();
+    story.rig().settled(2).await;
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(story.rig().pool.read(|state| state.usage().detached), 3);
+    let function = story.world.run_function(&lost.namespace_id, Some(&lost.namespace_id), "").unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(story.rig().pool.read(|state| state.usage().detached), 1, "the one that somebody is in");
+    assert_eq!(story.rig().auditor.audit(false).await.unwrap().findings, []);
+    story.world.remove_function(&function);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(story.rig().pool.read(|state| state.usage().detached), 0);
+    assert_eq!(story.world.violations(), []);
 }
 
 #[tokio::test(start_paused = true)]

@@ -127,7 +127,7 @@ impl Bare {
         let engine: Arc<dyn Engine> = Arc::clone(&self.docker) as _;
         let cleared = async {
             let means = purge::means(POOL, engine, Arc::clone(&self.kernel)).await.map_err(|error| error.to_string())?;
-            recovery::recover(&means, |_| false).await.map_err(|error| error.to_string())
+            recovery::recover(&means, |_, _| false, None).await.map_err(|error| error.to_string())
         };
         match cleared.await {
             Ok(recovered) => {
