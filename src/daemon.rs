@@ -157,34 +157,24 @@ impl Daemon {
         let (settings, settings_rx) = watch::channel(settings_of(&config));
         let (state, engine_state) = watch::channel(EngineState::Starting { why: String::new() });
         let (detached_tx, arriving) = mpsc::channel(config.pool.max_detached.max(1) as usize);
-        let doubts = Arc::new(Doubts::default());
         let detached = DetachedList::default();
-        let late = Arc::new(Late::new(breed.instance.clone()));
-        let observer = Observer {
-            engine: Arc::clone(&engine) as Arc<dyn Engine>,
-            pool: Arc::clone(&pool),
-            gate: Arc::clone(&gate),
-            doubts: Arc::clone(&doubts),
-            state,
-            probe_every: config.engine.probe_every,
-            backoff: config.backoff.clone(),
-            late: Arc::clone(&late),
-        };
         let tools = Arc::new(Tools {
             pool,
-            engine: Arc::clone(&engine),
+            engine,
             gate,
             kernel: parts.kernel,
-            looks: Arc::clone(&looks),
-            breed: Arc::clone(&breed),
+            looks,
+            breed,
             settings: settings_rx,
             engine_state,
-            doubts,
+            doubts: Arc::new(Doubts::default()),
             trust: Trust::default(),
             detached: detached_tx,
             dice: parking_lot::Mutex::new(fastrand::Rng::new()),
         });
-        let means = Means { engine, kernel: Arc::clone(&tools.kernel), looks, breed };
+        let late = Arc::new(Late::new(tools.breed.instance.clone()));
+        let observer = observer_of(&config, &tools, state, &late);
+        let means = means_of(&tools);
         let (status, shown) = watch::channel(DaemonStatus::default());
         let (limits, limits_shown) = watch::channel(Limits::of(&config.api, &config.pool));
         let incarnation = incarnation.unwrap_or_else(|| tools.breed.instance.clone());
@@ -386,6 +376,24 @@ fn status_of(engine: &EngineState, image: &GateState, ledger_error: String) -> D
         image_error: image.failure().map(|failure| failure.why.to_string()).unwrap_or_default(),
         ledger_error,
     }
+}
+
+fn observer_of(config: &Config, tools: &Tools, state: watch::Sender<EngineState>, late: &Arc<Late>) -> Observer {
+    Observer {
+        engine: Arc::clone(&tools.engine) as Arc<dyn Engine>,
+        pool: Arc::clone(&tools.pool),
+        gate: Arc::clone(&tools.gate),
+        doubts: Arc::clone(&tools.doubts),
+        state,
+        probe_every: config.engine.probe_every,
+        backoff: config.backoff.clone(),
+        late: Arc::clone(late),
+    }
+}
+
+fn means_of(tools: &Tools) -> Means {
+    let engine = Arc::clone(&tools.engine) as Arc<dyn Engine>;
+    Means { engine, kernel: Arc::clone(&tools.kernel), looks: Arc::clone(&tools.looks), breed: Arc::clone(&tools.breed) }
 }
 
 fn api_of(

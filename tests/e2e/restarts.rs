@@ -296,11 +296,10 @@ async fn an_audit_finds_and_mends_what_was_done_by_hand(engine: &TestEngine) {
         let instance = format!("nspool.instance={}", instance.trim());
         [instance, format!("nspool.slot={slot}"), "nspool.generation=7".into(), "nspool.version=0".into(), pool]
     };
-    let make = |name: &str, more: &[&str], labels: &[String]| {
+    let make = |name: &str, labels: &[String]| {
         let own = format!("{TEST_LABEL}={}", daemon.pool);
         let labels = labels.iter().flat_map(|label| ["--label", label.as_str()]);
-        let words: Vec<&str> =
-            ["run", "-d", "--stop-timeout", "0", "--name", name, "--label", &own].into_iter().chain(labels).chain(more.iter().copied()).collect();
+        let words: Vec<&str> = ["run", "-d", "--stop-timeout", "0", "--name", name, "--label", &own].into_iter().chain(labels).collect();
         engine.run(&[&words[..], &[BUSYBOX, "sleep", "1000"]].concat())
     };
     let gone = |name: String| {
@@ -311,12 +310,12 @@ async fn an_audit_finds_and_mends_what_was_done_by_hand(engine: &TestEngine) {
         }
     };
     let late = format!("nspool-{}-2-7-1-00000000", daemon.pool);
-    make(&late, &[], &labels(2, "i"));
+    make(&late, &labels(2, "i"));
     gone(late).await;
 
-    let stray = make(&format!("web-{}", daemon.pool), &[], &labels(0, "i"));
+    let stray = make(&format!("web-{}", daemon.pool), &labels(0, "i"));
     let orphan = format!("nspool-{}-3-7-1-00000000", daemon.pool);
-    make(&orphan, &[], &labels(3, &instance));
+    make(&orphan, &labels(3, &instance));
     let found = |args: &[&str]| {
         let output = daemon.cli(&[&["audit", "-o", "json"], args].concat());
         let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", text(&output.stderr)));
