@@ -276,7 +276,8 @@ async fn a_restart_is_told_beforehand(engine: &TestEngine) {
 
 async fn an_audit_finds_and_mends_what_was_done_by_hand(engine: &TestEngine) {
     load_busybox(engine);
-    let daemon = TestDaemon::start(engine, &[]).await;
+    // So long is what may be of an earlier ledger kept, too.
+    let daemon = TestDaemon::start(engine, &["pool.join_by = \"5s\""]).await;
     daemon.settled(2).await;
     let client = daemon.client();
     let lease = daemon.allocate(&client).await;
