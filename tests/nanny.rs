@@ -9,6 +9,7 @@ mod audit;
 mod simulation;
 mod support {
     pub mod disk;
+    pub mod mortal;
     pub mod rig;
 }
 

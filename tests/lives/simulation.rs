@@ -1,5 +1,5 @@
 //! The whole daemon but for its sockets, through hundreds of seeded lives: agents that allocate, run and release, an engine that fails in every way
-//! it has, a ledger on a disk that fills up, and daemons that are killed and stopped at any time. After every step no lease that was answered may
+//! it has, a ledger on a disk that fills up, is lost or broken, and daemons that are stopped, and killed at any time or in one exact call or write. After every step no lease that was answered may
 //! be gone or shared, none LOST whose buddy came to no harm, and nothing may have been done to a namespace with somebody inside. At the end the
 //! faults stop: then the pool comes back to its target, and the stop leaves nothing.
 //!
@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::support::disk::Disk;
+use crate::support::mortal::{Life, MortalEngine, MortalStore};
 use crate::support::rig::{Rig, config, request};
 use nspool::config::{Config, Reuse};
 use nspool::daemon::Signal;
@@ -48,7 +49,11 @@ struct Story {
     dice: fastrand::Rng,
     rig: Option<Rig>,
     ledger: Option<Arc<Ledger>>,
+    life: Arc<Life>,
     engine: EngineIs,
+    /// Calls that were cut off by the daemon's end: answered never, done or not.
+    doubtful: Vec<Request>,
+    releasing: Vec<(Token, bool)>,
     held: Vec<Held>,
     /// Leases that a lost ledger told of, and until when their buddies are kept.
     forgotten: Vec<(Held, Duration)>,
@@ -76,6 +81,9 @@ impl Story {
             dice,
             rig: None,
             ledger: None,
+            life: Arc::default(),
+            doubtful: Vec::new(),
+            releasing: Vec::new(),
             engine: EngineIs::Up,
             held: Vec::new(),
             forgotten: Vec::new(),
@@ -99,9 +107,12 @@ impl Story {
     fn start_with(&mut self, keep: bool) {
         self.daemons += 1;
         let identity = Identity { boot_id: "boot".into(), pool: self.config.pool.name.clone(), now: self.world.kernel().since_boot() };
-        let ledger = Ledger::on(Box::new(self.disk.clone()), &identity).unwrap();
+        self.life = Arc::default();
+        let store = MortalStore { store: self.disk.clone(), life: Arc::clone(&self.life) };
+        let ledger = Ledger::on(Box::new(store), &identity).unwrap();
         self.ledger = Some(Arc::clone(&ledger.0));
-        let rig = Rig::start_in(self.config.clone(), Arc::clone(&self.world), Arc::clone(&self.locks), Some(ledger), keep);
+        let engine = Arc::new(MortalEngine { engine: self.world.engine(), life: Arc::clone(&self.life) });
+        let rig = Rig::start_on(engine, self.config.clone(), Arc::clone(&self.world), Arc::clone(&self.locks), Some(ledger), keep);
         self.rig = Some(rig);
     }
 
@@ -118,8 +129,19 @@ impl Story {
             let request_id = Some(format!("r{}", self.requests));
             Request { request_id, lifetime: Lifetime::Ttl(Duration::from_secs(24 * 3600)), ..request() }
         };
+        self.ask(request, again).await;
+    }
+
+    async fn ask(&mut self, request: Request, again: bool) {
         let wait = Duration::from_millis(self.dice.u64(..3000));
-        let Ok(grant) = self.rig().pool.allocate(request.clone(), wait).await else { return };
+        let answer = self.rig().pool.allocate(request.clone(), wait).await;
+        if self.life.is_over() {
+            if !again {
+                self.doubtful.push(request);
+            }
+            return;
+        }
+        let Ok(grant) = answer else { return };
         let (token, namespace) = (grant.lease.token, &grant.lease.namespace);
         if let Some(known) = self.held.iter().find(|held| held.token == token) {
             assert!(grant.repeated && known.namespace_id == namespace.namespace_id, "another lease for the same request");
@@ -167,7 +189,42 @@ impl Story {
         }
         self.stayers.extend(held.functions);
         let doubtful = self.dice.u8(..4) == 0;
-        self.rig().pool.with(|state, now| state.release(now, held.token, doubtful)).unwrap();
+        self.give_back(held.token, doubtful);
+    }
+
+    fn give_back(&mut self, token: Token, doubtful: bool) {
+        // Whether or not an earlier try was recorded.
+        self.rig().pool.with(|state, now| state.release(now, token, doubtful)).unwrap();
+        if self.life.is_over() {
+            self.releasing.push((token, doubtful));
+        }
+    }
+
+    /// The next call of the engine, or write, or the one after it …, is the daemon's last.
+    fn end_at_some_point(&mut self) {
+        let n = self.dice.u64(1..12);
+        if self.dice.bool() {
+            self.life.end_in_call(n, self.dice.bool());
+        } else {
+            self.life.end_in_write(n, self.dice.u64(..300));
+        }
+    }
+
+    /// After the daemon's end.
+    async fn succeed(&mut self) {
+        self.kill().await;
+        self.start();
+        self.try_again().await;
+    }
+
+    /// Callers whose call was cut off call again.
+    async fn try_again(&mut self) {
+        for (token, doubtful) in std::mem::take(&mut self.releasing) {
+            self.give_back(token, doubtful);
+        }
+        for request in std::mem::take(&mut self.doubtful) {
+            self.ask(request, false).await;
+        }
     }
 
     fn hurt(&mut self) {
@@ -213,6 +270,7 @@ impl Story {
     }
 
     async fn step(&mut self) {
+        self.try_again().await;
         match self.dice.u8(..100) {
             0..30 => self.allocate().await,
             30..45 => self.run(),
@@ -247,15 +305,21 @@ impl Story {
             }
             93..95 => {
                 let rig = self.rig.take().unwrap();
-                assert!(rig.stop().await.left.is_empty(), "a stop that keeps leaves all on purpose");
+                let left = rig.stop().await.left;
+                assert!(left.is_empty() || self.life.is_over(), "a stop that keeps leaves all on purpose");
                 self.start();
             }
+            95..98 => self.end_at_some_point(),
             _ => tokio::time::sleep(Duration::from_millis(self.dice.u64(..8000))).await,
         }
         if self.dice.bool() {
             tokio::time::sleep(Duration::from_millis(self.dice.u64(..200))).await;
         }
         self.check();
+        while self.life.is_over() {
+            self.succeed().await;
+            self.check();
+        }
     }
 
     /// `false`: what is left is as good as before.
@@ -309,6 +373,7 @@ impl Story {
 
     /// The faults stop: everything comes back, and goes.
     async fn end(mut self) {
+        self.life.spare();
         if self.engine != EngineIs::Up {
             self.engine_back(false);
         }
@@ -380,6 +445,78 @@ fn nothing_is_lost_doubled_or_left() {
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
+}
+
+/// Where a daemon ends.
+#[derive(Clone, Copy, Debug)]
+enum Last {
+    Call { answered_never: bool },
+    Write { torn: u64 },
+}
+
+impl Story {
+    /// Until the pool is as it should be, or the daemon has ended.
+    async fn settled_or_over(&self) {
+        for _ in 0..6_000 {
+            let usage = self.rig().pool.read(|state| state.usage());
+            let moving = usage.filling + usage.vacating + usage.retiring + usage.quarantined;
+            if self.life.is_over() || (usage.ready == self.config.pool.ready && moving == 0) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("not settled: {:#?}", self.rig().pool.read(|state| state.slot_views()));
+    }
+
+    /// Filled, leased, used, given back, filled again, with ends of the daemon wherever they come. Answers how many came.
+    async fn whole_use(&mut self) -> u32 {
+        for act in 0..5 {
+            match act {
+                1 => self.allocate().await,
+                2 => self.run(),
+                3 => {
+                    self.end_function();
+                    self.release();
+                }
+                _ => self.settled_or_over().await,
+            }
+            self.check();
+            while self.life.is_over() {
+                self.succeed().await;
+                self.settled_or_over().await;
+                self.check();
+            }
+        }
+        self.daemons - 1
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_call_and_every_write_may_be_the_last() {
+    let ends = [
+        (Last::Call { answered_never: false }, 15),
+        (Last::Call { answered_never: true }, 15),
+        (Last::Write { torn: 0 }, 5),
+        (Last::Write { torn: 9 }, 5),
+        (Last::Write { torn: u64::MAX }, 5),
+    ];
+    for (last, at_least) in ends {
+        let mut n = 1;
+        loop {
+            let mut story = Story::new(n);
+            match last {
+                Last::Call { answered_never } => story.life.end_in_call(n, answered_never),
+                Last::Write { torn } => story.life.end_in_write(n, torn),
+            }
+            let ended = story.whole_use().await;
+            story.end().await;
+            if ended == 0 {
+                break;
+            }
+            n += 1;
+        }
+        assert!(n > at_least, "{last:?}: there were only {n} of them");
+    }
 }
 
 #[tokio::test(start_paused = true)]

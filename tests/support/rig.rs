@@ -6,6 +6,7 @@ use std::time::Duration;
 use nspool::audit::Auditor;
 use nspool::config::{Config, Reuse};
 use nspool::daemon::{Daemon, DaemonError, Parts, Signal, Stopped};
+use nspool::engine::Engine;
 use nspool::engine::fake::FakeWorld;
 use nspool::image::gate::Source;
 use nspool::ledger::{Ledger, Replayed};
@@ -45,8 +46,21 @@ impl Rig {
         ledger: Option<(Arc<Ledger>, Replayed)>,
         keep: bool,
     ) -> Self {
+        let engine = world.engine();
+        Self::start_on(engine, config, world, locks, ledger, keep)
+    }
+
+    /// On something between it and the world's engine.
+    pub fn start_on(
+        engine: Arc<dyn Engine>,
+        config: Config,
+        world: Arc<FakeWorld>,
+        locks: Arc<tempfile::TempDir>,
+        ledger: Option<(Arc<Ledger>, Replayed)>,
+        keep: bool,
+    ) -> Self {
         let parts = Parts {
-            engine: world.engine(),
+            engine,
             kernel: world.kernel(),
             source: Source::from_config(&config.placeholder, &[]).unwrap(),
             listeners: Vec::new(),
