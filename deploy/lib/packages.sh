@@ -26,6 +26,7 @@ python3-venv | python3-venv
 aarch64-linux-gnu-gcc | gcc-aarch64-linux-gnu
 shellcheck | shellcheck
 systemd-analyze | systemd
+strace | strace
 /bin/kill | procps
 END
 }

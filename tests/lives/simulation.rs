@@ -1,7 +1,7 @@
 //! The whole daemon but for its sockets, through hundreds of seeded lives: agents that allocate, run and release, an engine that fails in every way
-//! it has, a ledger on a disk that fills up, is lost or broken, and daemons that are stopped, and killed at any time or in one exact call or write. After every step no lease that was answered may
-//! be gone or shared, none LOST whose buddy came to no harm, and nothing may have been done to a namespace with somebody inside. At the end the
-//! faults stop: then the pool comes back to its target, and the stop leaves nothing.
+//! it has, a ledger on a disk that fills up, is lost or broken, and daemons that are stopped, and killed at any time or in one exact call or write.
+//! After every step no lease that was answered may be gone or shared, none LOST whose buddy came to no harm, and nothing may have been done to a
+//! namespace with somebody inside. At the end the faults stop: then the pool comes back to its target, and the stop leaves nothing.
 //!
 //! `make simulate SEEDS=1000000` runs more of them, `NSPOOL_SEED=7 cargo test --test nanny simulation` one of them again. The clock is paused, so a
 //! seed's story takes milliseconds; but for the order of hash tables it is the same each time.

@@ -124,7 +124,7 @@ impl<'e> TestDaemon<'e> {
     }
 
     /// It waits for its parent to hear of it.
-    fn has_ended(&self) -> bool {
+    pub fn has_ended(&self) -> bool {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
         stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z'))
     }
@@ -134,6 +134,12 @@ impl<'e> TestDaemon<'e> {
         eventually("the daemon's end", limit, || async { self.has_ended().then_some(()) }).await;
         let status = self.child.take().unwrap().wait().unwrap();
         status.code().unwrap_or_else(|| panic!("{status}\n{}", self.log()))
+    }
+
+    /// Waits for the end of the process, in whatever way.
+    pub async fn reap(&mut self) {
+        eventually("the daemon's end", LIMIT, || async { self.has_ended().then_some(()) }).await;
+        self.child.take().unwrap().wait().unwrap();
     }
 
     /// SIGTERM, and the exit code.
