@@ -15,7 +15,7 @@ scripts := $(wildcard deploy/*.sh) .ci/run $(wildcard clients/*/*.sh tests/*.sh 
 # Written out, because cargo's --all-targets would run the benches, too.
 tests := --workspace --locked --lib --bins --tests
 
-.PHONY: help build demo test simulate bench lint install clean packages-test engines-stop test-rust test-clients test-rules \
+.PHONY: help build demo test simulate soak bench lint install clean packages-test engines-stop test-rust test-clients test-rules \
         test-scripts lint-toolchain lint-scripts lint-deny
 
 help: ## this list
@@ -57,6 +57,10 @@ test-scripts:
 
 simulate: ## as many seeded lives of the whole daemon as SEEDS says (default 100000), on the scripted engine
 	NSPOOL_SEEDS=$(or $(SEEDS),100000) $(CARGO) test --release --locked --test nanny simulation
+
+soak: packages-test ## the real daemon and a real Docker engine under a storm of faults, for as long as MINUTES says (default 60)
+	$(CARGO) test --locked --test soak --no-run
+	deploy/setup.sh engine run env NSPOOL_SOAK=$$(( $(or $(MINUTES),60) * 60 )) $(CARGO) test --offline --locked --test soak -- --nocapture
 
 bench: ## what the daemon itself costs, against an empty gRPC handler and over pool sizes
 	$(CARGO) bench --workspace --locked
