@@ -20,6 +20,7 @@ use nspool::api::{About, Api, DaemonStatus, EngineState, ImageState, Limits, ser
 use nspool::config;
 use nspool::engine::{EngineInfo, EngineKind};
 use nspool::ledger::{Identity, Ledger};
+use nspool::level;
 use nspool::pool::Pool;
 use nspool::pool::state::{Afterwards, Order, Rules};
 use nspool::proto;
@@ -27,7 +28,6 @@ use nspool::proto::namespace_pool_client::NamespacePoolClient;
 use nspool::proto::namespace_pool_server::{NamespacePool, NamespacePoolServer};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::Runtime;
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint, Server};
@@ -296,8 +296,8 @@ fn start_ours(servers: &Runtime, tasks: &mut JoinSet<()>, pool: Arc<Pool>, path:
             started_at: SystemTime::now(),
             started_boot: world::boot_time(),
         },
-        status: watch::channel(status).1,
-        limits: watch::channel(Limits::of(&config.api, &config.pool)).1,
+        status: level::channel(status).1,
+        limits: level::channel(Limits::of(&config.api, &config.pool)).1,
         detached: Arc::new(Vec::new),
         audit: Arc::new(|_| Box::pin(async { Err(nspool::audit::NotNow::Starting) })),
         max_message: config.api.max_message,

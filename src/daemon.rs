@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::net::UnixListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -27,6 +27,7 @@ use crate::engine::Engine;
 use crate::engine::paced::{Deadlines, Paced};
 use crate::image::gate::{Gate, GateState, Source};
 use crate::ledger::{Ledger, Replayed};
+use crate::level;
 use crate::lock::LockError;
 use crate::nanny::buddy::Breed;
 use crate::nanny::fill::Trust;
@@ -37,6 +38,7 @@ use crate::netns::Kernel;
 use crate::observer::{Doubts, EngineState, Late, Observer};
 use crate::pool::state::{Afterwards, Rules, SlotState, State};
 use crate::pool::{Pool, Token, World};
+use crate::random;
 use crate::recovery::{self, Means, Suspects};
 use crate::supervisor::NannyPanicked;
 use succession::Succession;
@@ -104,9 +106,9 @@ pub enum DaemonError {
 
 /// Levels that the daemon keeps up to date for its parts.
 struct Shown {
-    status: watch::Sender<DaemonStatus>,
-    limits: watch::Sender<Limits>,
-    settings: watch::Sender<Settings>,
+    status: level::Sender<DaemonStatus>,
+    limits: level::Sender<Limits>,
+    settings: level::Sender<Settings>,
 }
 
 /// What the API shows besides.
@@ -154,8 +156,8 @@ impl Daemon {
             may_fork,
         ));
         let breed = Arc::new(breed(&config, may_fork));
-        let (settings, settings_rx) = watch::channel(settings_of(&config));
-        let (state, engine_state) = watch::channel(EngineState::Starting { why: String::new() });
+        let (settings, settings_rx) = level::channel(settings_of(&config));
+        let (state, engine_state) = level::channel(EngineState::Starting { why: String::new() });
         let (detached_tx, arriving) = mpsc::channel(config.pool.max_detached.max(1) as usize);
         let detached = DetachedList::default();
         let tools = Arc::new(Tools {
@@ -170,13 +172,13 @@ impl Daemon {
             doubts: Arc::new(Doubts::default()),
             trust: Trust::default(),
             detached: detached_tx,
-            dice: parking_lot::Mutex::new(fastrand::Rng::new()),
+            dice: parking_lot::Mutex::new(random::dice()),
         });
         let late = Arc::new(Late::new(tools.breed.instance.clone()));
         let observer = observer_of(&config, &tools, state, &late);
         let means = means_of(&tools);
-        let (status, shown) = watch::channel(DaemonStatus::default());
-        let (limits, limits_shown) = watch::channel(Limits::of(&config.api, &config.pool));
+        let (status, shown) = level::channel(DaemonStatus::default());
+        let (limits, limits_shown) = level::channel(Limits::of(&config.api, &config.pool));
         let incarnation = incarnation.unwrap_or_else(|| tools.breed.instance.clone());
         let auditor = Arc::new(Auditor::new(Arc::clone(&tools), means.clone(), Arc::clone(&detached)));
         let shows = Shows { incarnation, keep: parts.keep, auditor: Arc::clone(&auditor) };
@@ -247,7 +249,7 @@ impl Daemon {
             let (every, stop) = (config.audit.every, ending.clone());
             background.spawn(async move { auditor.run(every, stop).await });
         }
-        let records = ledger.as_ref().map_or_else(|| watch::Sender::default().subscribe(), |ledger| ledger.health());
+        let records = ledger.as_ref().map_or_else(|| level::Sender::new(String::new()).subscribe(), |ledger| ledger.health());
         if let Some(ledger) = ledger {
             let (kernel, most, stop) = (Arc::clone(&tools.kernel), config.pool.remember_max as usize, ending.clone());
             background.spawn(async move { ledger.keep_short(|| kernel.since_boot(), most, stop).await });
@@ -259,6 +261,7 @@ impl Daemon {
 
         let outcome = loop {
             tokio::select! {
+                biased;
                 signal = signals.recv() => match signal {
                     Some(Signal::Reload(new)) => reload(&tools, &settings, &limits, &mut config, &new),
                     Some(Signal::Stop) | None => break Ok(()),
@@ -277,6 +280,7 @@ impl Daemon {
         tools.pool.with(|state, now| if keep { state.stop_and_keep(now) } else { state.stop(now) });
         if outcome.is_ok() {
             tokio::select! {
+                biased;
                 _ = tokio::time::timeout(config.stop.timeout, &mut work) => {}
                 _ = &mut api => {}
                 () = second_stop(&mut signals) => tracing::warn!("stopping at once"),
@@ -314,7 +318,7 @@ async fn second_stop(signals: &mut mpsc::Receiver<Signal>) {
     }
 }
 
-fn reload(tools: &Tools, settings: &watch::Sender<Settings>, limits: &watch::Sender<Limits>, config: &mut Config, new: &Config) {
+fn reload(tools: &Tools, settings: &level::Sender<Settings>, limits: &level::Sender<Limits>, config: &mut Config, new: &Config) {
     let config::reload::Reload { config: now_live, applied, needs_restart } = config::reload::reload(config, new);
     for change in applied {
         tracing::info!(key = change.key, old = change.old, new = change.new, "changed");
@@ -337,7 +341,7 @@ fn reload(tools: &Tools, settings: &watch::Sender<Settings>, limits: &watch::Sen
 }
 
 /// Keeps what the API shows of engine and image up to date.
-async fn show_status(tools: Arc<Tools>, mut ledger: watch::Receiver<String>, status: watch::Sender<DaemonStatus>, stop: CancellationToken) {
+async fn show_status(tools: Arc<Tools>, mut ledger: level::Receiver<String>, status: level::Sender<DaemonStatus>, stop: CancellationToken) {
     let (mut engine, mut image) = (tools.engine_state.clone(), tools.gate.subscribe());
     loop {
         let ledger_error = ledger.borrow_and_update().clone();
@@ -378,7 +382,7 @@ fn status_of(engine: &EngineState, image: &GateState, ledger_error: String) -> D
     }
 }
 
-fn observer_of(config: &Config, tools: &Tools, state: watch::Sender<EngineState>, late: &Arc<Late>) -> Observer {
+fn observer_of(config: &Config, tools: &Tools, state: level::Sender<EngineState>, late: &Arc<Late>) -> Observer {
     Observer {
         engine: Arc::clone(&tools.engine) as Arc<dyn Engine>,
         pool: Arc::clone(&tools.pool),
@@ -400,8 +404,8 @@ fn api_of(
     config: &Config,
     tools: &Tools,
     detached: &DetachedList,
-    status: watch::Receiver<DaemonStatus>,
-    limits: watch::Receiver<Limits>,
+    status: level::Receiver<DaemonStatus>,
+    limits: level::Receiver<Limits>,
     shows: Shows,
 ) -> Api {
     let detached = Arc::clone(detached);
@@ -520,7 +524,7 @@ fn settings_of(config: &Config) -> Settings {
 fn breed(config: &Config, may_fork: bool) -> Breed {
     Breed {
         pool: config.pool.name.clone(),
-        instance: uuid::Uuid::new_v4().to_string(),
+        instance: random::uuid().to_string(),
         networks: config.pool.networks.clone(),
         namespaces: config.pool.namespaces.clone(),
         command: config.placeholder.command.clone(),
@@ -531,10 +535,8 @@ fn breed(config: &Config, may_fork: bool) -> Breed {
     }
 }
 
-/// # Panics
-/// When the kernel has no randomness to give, without which no token is a secret.
 fn random_token() -> Token {
     let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).expect("the kernel gives random bytes");
+    random::fill(&mut bytes);
     Token(bytes)
 }

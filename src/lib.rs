@@ -73,8 +73,10 @@ pub mod supervisor;
 pub mod coalesce;
 pub mod engine;
 pub mod image;
+pub mod level;
 pub mod lock;
 pub mod netns;
+pub mod random;
 
 pub mod api;
 pub mod client;

@@ -5,14 +5,13 @@
 //! answer is away, like one whose stream ended; a container's death is only ever a *doubt* here, which its nanny settles. What it deliberately
 //! does not know: slots. It speaks of containers, the pool knows whose they are.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::{BoxStream, FuturesUnordered};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::config;
@@ -20,9 +19,11 @@ use crate::engine::{
     Container, ContainerId, ContainerStatus, ContainerSummary, Engine, EngineError, EngineEvent, EngineInfo, ErrorClass, EventAction,
 };
 use crate::image::gate::Gate;
+use crate::level;
 use crate::nanny::backoff::Backoff;
 use crate::nanny::buddy::{LABEL_GENERATION, LABEL_INSTANCE, LABEL_NAMESPACE_ID};
 use crate::pool::{JoinerSeen, Moment, Pool};
+use crate::random::{HashMap, HashSet};
 
 /// Whether the engine answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,7 +96,7 @@ impl Doubts {
 
     /// Raises a doubt about each one that the list does not show as running.
     fn raise_unless_running(&self, list: &[ContainerSummary]) {
-        let running: std::collections::HashSet<&ContainerId> =
+        let running: HashSet<&ContainerId> =
             list.iter().filter(|container| container.status == ContainerStatus::Running).map(|container| &container.id).collect();
         for (_, doubt) in self.0.lock().iter().filter(|(id, _)| !running.contains(id)) {
             doubt.notify_one();
@@ -114,7 +115,7 @@ pub struct Observer {
     /// Told when something may have happened to a buddy.
     pub doubts: Arc<Doubts>,
     /// Where the engine's state is published.
-    pub state: watch::Sender<EngineState>,
+    pub state: level::Sender<EngineState>,
     /// How often a silent engine is asked.
     pub probe_every: Duration,
     /// Of reconnects.
@@ -233,16 +234,8 @@ impl Observer {
         let mut ping = None;
         loop {
             tokio::select! {
-                event = events.next() => match event {
-                    Some(Ok(event)) => {
-                        if let Some(id) = self.handle(event, &mut known) {
-                            let engine = Arc::clone(&self.engine);
-                            inspections.push(async move { engine.inspect(&id).await });
-                        }
-                    }
-                    Some(Err(error)) => return error,
-                    None => return ended("the event stream ended"),
-                },
+                // What comes most often last: it keeps nothing else waiting.
+                biased;
                 Some(inspected) = inspections.next() => self.inspected(inspected, &mut known),
                 _ = probe.tick(), if ping.is_none() => {
                     let engine = Arc::clone(&self.engine);
@@ -254,6 +247,16 @@ impl Observer {
                         return error;
                     }
                 }
+                event = events.next() => match event {
+                    Some(Ok(event)) => {
+                        if let Some(id) = self.handle(event, &mut known) {
+                            let engine = Arc::clone(&self.engine);
+                            inspections.push(async move { engine.inspect(&id).await });
+                        }
+                    }
+                    Some(Err(error)) => return error,
+                    None => return ended("the event stream ended"),
+                },
             }
         }
     }

@@ -16,7 +16,7 @@ use nix::unistd::{Group, chown};
 use rustix::thread::{CapabilitySet, capabilities};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -26,6 +26,7 @@ use crate::engine::NamespaceKind;
 use crate::engine::discover::{self, DiscoverError};
 use crate::image::gate::Source;
 use crate::ledger::{Identity, Ledger, OpenError, Replayed, boot_id};
+use crate::level;
 use crate::nanny::Tools;
 use crate::netns::linux::Linux;
 use crate::netns::{Kernel, KernelError};
@@ -348,7 +349,7 @@ fn status_line(tools: &Tools) -> String {
 }
 
 /// Right before each reading, from the pool itself, so that the gauges cannot disagree with it.
-fn set_gauges(tools: &Tools, networks: &[String], ledger_error: &watch::Receiver<String>) {
+fn set_gauges(tools: &Tools, networks: &[String], ledger_error: &level::Receiver<String>) {
     let (usage, per_network, stale, cordoned) = tools.pool.read(|state| {
         let per_network: Vec<_> = (0..networks.len()).map(|index| state.network_usage(u32::try_from(index).unwrap_or(0))).collect();
         (state.usage(), per_network, state.stale(), state.doors().0)

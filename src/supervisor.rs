@@ -29,6 +29,7 @@ pub async fn run(tools: Arc<Tools>) -> Result<(), NannyPanicked> {
         }
         spawned = slots;
         tokio::select! {
+            biased;
             Some(ended) = nannies.join_next() => ended.map_err(|error| NannyPanicked(error.to_string()))?,
             () = pool.until(|state| state.slot_count() > spawned) => {}
             () = pool.until(|state| state.is_stopping()), if nannies.is_empty() => return Ok(()),

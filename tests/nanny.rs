@@ -7,6 +7,8 @@
 mod audit;
 #[path = "lives/simulation.rs"]
 mod simulation;
+#[path = "lives/story.rs"]
+mod story;
 mod support {
     pub mod disk;
     pub mod mortal;

@@ -33,13 +33,13 @@ use std::time::{Duration, SystemTime};
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::net::UnixListener;
-use tokio::sync::watch as level;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::audit::{Audit, NotNow};
 use crate::config;
 use crate::engine::EngineInfo;
+use crate::level;
 use crate::pool::{ConnectionId, Moment, Pool};
 
 use counters::Counters;

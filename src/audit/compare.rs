@@ -1,6 +1,6 @@
 //! What does not agree in one look: pure. Only what the pool said before *and* after the look is judged.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use crate::nanny::buddy::{Breed, LABEL_POOL};
 use crate::netns::NamespaceId;
 use crate::pool::state::SlotState;
 use crate::pool::{Namespace, SlotIndex, SlotView};
+use crate::random::{HashMap, HashSet};
 
 pub(super) fn all(sight: &Sight, breed: &Breed) -> Vec<Found> {
     let mut found = Vec::new();
@@ -149,7 +150,7 @@ fn joiners(sight: &Sight, slot: &SlotView, namespace: &Namespace) -> Option<Foun
 }
 
 fn namespaces(sight: &Sight, still: &[(&SlotView, &Arc<Namespace>)], found: &mut Vec<Found>) {
-    let mut whose: HashMap<NamespaceId, &SlotView> = HashMap::new();
+    let mut whose: HashMap<NamespaceId, &SlotView> = HashMap::default();
     for (slot, _) in still {
         let Some(Process::There { network: Some(network), .. }) = sight.processes.get(&slot.key.slot) else { continue };
         if sight.host.as_ref().ok() == Some(network) {
@@ -245,7 +246,7 @@ mod tests {
         let books = || Books {
             slots: (0u32..).zip(networks).map(|(number, _)| slot(number)).collect(),
             told: Table::default(),
-            joiners: HashMap::new(),
+            joiners: HashMap::default(),
         };
         let there = |ino: &u64| Process::There { network: Some(NamespaceId { dev: 4, ino: *ino }), strangers: Vec::new() };
         Sight {
@@ -253,10 +254,10 @@ mod tests {
             after: books(),
             told: None,
             list: Err(EngineError::deadline("list", "", Duration::ZERO)),
-            inspected: HashMap::new(),
+            inspected: HashMap::default(),
             processes: (0..).zip(networks.iter().map(there)).collect(),
             host: Ok(NamespaceId { dev: 4, ino: 1 }),
-            detached: HashSet::new(),
+            detached: HashSet::default(),
         }
     }
 

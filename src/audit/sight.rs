@@ -1,6 +1,5 @@
 //! One look at everything, with the pool read before and after. No judgement here.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use futures::stream::{self, StreamExt};
@@ -13,6 +12,7 @@ use crate::nanny::{Tools, kinds_held};
 use crate::netns::{Held, KernelError, NamespaceId};
 use crate::pool::state::{SlotState, State};
 use crate::pool::{Namespace, SlotIndex, SlotView};
+use crate::random::{HashMap, HashSet};
 
 /// Inspections at a time: an audit is in no hurry, callers are.
 const INSPECTIONS: usize = 4;
@@ -76,7 +76,7 @@ impl Sight {
         let told = told(tools).await;
         let list = tools.looks.list().await;
         // An engine that does not list does not inspect either, and each call would wait for its deadline.
-        let inspected = if list.is_ok() { inspect(tools, &before).await } else { HashMap::new() };
+        let inspected = if list.is_ok() { inspect(tools, &before).await } else { HashMap::default() };
         let processes = processes(tools, &before).await;
         let host = tools.kernel.host_namespace(NamespaceKind::Net).map_err(|error| error.to_string());
         watched.extend(minded());
@@ -109,7 +109,7 @@ async fn inspect(tools: &Tools, books: &Books) -> HashMap<ContainerId, Result<Op
 }
 
 async fn processes(tools: &Tools, books: &Books) -> HashMap<SlotIndex, Process> {
-    let mut found = HashMap::new();
+    let mut found = HashMap::default();
     let all: Vec<_> = books.standing().filter(|(_, namespace)| namespace.pid != 0).collect();
     for batch in all.chunks(SEARCHED_TOGETHER) {
         let looks = batch.iter().map(|(slot, namespace)| async {

@@ -52,6 +52,7 @@ impl Succession {
     async fn engine_id(&self) -> Option<String> {
         let mut state = self.tools.engine_state.clone();
         tokio::select! {
+            biased;
             up = state.wait_for(EngineState::is_up) => up.ok()?.info().map(|info| info.id.clone()),
             () = self.stopping() => None,
         }
@@ -88,8 +89,9 @@ impl Succession {
         }
         loop {
             tokio::select! {
-                () = self.late.seen() => {}
+                biased;
                 () = self.stopping() => return,
+                () = self.late.seen() => {}
             }
             if !self.clear_up().await {
                 return;
@@ -107,8 +109,9 @@ impl Succession {
             };
             tracing::warn!(%error, "cannot look for what a predecessor left");
             tokio::select! {
-                () = tokio::time::sleep(backoff.next_wait()) => {}
+                biased;
                 () = self.stopping() => return false,
+                () = tokio::time::sleep(backoff.next_wait()) => {}
             }
         };
         self.tools.pool.with(|state, _| state.generations_begin_at(recovered.next_generation));

@@ -25,11 +25,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::{ContainerId, Engine};
+use crate::level;
 use crate::netns::{Kernel, KernelError};
 
 pub use outside::{FunctionSpec, HalfCreated};
@@ -97,7 +97,7 @@ pub struct FakeWorld {
     model: Mutex<Model>,
     script: Mutex<Script>,
     hook: Mutex<Option<Arc<Hook>>>,
-    state: watch::Sender<EngineState>,
+    state: level::Sender<EngineState>,
     /// Owns the calls that take time, so that they go on when their caller is gone.
     tasks: TaskTracker,
     began: Instant,
@@ -118,7 +118,7 @@ impl FakeWorld {
             model: Mutex::new(Model::new(seed)),
             script: Mutex::new(Script::default()),
             hook: Mutex::new(None),
-            state: watch::Sender::new(EngineState::Up),
+            state: level::Sender::new(EngineState::Up),
             tasks: TaskTracker::new(),
             began: Instant::now(),
             boot_offset: Mutex::new(Duration::from_secs(1000)),

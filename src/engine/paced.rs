@@ -31,7 +31,7 @@ use governor::middleware::NoOpMiddleware;
 use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -42,6 +42,7 @@ use super::{
     ErrorClass, ImageId, WaitOutcome,
 };
 use crate::config;
+use crate::level;
 
 /// The names of the metrics that are counted here.
 pub mod names {
@@ -335,7 +336,7 @@ struct Bucket {
     /// One place: who holds it is first in the queue. tokio's semaphore is fair, and a dropped wait leaves the queue.
     turn: Semaphore,
     /// `None`: no limit.
-    limit: watch::Sender<Option<Limit>>,
+    limit: level::Sender<Option<Limit>>,
 }
 
 #[derive(Clone)]
@@ -363,7 +364,7 @@ impl Limit {
 
 impl Bucket {
     fn new(name: &'static str, pacer: &config::Pacer) -> Self {
-        Self { name, turn: Semaphore::new(1), limit: watch::Sender::new(Limit::new(pacer)) }
+        Self { name, turn: Semaphore::new(1), limit: level::Sender::new(Limit::new(pacer)) }
     }
 
     fn reconfigure(&self, pacer: &config::Pacer) {
@@ -396,6 +397,7 @@ impl Bucket {
             let limit = changes.borrow_and_update().clone();
             let Some(Err(wait)) = limit.map(|limit| limit.check()) else { return };
             tokio::select! {
+                biased;
                 // The sender lives in self, so an error cannot come; it would only make us look again.
                 _ = changes.changed() => {}
                 () = tokio::time::sleep(wait) => {}

@@ -20,7 +20,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +28,8 @@ use super::placeholder::Archive;
 use super::pull::CredentialSource;
 use crate::config;
 use crate::engine::{Engine, EngineError, ErrorClass, ImageId};
+use crate::level;
+use crate::random;
 
 /// Where the placeholder image comes from.
 #[derive(Clone, Debug)]
@@ -133,7 +135,7 @@ pub struct Gate {
     source: Source,
     backoff: config::Backoff,
     prepare_timeout: Duration,
-    state: watch::Sender<GateState>,
+    state: level::Sender<GateState>,
     /// Kept until the gate is open again, where it means one more look.
     gone: Notify,
     nudged: Notify,
@@ -143,7 +145,7 @@ impl Gate {
     /// Closed; it does nothing until [`Gate::run`]. `prepare_timeout` is for one whole preparation.
     #[must_use]
     pub fn new(engine: Arc<dyn Engine>, source: Source, backoff: config::Backoff, prepare_timeout: Duration) -> Self {
-        let state = watch::Sender::new(GateState::Unknown);
+        let state = level::Sender::new(GateState::Unknown);
         Self { engine, source, backoff, prepare_timeout, state, gone: Notify::new(), nudged: Notify::new() }
     }
 
@@ -172,7 +174,7 @@ impl Gate {
 
     /// All changes from now on, the present state first.
     #[must_use]
-    pub fn subscribe(&self) -> watch::Receiver<GateState> {
+    pub fn subscribe(&self) -> level::Receiver<GateState> {
         self.state.subscribe()
     }
 
@@ -323,9 +325,7 @@ fn digest(id: &str) -> &str {
 fn retry_after(backoff: &config::Backoff, failures: u32) -> Duration {
     let doublings = failures.saturating_sub(1).min(31);
     let full = backoff.first.saturating_mul(1 << doublings).min(backoff.longest);
-    // Without randomness there is no jitter, and nothing else is lost.
-    let random = getrandom::u32().unwrap_or(u32::MAX);
-    full / 2 + (full / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))
+    full / 2 + (full / 2).mul_f64(random::dice().f64())
 }
 
 #[cfg(test)]

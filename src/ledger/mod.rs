@@ -25,8 +25,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+
+use crate::level;
 
 pub use frames::encode;
 use frames::scan;
@@ -107,7 +109,7 @@ pub struct Ledger {
     file: Mutex<File>,
     compactable: Notify,
     /// Why nothing can be recorded; empty: it can.
-    health: watch::Sender<String>,
+    health: level::Sender<String>,
 }
 
 struct File {
@@ -161,7 +163,7 @@ impl Ledger {
             (Some(_) | None, _) => Found::Broken { bytes: broken.max(torn), aside: store.keep_aside().unwrap_or_default() },
         };
         if !same_boot {
-            let incarnation = uuid::Uuid::new_v4().to_string();
+            let incarnation = crate::random::uuid().to_string();
             table = Table {
                 began: Some(Began { boot_id: identity.boot_id.clone(), pool: identity.pool.clone(), incarnation, at: nanos(identity.now) }),
                 ..Table::default()
@@ -179,7 +181,7 @@ impl Ledger {
             staged: Mutex::new(Vec::new()),
             file: Mutex::new(file),
             compactable: Notify::new(),
-            health: watch::Sender::new(String::new()),
+            health: level::Sender::new(String::new()),
         };
         Ok((Arc::new(ledger), Replayed { table, found }))
     }
@@ -247,7 +249,7 @@ impl Ledger {
 
     /// The same as a level, in the system's words; empty: all is well.
     #[must_use]
-    pub fn health(&self) -> watch::Receiver<String> {
+    pub fn health(&self) -> level::Receiver<String> {
         self.health.subscribe()
     }
 
@@ -414,7 +416,7 @@ impl File {
     }
 }
 
-async fn failing(mut health: watch::Receiver<String>) {
+async fn failing(mut health: level::Receiver<String>) {
     if health.wait_for(|words| !words.is_empty()).await.is_err() {
         std::future::pending().await
     }

@@ -1,12 +1,12 @@
 //! Who is inside whom: the engine's list and the kernel's processes, each look shared by all slots that wait for one.
 
-use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::Arc;
 
 use crate::coalesce::Coalesced;
 use crate::engine::{ContainerId, ContainerSummary, Engine, EngineError, NamespaceKind};
 use crate::netns::{Held, Kernel, KernelError};
+use crate::random::HashMap;
 
 type Listing = Result<Arc<Listed>, EngineError>;
 
@@ -19,7 +19,7 @@ pub struct Listed {
 
 impl Listed {
     fn of(containers: Vec<ContainerSummary>) -> Self {
-        let mut joiners: HashMap<String, Vec<usize>> = HashMap::new();
+        let mut joiners: HashMap<String, Vec<usize>> = HashMap::default();
         for (index, container) in containers.iter().enumerate() {
             if let Some(buddy) = container.joins() {
                 joiners.entry(buddy.to_owned()).or_default().push(index);

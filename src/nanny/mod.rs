@@ -26,13 +26,14 @@ mod vacate;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::ReusableBoxFuture;
 
 use crate::config;
 use crate::engine::paced::Paced;
 use crate::engine::{ContainerId, ContainerStatus, Engine, ErrorClass, WaitOutcome};
 use crate::image::gate::Gate;
+use crate::level;
 use crate::netns::{Held, Kernel};
 use crate::observer::{Doubts, EngineState};
 use crate::pool::state::Order;
@@ -72,9 +73,9 @@ pub struct Tools {
     /// What buddies are made of.
     pub breed: Arc<Breed>,
     /// Live settings.
-    pub settings: watch::Receiver<Settings>,
+    pub settings: level::Receiver<Settings>,
     /// Whether the engine answers.
-    pub engine_state: watch::Receiver<EngineState>,
+    pub engine_state: level::Receiver<EngineState>,
     /// Doubts about containers, from the event stream.
     pub doubts: Arc<Doubts>,
     /// Set once a buddy of this placeholder has lived for a while: see `fill`.

@@ -7,12 +7,12 @@
 
 pub mod linux;
 
-use std::collections::HashMap;
 use std::fmt;
 
 use futures::future::BoxFuture;
 
 use crate::engine::NamespaceKind;
+use crate::random::HashMap;
 
 /// Device and inode of a namespace file. Meaningful only while somebody holds the namespace open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -1,13 +1,14 @@
 //! A self-check for tests and simulations: recomputes from the slots and leases all that the state keeps twice for speed, and panics where
 //! the two disagree. Linear in the pool's size, so not for the daemon's own use.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 use super::leases::Known;
 use super::list::{List, Place};
 use super::state::{STATES, SlotState, State};
 use super::target::share;
 use super::types::{ConnectionId, Lifetime, SlotIndex};
+use crate::random::HashMap;
 
 impl State {
     /// See the module.
@@ -88,7 +89,7 @@ impl State {
 
     /// I2, and the tables beside the leases.
     fn check_leases(&self) {
-        let (mut uids, mut connections) = (HashMap::new(), HashMap::<ConnectionId, BTreeSet<usize>>::new());
+        let (mut uids, mut connections) = (HashMap::default(), HashMap::<ConnectionId, BTreeSet<usize>>::default());
         let (mut lost, mut timed) = (0, 0);
         for (index, lease) in &self.leases {
             assert_eq!(self.by_token.get(&lease.token), Some(&index), "lease {} by its token", lease.key);

@@ -1,9 +1,10 @@
 //! Leases that are over, remembered for a while (and at most so many), so that a late or repeated call gets a true answer.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::types::{Cause, Moment, Request, Token};
+use crate::random::HashMap;
 
 #[derive(Debug)]
 struct Entry {

@@ -1,12 +1,12 @@
 //! What containers do with the buddies' namespaces, as the engine's events and lists tell it. Told by container id; slots that are not
 //! concerned are not touched.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::leases::{Joiner, Lease, LeaseIndex};
 use super::state::{Effect, SlotState, State};
 use super::types::{Lifetime, Moment, PoolEvent, SlotIndex, Words};
+use crate::random::HashMap;
 
 /// One container that joins a buddy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,7 +113,7 @@ impl State {
 
     /// The whole truth, after events may have been lost: what is in the list has joined, what is not has been removed.
     pub fn joiners_listed(&mut self, now: Moment, all: &[JoinerSeen]) {
-        let mut listed: HashMap<&str, Vec<&str>> = HashMap::new();
+        let mut listed: HashMap<&str, Vec<&str>> = HashMap::default();
         for seen in all {
             listed.entry(&seen.buddy).or_default().push(&seen.joiner);
         }

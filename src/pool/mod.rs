@@ -23,7 +23,6 @@ mod types;
 mod views;
 mod waiters;
 
-use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -42,6 +41,7 @@ pub use views::{SlotView, Usage};
 pub use waiters::WaiterId;
 
 use crate::ledger::Ledger;
+use crate::random::HashMap;
 use crate::telemetry::metric;
 use events::Ring;
 use state::{Effect, Order, Rules, State};
@@ -148,7 +148,7 @@ impl Pool {
             inner: Mutex::new(Inner {
                 state,
                 nudges: Vec::new(),
-                waiters: HashMap::new(),
+                waiters: HashMap::default(),
                 next_sender: 0,
                 ring: Ring::new(first_position, watch_backlog),
                 armed: None,

@@ -19,7 +19,7 @@
 //! lease; a stale [`UseKey`] changes nothing and is counted), constant time for every operation on the way of an Allocate, a Release or a
 //! buddy's death. What it deliberately does not know: engines, nannies, the wire.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +30,7 @@ use super::leases::{Lease, LeaseIndex};
 use super::list::{List, Listed, Place, Places};
 use super::types::{Denied, Moment, Namespace, NetworkIndex, PoolEvent, RequestKey, SlotIndex, Token, UseKey, Words};
 use super::waiters::{WaiterId, Waiters};
+use crate::random::HashMap;
 
 /// Where a slot is in its life. Each variant's exits are in the picture above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -271,11 +272,11 @@ impl State {
             slots: Vec::new(),
             places: Places::default(),
             leases: slab::Slab::new(),
-            by_token: HashMap::new(),
-            by_request: HashMap::new(),
-            by_container: HashMap::new(),
-            by_connection: HashMap::new(),
-            leases_per_uid: HashMap::new(),
+            by_token: HashMap::default(),
+            by_request: HashMap::default(),
+            by_container: HashMap::default(),
+            by_connection: HashMap::default(),
+            leases_per_uid: HashMap::default(),
             deadlines: Deadlines::default(),
             effects: Vec::new(),
             next_generation: first_generation,

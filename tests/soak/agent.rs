@@ -121,6 +121,7 @@ impl Agent {
             tokio::time::sleep(Duration::from_millis(50)).await;
         };
         self.world.takes(&lease);
+        self.note(&format!("has {} under {}-{}", lease.lease_id, self.name, self.number));
         self.world.tally(|tally| tally.asked_again += u64::from(again));
         let ends = Some(began + if lives_by_ttl { TTL } else { JOIN_BY });
         self.held.push(Held { lease, request, lives_by_ttl, ends, functions: Vec::new() });
@@ -140,7 +141,9 @@ impl Agent {
             if stays { (&["run", "-d"], &["sleep", "1000"]) } else { (&["run"], &["ip", "-o", "-4", "addr", "show", "dev", "eth0"]) };
         held.functions.push(name.clone());
         let (calm, ended) = (self.world.now(), held.ends.is_some_and(|ends| Instant::now() >= ends));
+        self.note(&format!("runs {name} in {}: {command:?}", lease.lease_id));
         let output = self.world.docker(&[verb, &options, command].concat()).await;
+        self.note(&format!("{name}: {}: {}{}", output.status, text(&output.stdout), text(&output.stderr)));
         let well = output.status.success() && (stays || text(&output.stdout).contains(&lease.ip_addresses[0]));
         let held = &mut self.held[index];
         if well {
@@ -156,6 +159,10 @@ impl Agent {
         assert!(excused, "{name} on {} failed: {}{}", lease.namespace_id, text(&output.stdout), text(&output.stderr));
     }
 
+    fn note(&self, words: &str) {
+        self.world.note(&format!("{} {words}", self.name));
+    }
+
     async fn remove_functions(&self, held: &mut Held) {
         if held.functions.is_empty() {
             return;
@@ -166,6 +173,7 @@ impl Agent {
             held.ends = Some(held.ends.map_or(lingers, |ends| ends.min(lingers)));
         }
         for function in held.functions.drain(..) {
+            self.note(&format!("removes {function}"));
             self.world.remove(&function).await;
         }
     }
@@ -176,6 +184,7 @@ impl Agent {
         match self.dice.u8(..10) {
             0..2 if self.world.may_forget() && !held.lives_by_ttl => {
                 self.remove_functions(&mut held).await;
+                self.note(&format!("forgets {}", held.lease.lease_id));
                 self.world.forgets(held.lease);
                 self.world.tally(|tally| *tally.releases.entry("forgotten").or_default() += 1);
             }
@@ -198,6 +207,7 @@ impl Agent {
     async fn release(&self, held: Held, kind: &'static str) {
         let doubtful = kind.starts_with("doubtful");
         self.world.gives(&held.lease);
+        self.note(&format!("gives back {}: {kind}", held.lease.lease_id));
         let began = Instant::now();
         let answer = loop {
             match self.client.release(&held.lease.token, doubtful).await {

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::footprint::shims;
-use super::world::World;
+use super::world::{World, kept};
 use crate::support::daemon::{LIMIT, TestDaemon, kill, text};
 use crate::support::engines::TestEngine;
 use crate::support::eventually;
@@ -70,6 +70,7 @@ impl<'e> Chaos<'e> {
     }
 
     fn count(&mut self, kind: &'static str) {
+        self.world.note(kind);
         *self.faults.entry(kind).or_default() += 1;
     }
 
@@ -99,6 +100,7 @@ impl<'e> Chaos<'e> {
             _ => ("buddy restarted", &["restart", "-t", "0"]),
         };
         self.world.hurts(buddy);
+        self.world.note(&format!("{kind}: {buddy}, soon"));
         // The pool may have removed it in this moment.
         if self.world.docker(&[verb, &[buddy]].concat()).await.status.success() {
             self.count(kind);
@@ -228,12 +230,10 @@ fn has_ended(pid: i32) -> bool {
 impl Drop for Chaos<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let kept = Path::new(env!("CARGO_TARGET_TMPDIR"));
-            for (from, name) in [(self.daemon.dir.path().join("log"), "soak-daemon.log"), (self.engine.dir.join("log"), "soak-engine.log")]
-            {
-                let _best_effort = std::fs::copy(from, kept.join(name));
+            for (from, name) in [(self.daemon.dir.path().join("log"), "daemon"), (self.engine.dir.join("log"), "engine")] {
+                let _best_effort = std::fs::copy(from, kept(name));
             }
-            println!("the whole logs: {}/soak-*.log", kept.display());
+            println!("the whole story: {}", kept("*").display());
         }
     }
 }

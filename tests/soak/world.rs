@@ -1,9 +1,11 @@
 //! What agents and chaos know together: which leases are held, whom something was done to, and the numbers of the report.
 
 use std::collections::{BTreeMap, HashSet};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use nspool::proto;
 use parking_lot::Mutex;
@@ -14,6 +16,11 @@ use crate::support::engines::TestEngine;
 
 /// For one call of the engine's client: beyond a freeze, a restart and the daemon's own wait for containerd.
 const CLIENT: Duration = Duration::from_secs(90);
+
+/// Where the whole story is kept: the diary always, the logs when it ended badly.
+pub(crate) fn kept(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("soak-{name}.log"))
+}
 
 /// Numbers of the report.
 #[derive(Debug, Default)]
@@ -62,6 +69,8 @@ pub(crate) struct World {
     pub pool: String,
     pub endpoint: String,
     book: Mutex<Book>,
+    /// What everybody did and when, to be read beside the daemon's log.
+    diary: Mutex<std::fs::File>,
     /// Odd while something is being done to the engine.
     trouble: AtomicU64,
     stopped: AtomicBool,
@@ -69,7 +78,16 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(engine: TestEngine, pool: String, endpoint: String) -> Self {
-        Self { engine, pool, endpoint, book: Mutex::default(), trouble: AtomicU64::new(0), stopped: AtomicBool::new(false) }
+        let diary = Mutex::new(std::fs::File::create(kept("diary")).unwrap());
+        Self { engine, pool, endpoint, book: Mutex::default(), diary, trouble: AtomicU64::new(0), stopped: AtomicBool::new(false) }
+    }
+
+    /// Writes it down with the time (UTC, as the daemon's log).
+    pub(crate) fn note(&self, words: &str) {
+        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap();
+        let (seconds, micros) = (now.as_secs(), now.subsec_micros());
+        let time = format!("{:02}:{:02}:{:02}.{micros:06}", seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+        writeln!(self.diary.lock(), "{time} {words}").unwrap();
     }
 
     /// The agents end what they hold, and go.

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use nspool::level;
 use nspool::pool::Pool;
 use nspool::pool::state::Order;
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::world::namespace;
@@ -18,13 +18,13 @@ pub struct Does {
 
 /// The nannies of all slots; dropped, they are gone.
 pub struct Hand {
-    pub does: watch::Sender<Does>,
+    pub does: level::Sender<Does>,
     _tasks: JoinSet<()>,
 }
 
 impl Hand {
     pub fn new(pool: Arc<Pool>, does: Does) -> Self {
-        let (sender, receiver) = watch::channel(does);
+        let (sender, receiver) = level::channel(does);
         let mut tasks = JoinSet::new();
         tasks.spawn(supervise(pool, receiver));
         Self { does: sender, _tasks: tasks }
@@ -35,7 +35,7 @@ impl Hand {
     }
 }
 
-async fn supervise(pool: Arc<Pool>, does: watch::Receiver<Does>) {
+async fn supervise(pool: Arc<Pool>, does: level::Receiver<Does>) {
     let mut nannies = JoinSet::new();
     let mut slots = 0;
     loop {
@@ -48,7 +48,7 @@ async fn supervise(pool: Arc<Pool>, does: watch::Receiver<Does>) {
     }
 }
 
-async fn nanny(pool: Arc<Pool>, slot: u32, mut does: watch::Receiver<Does>) {
+async fn nanny(pool: Arc<Pool>, slot: u32, mut does: level::Receiver<Does>) {
     let nudge = pool.nudge_of(slot);
     loop {
         let Does { fill, vacate } = *does.borrow_and_update();

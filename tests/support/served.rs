@@ -9,13 +9,13 @@ use nspool::api::{About, Api, DaemonStatus, Detached, EngineState, ImageState, L
 use nspool::audit::{Audit, Finding, Kind};
 use nspool::config;
 use nspool::engine::{EngineInfo, EngineKind};
+use nspool::level;
 use nspool::pool::state::{Afterwards, Rules, State};
 use nspool::pool::{Pool, UseKey};
 use nspool::proto::namespace_pool_client::NamespacePoolClient;
 use nspool::proto::pool_admin_client::PoolAdminClient;
 use nspool::proto::{AllocateRequest, Lease, ReleaseOutcome, ReleaseRequest};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
@@ -53,8 +53,8 @@ impl Default for Setup {
 pub struct Served {
     pub pool: Arc<Pool>,
     pub hand: Hand,
-    pub status: watch::Sender<DaemonStatus>,
-    pub limits: watch::Sender<Limits>,
+    pub status: level::Sender<DaemonStatus>,
+    pub limits: level::Sender<Limits>,
     pub path: PathBuf,
     pub stop: CancellationToken,
     server: JoinSet<Result<(), ServeError>>,
@@ -117,13 +117,13 @@ impl Served {
             state.set_engine_up(engine_up);
             state.resize(now, config.pool.ready, config.pool.max).unwrap();
         });
-        let (status, status_seen) = watch::channel(DaemonStatus {
+        let (status, status_seen) = level::channel(DaemonStatus {
             engine: if engine_up { EngineState::Up } else { EngineState::Starting },
             engine_info: engine_up.then(engine_info),
             image: ImageState::Ready,
             ..DaemonStatus::default()
         });
-        let (limits, limits_seen) = watch::channel(Limits::of(&config.api, &config.pool));
+        let (limits, limits_seen) = level::channel(Limits::of(&config.api, &config.pool));
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("api.sock");
         let listener = UnixListener::bind(&path).unwrap();

@@ -1,7 +1,7 @@
 //! Processes and namespaces of the fake machine. Pids and inode numbers come back as soon as they are free, the lowest first: worse than any
 //! real kernel, so that whoever takes one for an identity is found out.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 
 use crate::engine::NamespaceKind;
 use crate::netns::{NamespaceId, Process};
+use crate::random::HashMap;
 
 /// Device of nsfs.
 const DEV: u64 = 4;
@@ -85,8 +86,8 @@ impl Machine {
     pub(super) fn new() -> Self {
         let mut machine = Self {
             processes: BTreeMap::new(),
-            namespaces: HashMap::new(),
-            by_ino: HashMap::new(),
+            namespaces: HashMap::default(),
+            by_ino: HashMap::default(),
             next_key: 0,
             free_inos: BTreeSet::new(),
             next_ino: FIRST_INO,

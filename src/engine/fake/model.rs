@@ -1,6 +1,6 @@
 //! The fake engine's containers: what each mutation does, all at once, under the world's lock.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use super::script::Operation;
 use crate::engine::{
     Address, BuddySpec, Container, ContainerId, ContainerStatus, ContainerSummary, EngineError, ErrorClass, EventAction, NamespaceKind,
 };
+use crate::random::{HashMap, HashSet};
 
 mod events;
 mod images;
@@ -66,9 +67,9 @@ impl Model {
             next_start: 0,
             next_network: 0,
             containers: BTreeMap::new(),
-            by_id: HashMap::new(),
-            by_name: HashMap::new(),
-            names_ever: HashSet::new(),
+            by_id: HashMap::default(),
+            by_name: HashMap::default(),
+            names_ever: HashSet::default(),
             networks: BTreeMap::new(),
             images: Images::default(),
             machine: Machine::new(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 use super::model::{Look, Model, fail};
 use super::script::{Call, Fault, Operation, Phase};
@@ -14,6 +14,7 @@ use crate::engine::{
     BuddySpec, Container, ContainerId, ContainerSummary, Credentials, Engine, EngineError, EngineEvent, EngineFuture, EngineInfo,
     EngineKind, ErrorClass, ImageId, WaitOutcome,
 };
+use crate::level;
 
 /// See [`FakeWorld::engine`].
 pub(super) struct FakeEngine(pub Arc<FakeWorld>);
@@ -117,6 +118,7 @@ impl FakeWorld {
         }
         let never = async {
             tokio::select! {
+                biased;
                 () = until(&mut state, EngineState::Away) => {}
                 () = caller.closed() => {}
             }
@@ -140,7 +142,7 @@ impl FakeWorld {
 }
 
 /// Comes back when the engine is in this state.
-async fn until(state: &mut watch::Receiver<EngineState>, wanted: EngineState) {
+async fn until(state: &mut level::Receiver<EngineState>, wanted: EngineState) {
     if state.wait_for(|state| *state == wanted).await.is_err() {
         // The world is gone, so nothing changes any more.
         std::future::pending::<()>().await;
