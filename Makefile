@@ -62,8 +62,10 @@ soak: packages-test ## the real daemon and a real Docker engine under a storm of
 	$(CARGO) test --locked --test soak --no-run
 	deploy/setup.sh engine run env NSPOOL_SOAK=$$(( $(or $(MINUTES),60) * 60 )) $(CARGO) test --offline --locked --test soak -- --nocapture
 
-bench: ## what the daemon itself costs, against an empty gRPC handler and over pool sizes
-	$(CARGO) bench --workspace --locked
+bench: packages-test ## what the daemon costs, against an empty gRPC handler and over pool sizes, and what holders see of bad days
+	$(CARGO) bench --locked --bench api --bench pool --bench daemon
+	$(CARGO) bench --locked --bench engine --no-run
+	deploy/setup.sh engine run $(CARGO) bench --offline --locked --bench engine
 
 lint: lint-toolchain ## format, clippy, documentation, dependencies, scripts
 	@$(section) "format" $(CARGO) fmt --all --check

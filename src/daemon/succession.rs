@@ -48,13 +48,13 @@ impl Succession {
         tokio::try_join!(nannies, rest).map(|_| ()).map_err(DaemonError::Nanny)
     }
 
-    /// `None`: the stop came first.
+    /// `None`: the stop came first, and nothing that is known of has to be removed.
     async fn engine_id(&self) -> Option<String> {
         let mut state = self.tools.engine_state.clone();
         tokio::select! {
             biased;
             up = state.wait_for(EngineState::is_up) => up.ok()?.info().map(|info| info.id.clone()),
-            () = self.stopping() => None,
+            () = self.tools.pool.until(|state| state.is_stopping() && (state.is_keeping() || state.unproven() == 0)) => None,
         }
     }
 

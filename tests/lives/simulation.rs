@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::story::Story;
 use crate::support::disk::Disk;
 use crate::support::rig::Rig;
+use nspool::daemon::Signal;
 use nspool::engine::fake::{Call, Containers, Events, Fault, Operation};
 use nspool::engine::{BuddySpec, NamespaceKind};
 use nspool::ledger::{Identity, Ledger};
@@ -214,4 +215,26 @@ async fn nothing_is_made_while_what_a_predecessor_left_is_looked_for() {
     assert_eq!(story.rig().pool.read(|state| state.usage().filling), 2, "those that are adopted, and no other");
     story.engine_back(false);
     story.rig().settled(5).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_right_after_the_start_removes_what_the_ledger_tells() {
+    for frozen in [false, true] {
+        let mut story = Story::new(1);
+        story.rig().settled(2).await;
+        story.kill().await;
+        if frozen {
+            story.world.engine_frozen();
+        }
+        story.start_with(false);
+        let rig = story.rig.take().unwrap();
+        rig.signals.send(Signal::Stop).await.unwrap();
+        let back = async {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            story.world.engine_back(Containers::Kept, Events::Late);
+        };
+        let (ended, ()) = tokio::join!(rig.ended(), back);
+        assert_eq!(ended.unwrap().left, []);
+        assert!(story.world.buddies().is_empty(), "frozen: {frozen}");
+    }
 }
