@@ -140,7 +140,7 @@ pub async fn run(
     Notifier.ready("filling");
     let outcome = daemon.run(told).await;
     end.cancel();
-    sockets.bound.iter().for_each(Bound::unlink);
+    drop(sockets.bound);
     outcome.map_err(ProcessError::Daemon)
 }
 
@@ -172,7 +172,7 @@ struct Sockets {
     bound: Vec<Bound>,
 }
 
-/// A socket that we made.
+/// A socket that we made: it goes with this, however far a start came.
 struct Bound {
     path: PathBuf,
     identity: (u64, u64),
@@ -246,9 +246,9 @@ fn bind(path: &Path, mode: u32, group: Option<&Group>) -> io::Result<(UnixListen
     Ok((listener, Bound { path: path.to_owned(), identity: (metadata.dev(), metadata.ino()) }))
 }
 
-impl Bound {
+impl Drop for Bound {
     /// Unless somebody else's socket is there by now.
-    fn unlink(&self) {
+    fn drop(&mut self) {
         let ours = std::fs::symlink_metadata(&self.path).is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.identity);
         if ours && let Err(error) = std::fs::remove_file(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "the socket could not be removed");
