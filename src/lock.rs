@@ -103,8 +103,11 @@ mod tests {
         let _other_pool = PoolLock::take(&locks, "engine/1", "b").unwrap();
         let _other_engine = PoolLock::take(&locks, "engine/2", "a").unwrap();
         drop(first);
-        PoolLock::take(&locks, "engine/1", "a").unwrap();
+        let again = PoolLock::take(&locks, "engine/1", "a").unwrap();
+        // Other releases lock this one, too.
+        assert_eq!(again.path, locks.join("a-b974461d776bb658.lock"));
     }
+
     #[test]
     fn a_discarded_lock_is_gone_and_a_lock_on_its_file_keeps_nobody_out() {
         let folder = tempfile::tempdir().unwrap();

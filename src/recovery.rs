@@ -74,8 +74,15 @@ pub fn restore(pool: &Pool, replayed: Replayed, join_by: Duration) -> Suspects {
     let Replayed { table, found } = replayed;
     let began = Duration::from_nanos(table.began.as_ref().map_or(0, |began| began.at));
     match &found {
-        ledger::Found::Nothing | ledger::Found::Whole { torn: 0 } => {}
-        ledger::Found::Whole { torn } => tracing::info!(bytes = torn, "the end of the ledger was not completed: cut off"),
+        ledger::Found::Nothing | ledger::Found::Whole { torn: 0, unread: 0 } => {}
+        ledger::Found::Whole { torn, unread: 0 } => tracing::info!(bytes = torn, "the end of the ledger was not completed: cut off"),
+        ledger::Found::Whole { torn, unread } => {
+            tracing::info!(
+                bytes = torn,
+                records = unread,
+                "the ledger is of a later release: its leases stand, what only that release knows is dropped"
+            );
+        }
         ledger::Found::Broken { bytes, aside } => {
             tracing::error!(bytes, aside, "the ledger is broken: leases that it tells stand, other buddies are not trusted to be free");
         }

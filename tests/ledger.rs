@@ -7,6 +7,13 @@ mod support {
     pub mod world;
 }
 
+mod formats {
+    mod everything;
+    mod format_1;
+    mod in_the_pool;
+    mod releases;
+}
+
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
@@ -56,7 +63,7 @@ fn what_was_flushed_is_there_on_this_boot_and_on_no_other() {
     put(&ledger, ready(1)).unwrap();
     put(&ledger, leased(1)).unwrap();
     let (_, replayed) = open(&disk, "b1");
-    assert_eq!(replayed.found, Found::Whole { torn: 0 });
+    assert_eq!(replayed.found, Found::Whole { torn: 0, unread: 0 });
     assert_eq!((replayed.table.leases.len(), replayed.table.buddies.len()), (1, 1));
     assert_eq!(replayed.table.began.unwrap().incarnation, incarnation);
     let (_, replayed) = open(&disk, "b2");
@@ -76,13 +83,13 @@ fn a_torn_tail_is_cut_off_and_a_broken_middle_is_reported() {
     let length = disk.bytes().len();
     disk.change(|bytes| bytes.truncate(length - 1));
     let (_, replayed) = open(&disk, "b");
-    assert!(matches!(replayed.found, Found::Whole { torn } if torn > 0), "{:?}", replayed.found);
+    assert!(matches!(replayed.found, Found::Whole { torn, .. } if torn > 0), "{:?}", replayed.found);
     assert_eq!(replayed.table.buddies.keys().copied().collect::<Vec<_>>(), [0, 1]);
     disk.change(|bytes| bytes[length / 2] ^= 1);
     let (_, replayed) = open(&disk, "b");
     assert!(matches!(&replayed.found, Found::Broken { bytes, aside } if *bytes > 0 && aside == "aside"), "{:?}", replayed.found);
     // Mended: the next one finds nothing wrong.
-    assert_eq!(open(&disk, "b").1.found, Found::Whole { torn: 0 });
+    assert_eq!(open(&disk, "b").1.found, Found::Whole { torn: 0, unread: 0 });
 }
 
 #[test]
@@ -105,7 +112,7 @@ fn a_full_disk_takes_releases_and_no_grants_and_forgets_nothing() {
     assert!(ledger.failure().is_some());
     let copy = Disk::default();
     copy.change(|bytes| *bytes = disk.bytes());
-    assert_eq!(open(&copy, "b").1.found, Found::Whole { torn: 0 }, "half a batch stays");
+    assert_eq!(open(&copy, "b").1.found, Found::Whole { torn: 0, unread: 0 }, "half a batch stays");
     put(&ledger, ready(2)).unwrap_err();
     disk.set_room(None);
     put(&ledger, ready(3)).unwrap();
@@ -201,7 +208,7 @@ async fn nothing_is_handed_out_that_cannot_be_recorded() {
     disk.set_room(None);
     let second = pool.allocate(request(), Duration::ZERO).await.unwrap().lease;
     let (_, Replayed { table, found }) = open(&disk, "b");
-    assert_eq!(found, Found::Whole { torn: 0 });
+    assert_eq!(found, Found::Whole { torn: 0, unread: 0 });
     assert_eq!(table.leases.keys().collect::<Vec<_>>(), [&second.token.0.to_vec()]);
     assert_eq!(
         table.ended.iter().map(|ended| &ended.token).collect::<Vec<_>>(),

@@ -9,6 +9,10 @@
 
 #![expect(clippy::wildcard_enum_match_arm, reason = "the model says what it does with few states or ops, and nothing with all others")]
 
+#[path = "formats/format_1.rs"]
+mod format_1;
+#[path = "formats/in_the_pool.rs"]
+mod in_the_pool;
 #[path = "pool_model/model.rs"]
 mod model;
 #[path = "pool_model/ops.rs"]

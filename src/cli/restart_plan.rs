@@ -146,6 +146,9 @@ fn all_lost(info: &proto::GetInfoResponse, next: &Config) -> Option<String> {
             info.state_dir
         ));
     }
+    if let Some(why) = refusal(&next.state.dir) {
+        return Some(why);
+    }
     let engine = info.engine.as_ref().map(|engine| engine.endpoint.as_str()).unwrap_or_default();
     match &next.engine.endpoint {
         Some(endpoint) if !engine.is_empty() && socket(endpoint) != socket(engine) => {
@@ -153,6 +156,12 @@ fn all_lost(info: &proto::GetInfoResponse, next: &Config) -> Option<String> {
         }
         _ => None,
     }
+}
+
+/// Why a daemon of this release would not take over the ledger there, as far as whoever asks may look at it.
+fn refusal(folder: &Path) -> Option<String> {
+    let refused = boot_id().and_then(|boot| Ledger::peek(folder, &boot)).err()?;
+    (refused.kind() == std::io::ErrorKind::Unsupported).then(|| format!("this program does not start with the ledger: {refused}"))
 }
 
 fn socket(endpoint: &str) -> &str {

@@ -1,5 +1,6 @@
 //! How records lie in the file: a frame is the payload's length and its CRC-32 (both little endian), then the payload. Nothing else is in the
-//! file, so a reader can find the next whole frame behind a broken one.
+//! file, so a reader can find the next whole frame behind a broken one. This layout is every release's; what may change is said in
+//! [`format`](super::format).
 
 use prost::Message;
 
@@ -7,7 +8,8 @@ use super::record::{Entry, Record};
 
 /// Length and checksum.
 const HEAD: usize = 8;
-/// Longer than any record: 16 labels of 319 bytes, a host_config and a resolv.conf fit several times. A longer length is a broken frame.
+/// Longer than any record: 16 labels of 319 bytes, a host_config and a resolv.conf fit several times. A longer length is a broken frame, to earlier
+/// releases, too.
 pub(super) const LONGEST: usize = 256 << 10;
 
 /// Appends a record's frame.
@@ -26,6 +28,8 @@ pub fn encode(record: Record, out: &mut Vec<u8>) {
 pub(super) struct Scan {
     /// Whole ones of known kinds, in order.
     pub records: Vec<Record>,
+    /// How many whole ones are of kinds that are not known.
+    pub unread: usize,
     /// Where the last whole frame ends; what follows is a torn tail.
     pub end: usize,
     /// Bytes in the middle that are no frames.
@@ -40,7 +44,10 @@ pub(super) fn scan(bytes: &[u8]) -> Scan {
         match frame(&bytes[at..]) {
             Some((entry, length)) => {
                 found.broken += at - found.end;
-                found.records.extend(entry.record);
+                match entry.record {
+                    Some(record) => found.records.push(record),
+                    None => found.unread += 1,
+                }
                 at += length;
                 found.end = at;
             }
@@ -117,6 +124,6 @@ mod tests {
         bytes.extend(crc32fast::hash(&payload).to_le_bytes());
         bytes.extend(&payload);
         encode(out(2), &mut bytes);
-        assert_eq!(scan(&bytes), Scan { records: vec![out(1), out(2)], end: bytes.len(), broken: 0 });
+        assert_eq!(scan(&bytes), Scan { records: vec![out(1), out(2)], unread: 1, end: bytes.len(), broken: 0 });
     }
 }

@@ -10,10 +10,11 @@
 //!
 //! What can go wrong: a torn tail (the daemon was killed in a write: cut off, the caller was not answered) · a broken middle (reported, the file
 //! kept aside; leases that are still told stand, buddies are not trusted to be free) · a file of another boot (begun anew) · a file of another
-//! pool, or that another daemon uses (refused) · a disk that is full or fails (see above).
+//! pool, of a release too far ahead ([`mod@format`]), or that another daemon uses (refused) · a disk that is full or fails (see above).
 //!
 //! What it deliberately does not know: the pool. It is handed frames, and hands back a [`Table`].
 
+pub mod format;
 mod frames;
 pub mod record;
 mod store;
@@ -30,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::level;
 
+pub use format::{Identity, boot_id};
 pub use frames::encode;
 use frames::scan;
 use record::{Began, Record};
@@ -68,10 +70,12 @@ pub struct Replayed {
 pub enum Found {
     /// There was none, or one of an earlier boot.
     Nothing,
-    /// As it was left; so many bytes of a write that was not completed were cut off.
+    /// As it was left.
     Whole {
-        /// Usually none.
+        /// Bytes of a write that was not completed, which were cut off; usually none.
         torn: usize,
+        /// Records of kinds that only later releases know, which are not kept; see [`mod@format`].
+        unread: usize,
     },
     /// So many bytes in the middle mean nothing.
     Broken {
@@ -80,25 +84,6 @@ pub enum Found {
         /// Where the file is kept for people; empty: nowhere.
         aside: String,
     },
-}
-
-/// Whose ledger it is.
-#[derive(Clone, Debug)]
-pub struct Identity {
-    /// See [`boot_id`].
-    pub boot_id: String,
-    /// The pool's name.
-    pub pool: String,
-    /// Since the boot.
-    pub now: Duration,
-}
-
-/// The boot that this is.
-///
-/// # Errors
-/// The kernel's.
-pub fn boot_id() -> io::Result<String> {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned())
 }
 
 /// See the module.
@@ -147,28 +132,22 @@ impl Ledger {
     pub fn on(mut store: Box<dyn Store>, identity: &Identity) -> io::Result<(Arc<Self>, Replayed)> {
         let bytes = store.read(0)?;
         let scanned = scan(&bytes);
-        let (torn, broken) = (bytes.len() - scanned.end, scanned.broken);
+        let (torn, broken, unread) = (bytes.len() - scanned.end, scanned.broken, scanned.unread);
         let mut table = Table::of(scanned.records);
-        let same_boot = table.began.as_ref().is_some_and(|began| began.boot_id == identity.boot_id);
-        let found = match (&table.began, broken) {
-            (Some(began), _) if same_boot && began.pool != identity.pool => {
-                let words =
-                    format!("it is of the pool {:?}, not {:?}; each pool needs a [state] dir of its own", began.pool, identity.pool);
-                return Err(io::Error::new(io::ErrorKind::AlreadyExists, words));
-            }
-            (Some(_), 0) if same_boot => Found::Whole { torn },
-            (Some(_), 0) => Found::Nothing,
-            (None, 0) if bytes.is_empty() => Found::Nothing,
-            (Some(_), _) if !same_boot => Found::Nothing,
+        let of_this_boot = table.began.take_if(|began| began.boot_id == identity.boot_id);
+        let of_another_boot = table.began.is_some();
+        if let Some(began) = &of_this_boot {
+            identity.may_take(began)?;
+        }
+        let found = match (&of_this_boot, broken) {
+            (Some(_), 0) => Found::Whole { torn, unread },
+            (None, _) if of_another_boot || bytes.is_empty() => Found::Nothing,
             (Some(_) | None, _) => Found::Broken { bytes: broken.max(torn), aside: store.keep_aside().unwrap_or_default() },
         };
-        if !same_boot {
-            let incarnation = crate::random::uuid().to_string();
-            table = Table {
-                began: Some(Began { boot_id: identity.boot_id.clone(), pool: identity.pool.clone(), incarnation, at: nanos(identity.now) }),
-                ..Table::default()
-            };
+        if of_this_boot.is_none() {
+            table = Table::default();
         }
+        table.began = Some(format::sign(of_this_boot.unwrap_or_else(|| identity.begin())));
         if matches!(found, Found::Broken { .. }) {
             table.distrust(nanos(identity.now));
         }
@@ -189,14 +168,16 @@ impl Ledger {
     /// What a dead daemon's ledger in this folder tells, without taking it over; `None`: there is none, or it is of an earlier boot.
     ///
     /// # Errors
-    /// The file cannot be read.
+    /// The file cannot be read, or [`format::TooNew`].
     pub fn peek(folder: &Path, boot_id: &str) -> io::Result<Option<Table>> {
         let table = match std::fs::read(folder.join(store::NAME)) {
             Ok(bytes) => Table::read(&bytes),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        Ok(Some(table).filter(|table| table.began.as_ref().is_some_and(|began| began.boot_id == boot_id)))
+        let Some(began) = table.began.as_ref().filter(|began| began.boot_id == boot_id) else { return Ok(None) };
+        format::may_read(began)?;
+        Ok(Some(table))
     }
 
     /// Takes over frames, in the order of the changes they tell: to be called under the lock that makes the order.

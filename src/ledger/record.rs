@@ -1,6 +1,7 @@
 //! What is written: one protobuf message per record, so that a later release may add fields and kinds, and this one reads past them.
 //!
-//! Tags are never used twice. A kind that is not known decodes to nothing and is skipped. Moments are nanoseconds of CLOCK_BOOTTIME; they mean
+//! Tags are never used twice: [`format`](super::format) says what else holds for changes here, and `tests/ledger.rs` keeps what each release wrote. A
+//! kind that is not known decodes to nothing and is skipped. Moments are nanoseconds of CLOCK_BOOTTIME; they mean
 //! something on one boot only, and so does the file.
 
 /// One frame's payload.
@@ -41,7 +42,7 @@ pub enum Record {
     Doors(Doors),
 }
 
-/// Whose file it is.
+/// Whose file it is, and who can read it. These numbers are for good, in every format.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Began {
     /// `/proc/sys/kernel/random/boot_id`
@@ -56,6 +57,12 @@ pub struct Began {
     /// Since when it tells everything: what is older, an earlier ledger told, which is lost.
     #[prost(uint64, tag = "4")]
     pub at: u64,
+    /// [`FORMAT`](super::format::FORMAT) of whoever wrote the file.
+    #[prost(uint32, tag = "5")]
+    pub format: u32,
+    /// [`OLDEST_READER`](super::format::OLDEST_READER) of whoever wrote the file.
+    #[prost(uint32, tag = "6")]
+    pub oldest_reader: u32,
 }
 
 /// See [`Record::Ready`].

@@ -172,6 +172,16 @@ mod tests {
         assert_eq!(other.owned(&name, &spec.labels), None);
     }
 
+    /// As 0.1.0 named and labelled it; every later release has to know it.
+    #[test]
+    fn a_buddy_of_the_first_release_is_ours() {
+        let labels = ["pool=a-b", "instance=i", "slot=7", "generation=1042", "version=0.1.0"]
+            .map(|label| label.split_once('=').unwrap())
+            .map(|(key, value)| (format!("nspool.{key}"), value.to_owned()));
+        let ours = Ownership { instance: "i".into(), slot: 7, generation: 1042 };
+        assert_eq!(breed().owned("nspool-a-b-7-1042-3-00000abc", &labels.into()), Some(ours));
+    }
+
     #[test]
     fn a_name_is_a_dns_label_at_its_longest() {
         let breed = Breed { pool: "p".repeat(20), ..breed() };

@@ -13,6 +13,7 @@ use nspool::pool::{
 
 use super::model::{Answer, Model, Told, Waiter, word};
 use super::ops::{Age, Label, Life, Op, RuleSet, Seen, Start};
+use super::{format_1, in_the_pool};
 
 const FIRST_GENERATION: u64 = 100;
 
@@ -632,6 +633,8 @@ impl Story {
         let rules = Rules { ready: 0, max: 0, ..self.model.rules.clone() };
         let recorded = Table::read(&self.journal);
         self.compare_recorded(recorded.clone());
+        // An earlier release finds the same.
+        in_the_pool::agree(&format_1::read(&self.journal), &recorded, &self.state, &self.names);
         let mut next = State::new(rules, FIRST_GENERATION);
         next.record_with(Arc::clone(&self.names));
         next.restore(self.now, recorded);
