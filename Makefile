@@ -15,7 +15,7 @@ scripts := $(wildcard deploy/*.sh) .ci/run $(wildcard clients/*/*.sh tests/*.sh 
 # Written out, because cargo's --all-targets would run the benches, too.
 tests := --workspace --locked --lib --bins --tests
 
-.PHONY: help build demo test simulate soak bench lint install clean packages-test engines-stop test-rust test-clients test-rules \
+.PHONY: help build demo test simulate soak upgrade bench lint install clean packages-test engines-stop test-rust test-clients test-rules \
         test-scripts lint-toolchain lint-scripts lint-deny
 
 help: ## this list
@@ -61,6 +61,9 @@ simulate: ## as many seeded lives of the whole daemon as SEEDS says (default 100
 soak: packages-test ## the real daemon and a real Docker engine under a storm of faults, for as long as MINUTES says (default 60)
 	$(CARGO) test --locked --test soak --no-run
 	deploy/setup.sh engine run env NSPOOL_SOAK=$$(( $(or $(MINUTES),60) * 60 )) $(CARGO) test --offline --locked --test soak -- --nocapture
+
+upgrade: packages-test ## from the daemon of revision FROM (default: the last release) to this one and back, with live leases
+	tests/upgrade.sh $(FROM)
 
 bench: packages-test ## what the daemon costs, against an empty gRPC handler and over pool sizes, and what holders see of bad days
 	$(CARGO) bench --locked --bench api --bench pool --bench daemon

@@ -28,4 +28,5 @@ mod e2e {
     mod seen;
     mod stops;
     mod systemd;
+    mod upgrades;
 }

@@ -4,7 +4,7 @@
 //! functions are found by their labels. Its log is printed when the test fails.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
@@ -30,6 +30,8 @@ pub struct TestDaemon<'e> {
     pub pool: String,
     pub socket: PathBuf,
     pub dir: tempfile::TempDir,
+    /// What is started as the daemon: [`NSPOOL`], unless a test says otherwise.
+    pub program: PathBuf,
     settings: BTreeMap<String, String>,
     child: Option<Child>,
 }
@@ -47,7 +49,7 @@ impl<'e> TestDaemon<'e> {
         let dir = tempfile::Builder::new().prefix("nsp").tempdir_in("/tmp").unwrap();
         let socket = dir.path().join("s");
         let pool = format!("t{:x}", unique());
-        let mut daemon = Self { engine, pool, socket, dir, settings: BTreeMap::new(), child: None };
+        let mut daemon = Self { engine, pool, socket, dir, program: NSPOOL.into(), settings: BTreeMap::new(), child: None };
         let lines = [
             format!("pool.name = {:?}", daemon.pool),
             "pool.ready = 2".into(),
@@ -96,7 +98,7 @@ impl<'e> TestDaemon<'e> {
         let mut words = vec!["setpriv", "--pdeathsig", "KILL"];
         words.extend(launcher);
         let mut command = Command::new(words[0]);
-        command.args(&words[1..]).args([NSPOOL, "serve", "--config"]).arg(self.config());
+        command.args(&words[1..]).arg(&self.program).args(["serve", "--config"]).arg(self.config());
         scrub(&mut command);
         command
     }
@@ -166,9 +168,15 @@ impl<'e> TestDaemon<'e> {
 
     /// The command line client.
     pub fn cli(&self, args: &[&str]) -> Output {
-        let mut command = Command::new(NSPOOL);
+        self.cli_of(NSPOOL.as_ref(), args).output().unwrap()
+    }
+
+    /// That of another program, not started yet.
+    pub fn cli_of(&self, program: &Path, args: &[&str]) -> Command {
+        let mut command = Command::new(program);
         scrub(&mut command);
-        command.args(args).env("NSPOOL_ENDPOINT", self.endpoint()).stdin(Stdio::null()).output().unwrap()
+        command.args(args).env("NSPOOL_ENDPOINT", self.endpoint()).stdin(Stdio::null());
+        command
     }
 
     /// The same; panics unless it succeeds, gives the document it printed.
