@@ -11,7 +11,6 @@ use std::convert::Infallible;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -89,14 +88,12 @@ impl Server {
 
     fn peer_of(&self, stream: &UnixStream) -> io::Result<Peer> {
         let credentials = stream.peer_cred()?;
-        let connection = ConnectionId(self.shared.next_connection.fetch_add(1, Ordering::Relaxed));
-        Ok(Peer { uid: credentials.uid(), pid: credentials.pid().unwrap_or(0), connection })
+        Ok(Peer { uid: credentials.uid(), pid: credentials.pid().unwrap_or(0), connection: self.shared.next_connection() })
     }
 
     /// One connection, from its first byte to its end.
     async fn connection(self, stream: UnixStream, peer: Peer) {
-        self.shared.connections.lock().insert(peer.connection);
-        let closing = Closing { shared: Arc::clone(&self.shared), connection: peer.connection };
+        let closing = Closing::of(&self.shared, peer.connection);
         tracing::debug!(peer_uid = peer.uid, peer_pid = peer.pid, connection = peer.connection.0, "connected");
         let (mut turns, socket, calls) = Turns::new(stream);
         let mut http = http2::Builder::new(calls);
@@ -126,10 +123,17 @@ impl Server {
     }
 }
 
-/// Ends what was to last as long as the connection.
-struct Closing {
+/// Dropped, it ends what was to last as long as the connection.
+pub(super) struct Closing {
     shared: Arc<Shared>,
     connection: ConnectionId,
+}
+
+impl Closing {
+    pub(super) fn of(shared: &Arc<Shared>, connection: ConnectionId) -> Self {
+        shared.connections.lock().insert(connection);
+        Self { shared: Arc::clone(shared), connection }
+    }
 }
 
 impl Drop for Closing {

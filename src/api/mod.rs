@@ -19,6 +19,7 @@ mod convert;
 mod counters;
 mod deadline;
 mod health;
+mod local;
 mod namespace_pool;
 mod status;
 mod turns;
@@ -27,7 +28,7 @@ mod watch;
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use futures::future::BoxFuture;
@@ -43,6 +44,7 @@ use crate::level;
 use crate::pool::{ConnectionId, Moment, Pool};
 
 use counters::Counters;
+pub use local::Local;
 
 /// All that the services need. Made by the daemon; install the metrics recorder before [`serve`], which registers its handles there.
 pub struct Api {
@@ -226,6 +228,31 @@ struct Shared {
     own_uid: u32,
 }
 
+impl Shared {
+    fn new(api: Api, stop: CancellationToken) -> Arc<Self> {
+        Arc::new(Self {
+            pool: api.pool,
+            about: api.about,
+            status: api.status,
+            limits: api.limits,
+            detached: api.detached,
+            audit: api.audit,
+            max_message: api.max_message,
+            max_streams: api.max_streams,
+            counters: Counters::new(),
+            stop,
+            connections: Mutex::default(),
+            next_connection: AtomicU64::new(1),
+            drains: AtomicU32::new(0),
+            own_uid: rustix::process::geteuid().as_raw(),
+        })
+    }
+
+    fn next_connection(&self) -> ConnectionId {
+        ConnectionId(self.next_connection.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
 /// Serves on all listeners until `stop`, then refuses new work, ends the streams with a reason and comes back when every call is answered, or
 /// cut off after [`Api::grace`]. Dropped before, it stops in the same way at once. Whoever bound the listeners' paths removes them.
 ///
@@ -238,24 +265,9 @@ pub async fn serve(api: Api, listeners: Vec<UnixListener>, stop: CancellationTok
     let cut = CancellationToken::new();
     let _cut_when_dropped = cut.clone().drop_guard();
 
-    let grace = api.grace;
-    let shared = Arc::new(Shared {
-        pool: api.pool,
-        about: api.about,
-        status: api.status,
-        limits: api.limits,
-        detached: api.detached,
-        audit: api.audit,
-        max_message: api.max_message,
-        max_streams: api.max_streams,
-        counters: Counters::new(),
-        stop: stop.clone(),
-        connections: Mutex::default(),
-        next_connection: AtomicU64::new(1),
-        drains: AtomicU32::new(0),
-        own_uid: rustix::process::geteuid().as_raw(),
-    });
-    let (reporter, rest) = health::and_reflection(api.max_message).map_err(ServeError::Reflection)?;
+    let (grace, max_message) = (api.grace, api.max_message);
+    let shared = Shared::new(api, stop.clone());
+    let (reporter, rest) = health::and_reflection(max_message).map_err(ServeError::Reflection)?;
     let tasks = TaskTracker::new();
     tasks.spawn(health::follow(Arc::clone(&shared), reporter));
     for listener in listeners {

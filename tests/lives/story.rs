@@ -7,21 +7,25 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
+
 use crate::support::disk::Disk;
 use crate::support::mortal::{Life, MortalEngine, MortalStore};
-use crate::support::rig::{Rig, config, request};
+use crate::support::rig::{Rig, config};
 use nspool::config::{Config, Reuse};
 use nspool::daemon::Signal;
 use nspool::engine::fake::{Containers, Events, FakeWorld, FunctionId};
 use nspool::ledger::{Identity, Ledger};
-use nspool::pool::{Lifetime, Request, Token};
+use nspool::pool::Token;
+use nspool::proto;
+use nspool::proto::namespace_pool_server::NamespacePool as _;
 
 /// A lease that was answered and not released.
 pub(crate) struct Held {
-    pub(crate) token: Token,
+    pub(crate) token: String,
     pub(crate) namespace_id: String,
     pub(crate) container: Arc<str>,
-    pub(crate) request: Request,
+    pub(crate) request: proto::AllocateRequest,
     pub(crate) functions: Vec<FunctionId>,
 }
 
@@ -43,8 +47,8 @@ pub(crate) struct Story {
     pub(crate) life: Arc<Life>,
     pub(crate) engine: EngineIs,
     /// Calls that were cut off by the daemon's end: answered never, done or not.
-    pub(crate) doubtful: Vec<Request>,
-    pub(crate) releasing: Vec<(Token, bool)>,
+    pub(crate) doubtful: Vec<proto::AllocateRequest>,
+    pub(crate) releasing: Vec<(String, bool)>,
     pub(crate) held: Vec<Held>,
     /// Leases that a lost ledger told of, and until when their buddies are kept.
     pub(crate) forgotten: Vec<(Held, Duration)>,
@@ -117,33 +121,41 @@ impl Story {
         let request = if again {
             self.held[self.dice.usize(..self.held.len())].request.clone()
         } else {
-            let request_id = Some(format!("r{}", self.requests));
-            Request { request_id, lifetime: Lifetime::Ttl(Duration::from_secs(24 * 3600)), ..request() }
+            proto::AllocateRequest {
+                request_id: format!("r{}", self.requests),
+                lifetime: proto::Lifetime::Ttl.into(),
+                ttl: Some(prost_types::Duration { seconds: 24 * 3600, nanos: 0 }),
+                ..proto::AllocateRequest::default()
+            }
         };
         self.ask(request, again).await;
     }
 
-    pub(crate) async fn ask(&mut self, request: Request, again: bool) {
+    pub(crate) async fn ask(&mut self, request: proto::AllocateRequest, again: bool) {
         let wait = Duration::from_millis(self.dice.u64(..3000));
-        let answer = self.rig().pool.allocate(request.clone(), wait).await;
+        let asked = proto::AllocateRequest { wait: wait.try_into().ok(), ..request.clone() };
+        let answer = self.rig().caller.namespace_pool().allocate(tonic::Request::new(asked)).await;
         if self.life.is_over() {
             if !again {
                 self.doubtful.push(request);
             }
             return;
         }
-        let Ok(grant) = answer else { return };
-        let (token, namespace) = (grant.lease.token, &grant.lease.namespace);
-        if let Some(known) = self.held.iter().find(|held| held.token == token) {
-            assert!(grant.repeated && known.namespace_id == namespace.namespace_id, "another lease for the same request");
+        let Ok(answer) = answer else { return };
+        let answer = answer.into_inner();
+        let lease = answer.lease.unwrap();
+        if let Some(known) = self.held.iter().find(|held| held.token == lease.token) {
+            assert!(answer.repeated_request && known.namespace_id == lease.namespace_id, "another lease for the same request");
             return;
         }
-        assert!(!again || grant.lease.lost.is_some(), "a second lease for a request that has one");
-        assert!(self.held.iter().all(|held| held.namespace_id != namespace.namespace_id), "{} is leased twice", namespace.namespace_id);
-        let (namespace_id, container) = (namespace.namespace_id.clone(), Arc::clone(&namespace.container_id));
+        let namespace_id = lease.namespace_id.clone();
+        assert!(!again || lease.state() == proto::LeaseState::Lost, "a second lease for a request that has one");
+        assert!(self.held.iter().all(|held| held.namespace_id != namespace_id), "{namespace_id} is leased twice");
         let stolen = self.forgotten.iter().any(|(lost, _)| lost.namespace_id == namespace_id);
         assert!(!stolen, "{namespace_id} is leased to somebody else");
-        self.held.push(Held { token, namespace_id, container, request, functions: Vec::new() });
+        let token = Token::from_hex(&lease.token).unwrap();
+        let container = self.rig().pool.read(|state| state.lease(token)).unwrap().namespace.container_id.clone();
+        self.held.push(Held { token: lease.token, namespace_id, container, request, functions: Vec::new() });
     }
 
     pub(crate) fn run(&mut self) {
@@ -183,9 +195,11 @@ impl Story {
         self.give_back(held.token, doubtful);
     }
 
-    pub(crate) fn give_back(&mut self, token: Token, doubtful: bool) {
+    pub(crate) fn give_back(&mut self, token: String, doubtful: bool) {
         // Whether or not an earlier try was recorded.
-        self.rig().pool.with(|state, now| state.release(now, token, doubtful)).unwrap();
+        let asked = proto::ReleaseRequest { token: token.clone(), doubtful };
+        let answer = self.rig().caller.namespace_pool().release(tonic::Request::new(asked)).now_or_never();
+        answer.expect("a release waits for nothing").unwrap();
         if self.life.is_over() {
             self.releasing.push((token, doubtful));
         }
@@ -332,7 +346,10 @@ impl Story {
     pub(crate) fn forget(&mut self) {
         let until = self.world.kernel().since_boot() + self.config.pool.join_by;
         let pool = Arc::clone(&self.rig().pool);
-        let (known, forgotten) = self.held.drain(..).partition(|held: &Held| pool.read(|state| state.lease(held.token).is_ok()));
+        let (known, forgotten) = self.held.drain(..).partition(|held: &Held| {
+            let token = Token::from_hex(&held.token).unwrap();
+            pool.read(|state| state.lease(token).is_ok())
+        });
         self.held = known;
         let forgotten: Vec<Held> = forgotten;
         for mut held in forgotten {
@@ -350,14 +367,17 @@ impl Story {
         assert_eq!(self.world.violations(), []);
         self.rig().pool.read(|state| state.check());
         for held in &self.held {
-            let lease = self.rig().pool.read(|state| state.lease(held.token));
-            let lease = lease.unwrap_or_else(|denied| panic!("the lease on {} is gone: {denied}", held.namespace_id));
-            assert_eq!(lease.namespace.namespace_id, held.namespace_id);
+            let asked = proto::GetLeaseRequest { token: held.token.clone() };
+            let answer = self.rig().caller.namespace_pool().get_lease(tonic::Request::new(asked)).now_or_never();
+            let answer = answer.expect("a look waits for nothing");
+            let lease =
+                answer.unwrap_or_else(|denied| panic!("the lease on {} is gone: {denied}", held.namespace_id)).into_inner().lease.unwrap();
+            assert_eq!(lease.namespace_id, held.namespace_id);
             assert!(
-                lease.lost.is_none() || self.hurt.contains(&*held.container),
-                "the lease on {} is lost though nothing happened to its buddy: {:?}",
+                lease.state() == proto::LeaseState::Active || self.hurt.contains(&*held.container),
+                "the lease on {} is lost though nothing happened to its buddy: {}",
                 held.namespace_id,
-                lease.lost
+                lease.cause
             );
         }
     }

@@ -1,8 +1,9 @@
 //! The whole daemon but for its sockets, on the scripted engine, under a paused clock.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use nspool::api::{About, Api, DaemonStatus, Limits, Local};
 use nspool::audit::Auditor;
 use nspool::config::{Config, Reuse};
 use nspool::daemon::{Daemon, DaemonError, Parts, Signal, Stopped};
@@ -10,9 +11,11 @@ use nspool::engine::Engine;
 use nspool::engine::fake::FakeWorld;
 use nspool::image::gate::Source;
 use nspool::ledger::{Ledger, Replayed};
+use nspool::level;
 use nspool::pool::{Grant, Lifetime, Pool, Released, Request};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 /// A running daemon. Drop the rig and the daemon is aborted.
 pub struct Rig {
@@ -20,6 +23,8 @@ pub struct Rig {
     pub pool: Arc<Pool>,
     pub auditor: Arc<Auditor>,
     pub signals: mpsc::Sender<Signal>,
+    /// A caller, which has no socket between.
+    pub caller: Local,
     task: JoinHandle<Result<Stopped, DaemonError>>,
     _locks: Arc<tempfile::TempDir>,
 }
@@ -68,12 +73,15 @@ impl Rig {
             ledger,
             keep,
         };
+        let limits = Limits::of(&config.api, &config.pool);
+        let about = about(&config, world.kernel().since_boot());
         let daemon = Daemon::assemble(config, parts);
         let (pool, auditor) = (daemon.pool(), daemon.auditor());
+        let caller = Local::new(handlers(Arc::clone(&pool), about, limits), 0, CancellationToken::new());
         let (signals, received) = mpsc::channel(4);
         #[expect(clippy::disallowed_methods, reason = "the rig owns the handle and joins it in `stop`")]
         let task = tokio::spawn(daemon.run(received));
-        Self { world, pool, auditor, signals, task, _locks: locks }
+        Self { world, pool, auditor, signals, caller, task, _locks: locks }
     }
 
     /// kill -9: what the engine was told it carries out.
@@ -125,6 +133,35 @@ impl Rig {
 
     pub async fn ended(self) -> Result<Stopped, DaemonError> {
         tokio::time::timeout(Duration::from_secs(3600), self.task).await.expect("the daemon ends").unwrap()
+    }
+}
+
+fn about(config: &Config, started_boot: Duration) -> About {
+    About {
+        pool: config.pool.name.clone(),
+        networks: config.pool.networks.clone(),
+        reuse: String::new(),
+        at_stop: String::new(),
+        state_dir: String::new(),
+        incarnation: String::new(),
+        version: String::new(),
+        started_at: SystemTime::UNIX_EPOCH,
+        started_boot,
+    }
+}
+
+/// The daemon's own are behind its listeners, of which a rig has none.
+fn handlers(pool: Arc<Pool>, about: About, limits: Limits) -> Api {
+    Api {
+        pool,
+        about,
+        status: level::channel(DaemonStatus::default()).1,
+        limits: level::channel(limits).1,
+        detached: Arc::new(Vec::new),
+        audit: Arc::new(|_| Box::pin(async { unreachable!("audits are asked of the auditor here") })),
+        max_message: usize::MAX,
+        max_streams: u32::MAX,
+        grace: Duration::ZERO,
     }
 }
 
