@@ -77,6 +77,7 @@ pub mod level;
 pub mod lock;
 pub mod netns;
 pub mod random;
+mod sync;
 
 pub mod api;
 pub mod client;

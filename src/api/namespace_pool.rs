@@ -214,7 +214,7 @@ impl NamespacePool for PoolService {
         let mut checks = validate::Checks::default();
         checks.text("owner", &owner);
         checks.done()?;
-        let leases = self.shared.pool.with(|state, _| state.resume(self.peer.uid, &owner));
+        let leases = self.shared.pool.resume(self.peer.uid, &owner);
         tracing::debug!(owner, leases = leases.len(), peer_uid = self.peer.uid, peer_pid = self.peer.pid, "resumed");
         // From now on this connection holds what a connection held that is gone.
         leases.iter().for_each(|lease| self.hold(lease));

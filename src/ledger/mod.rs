@@ -16,6 +16,8 @@
 
 pub mod format;
 mod frames;
+#[cfg(test)]
+pub(crate) mod interleavings;
 pub mod record;
 mod store;
 mod table;
@@ -25,7 +27,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -37,6 +38,8 @@ use frames::scan;
 use record::{Began, Record};
 pub use store::{FileStore, OpenError, Store};
 pub use table::Table;
+
+use crate::sync::{Mutex, sleep};
 
 /// Room that is kept free behind the end: releases, ends and fences of some thousand leases.
 const RESERVE: u64 = 256 << 10;
@@ -103,6 +106,8 @@ struct File {
     reserved: u64,
     /// As long as the last compaction left it.
     compacted: u64,
+    /// How often it was begun anew.
+    begun: u64,
     /// What could not be written, and goes before what is staged.
     waiting: Vec<u8>,
     failure: Option<WriteError>,
@@ -154,7 +159,7 @@ impl Ledger {
         let mended = encoded(table.clone());
         store.replace(&mended)?;
         let length = mended.len() as u64;
-        let file = File { store, length, reserved: 0, compacted: length, waiting: Vec::new(), failure: None, given_up: false };
+        let file = File { store, length, reserved: 0, compacted: length, begun: 0, waiting: Vec::new(), failure: None, given_up: false };
         let ledger = Self {
             began: table.began.clone().unwrap_or_default(),
             staged: Mutex::new(Vec::new()),
@@ -237,16 +242,18 @@ impl Ledger {
     /// Compacts whenever it is worth it, and tries again what cannot be written, until `stop`. `now` is the time since boot, `most` as in [`Ledger::compact`].
     pub async fn keep_short(self: Arc<Self>, now: impl Fn() -> Duration, most: usize, stop: CancellationToken) {
         loop {
+            // Looked at once: a failure between two looks would be waited for by neither arm.
+            let fails = self.failure().is_some();
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
                 () = self.compactable.notified() => {}
-                () = tokio::time::sleep(TRY_AGAIN), if self.failure().is_some() => {
+                () = sleep(TRY_AGAIN), if fails => {
                     // Told by the level.
                     let _still = self.flush_grant();
                     continue;
                 }
-                () = failing(self.health()), if self.failure().is_none() => continue,
+                () = failing(self.health()), if !fails => continue,
             }
             let (own, now) = (Arc::clone(&self), nanos(now()));
             let before = self.length();
@@ -264,15 +271,19 @@ impl Ledger {
     /// # Errors
     /// The store's; the ledger is as it was, and is not compacted before it has grown as much again.
     pub fn compact(&self, now: u64, most: usize) -> io::Result<()> {
-        let before = {
+        let (before, begun) = {
             let mut file = self.file.lock();
             file.compacted = file.length;
-            file.read(0)?
+            (file.read(0)?, file.begun)
         };
         let mut table = Table::of(scan(&before).records);
         table.forget(now, most);
         let mut next = encoded(table);
         let mut file = self.file.lock();
+        if file.begun != begun {
+            // What was read is not there any more, and what is there is as short as it can be.
+            return Ok(());
+        }
         next.extend(file.read(before.len() as u64)?);
         file.store.replace(&next)?;
         (file.length, file.reserved, file.compacted) = (next.len() as u64, 0, next.len() as u64);
@@ -302,6 +313,7 @@ impl Ledger {
         (file.length, file.reserved, file.compacted) = (bytes.len() as u64, 0, bytes.len() as u64);
         staged.clear();
         (file.waiting, file.given_up) = (Vec::new(), false);
+        file.begun += 1;
         Ok(())
     }
 

@@ -74,6 +74,17 @@ pub enum Released {
     AlreadyEnded(Cause),
 }
 
+/// A lease of a holder.
+#[derive(Clone, Debug)]
+pub struct Held {
+    /// For [`State::delivered`].
+    pub index: LeaseIndex,
+    /// Somebody was told of it, so it is recorded.
+    pub told: bool,
+    /// What there is to tell.
+    pub lease: LeaseView,
+}
+
 impl State {
     /// Takes a slot, or a place in the queue if `may_wait`. `token` is used only when a lease is made.
     ///
@@ -135,7 +146,8 @@ impl State {
                 if let Some(why) = &self.leases[index].lost {
                     return Err(Denied::LeaseLost { why: why.to_string() });
                 }
-                self.leases[index].delivered = true;
+                // As for the first call: with a ledger, this one may find that it cannot be recorded.
+                self.leases[index].delivered |= !self.is_recorded();
                 Ok(Allocated::Repeated(index))
             }
             Known::Waiting(waiter) => Ok(Allocated::Waiting(waiter)),
@@ -498,14 +510,12 @@ impl State {
         self.leases.iter().filter(|(_, lease)| wanted(lease)).map(|(index, _)| self.view(index)).collect()
     }
 
-    /// All leases of a holder, who is told of them now: none of them can be undone any more.
-    pub fn resume(&mut self, uid: u32, owner: &str) -> Vec<LeaseView> {
+    /// All leases of a holder.
+    #[must_use]
+    pub fn held_by(&self, uid: u32, owner: &str) -> Vec<Held> {
         let of_holder = |lease: &Lease| lease.request.uid == uid && lease.request.owner == owner;
-        let indices: Vec<LeaseIndex> = self.leases.iter().filter(|(_, lease)| of_holder(lease)).map(|(index, _)| index).collect();
-        for index in &indices {
-            self.leases[*index].delivered = true;
-        }
-        indices.into_iter().map(|index| self.view(index)).collect()
+        let held = self.leases.iter().filter(|(_, lease)| of_holder(lease));
+        held.map(|(index, lease)| Held { index, told: lease.delivered, lease: self.view(index) }).collect()
     }
 
     /// Leases that were made before then and that no container has joined.

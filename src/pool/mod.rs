@@ -12,6 +12,9 @@ mod deadlines;
 mod doors;
 mod ended;
 mod events;
+mod grants;
+#[cfg(test)]
+mod interleavings;
 mod joiners;
 mod journal;
 mod leases;
@@ -23,27 +26,27 @@ mod types;
 mod views;
 mod waiters;
 
-use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use parking_lot::Mutex;
-use tokio::sync::{Notify, futures::Notified, oneshot};
+use tokio::sync::{Notify, futures::Notified};
 use tokio_util::sync::CancellationToken;
 
 pub use events::{Backlog, Position};
+pub use grants::Grant;
 pub use joiners::JoinerSeen;
 pub use journal::{GRACE, Restored};
-pub use leases::{Allocated, LeaseIndex, Released};
+pub use leases::{Allocated, Held, LeaseIndex, Released};
 pub use types::*;
 pub use views::{SlotView, Usage};
 pub use waiters::WaiterId;
 
 use crate::ledger::Ledger;
 use crate::random::HashMap;
+use crate::sync::{Mutex, oneshot, sleep};
 use crate::telemetry::metric;
 use events::Ring;
+use grants::Outcome;
 use state::{Effect, Order, Rules, State};
 
 /// What the pool needs from the world: the time since boot, and randomness for tokens. Closures, so that tests and simulations bring their own.
@@ -78,40 +81,6 @@ struct Inner {
     /// Kept for its room.
     spare: Vec<Effect>,
     pool: Weak<Pool>,
-}
-
-enum Outcome {
-    Granted(Arc<Delivery>),
-    Refused(Denied),
-}
-
-/// A lease on its way to its caller; dropped before it arrived, the slot is free again.
-struct Delivery {
-    pool: Weak<Pool>,
-    lease: LeaseView,
-    index: LeaseIndex,
-    arrived: AtomicBool,
-}
-
-impl Drop for Delivery {
-    fn drop(&mut self) {
-        if !self.arrived.load(Ordering::Acquire)
-            && let Some(pool) = self.pool.upgrade()
-        {
-            pool.with(|state, now| state.undo(now, self.index, self.lease.token));
-        }
-    }
-}
-
-/// What an Allocate got.
-#[derive(Clone, Debug)]
-pub struct Grant {
-    /// The lease.
-    pub lease: LeaseView,
-    /// An earlier call with this request id got it.
-    pub repeated: bool,
-    /// It was not there at once.
-    pub waited: bool,
 }
 
 /// What to do once the lock is free again: things that may block, or take the lock themselves.
@@ -190,13 +159,7 @@ impl Pool {
         // Read under the lock, so that time in the state never runs backwards.
         let now = (self.world.now)();
         let answer = act(&mut inner, now);
-        inner.perform(now, &mut afterwards);
-        let journal = inner.state.journal();
-        let staged = !journal.is_empty();
-        if staged && let Some(ledger) = &self.ledger {
-            // Under the lock, so that the records are in the order of the changes.
-            ledger.stage(journal);
-        }
+        let staged = inner.perform(now, self.ledger.as_deref(), &mut afterwards);
         let rearm = inner.state.next_tick().is_some_and(|next| inner.armed.is_none_or(|armed| next < armed));
         drop(inner);
         if rearm {
@@ -209,14 +172,6 @@ impl Pool {
         }
         afterwards.run();
         (answer, staged)
-    }
-
-    /// I8: what was recorded so far is written. A caller that is told of a lease passes here first.
-    fn recorded_for_good(&self) -> Result<(), Denied> {
-        match &self.ledger {
-            Some(ledger) => ledger.flush_grant().map_err(|error| Denied::NotRecorded { why: error.to_string() }),
-            None => Ok(()),
-        }
     }
 
     /// Where all is recorded; `None`: nowhere.
@@ -238,68 +193,6 @@ impl Pool {
     /// Reads the state.
     pub fn read<R>(&self, look: impl FnOnce(&State) -> R) -> R {
         look(&self.inner.lock().state)
-    }
-
-    /// Takes a slot, waiting up to `wait` for one. Cancel safe: dropped before it returned, nothing was allocated.
-    ///
-    /// # Errors
-    /// [`Denied`]; after a wait in vain the reason that holds then.
-    pub async fn allocate(&self, request: Request, wait: Duration) -> Result<Grant, Denied> {
-        let request = Arc::new(request);
-        let mut waiting = loop {
-            match self.try_allocate(Arc::clone(&request), (self.world.token)(), !wait.is_zero())? {
-                ControlFlow::Break(Some(grant)) => return Ok(grant),
-                // Its buddy died before it was recorded: another one.
-                ControlFlow::Break(None) => {}
-                ControlFlow::Continue(waiting) => break waiting,
-            }
-        };
-        let outcome = match tokio::time::timeout(wait, &mut waiting.receiver).await {
-            Ok(outcome) => outcome.ok(),
-            // It may have come while the time ran out.
-            Err(_) => waiting.receiver.try_recv().ok(),
-        };
-        match outcome {
-            Some(Outcome::Granted(delivery)) => {
-                // Dropped on the way out of an error, it is undone.
-                self.recorded_for_good()?;
-                delivery.arrived.store(true, Ordering::Release);
-                self.with(|state, _| state.delivered(delivery.index, delivery.lease.token));
-                Ok(Grant { lease: delivery.lease.clone(), repeated: false, waited: true })
-            }
-            Some(Outcome::Refused(denied)) => Err(denied),
-            None => Err(waiting.leave().unwrap_or(Denied::PoolEmpty { retry_after: None })),
-        }
-    }
-
-    /// One critical section: a lease, a no, or a place in the queue. `None`: a lease that was lost before it was recorded, and is taken back.
-    fn try_allocate(&self, request: Arc<Request>, token: Token, may_wait: bool) -> Result<ControlFlow<Option<Grant>, Waiting>, Denied> {
-        let (outcome, _) = self.change(|inner, now| {
-            Ok(match inner.state.allocate(now, request, token, may_wait)? {
-                Allocated::Granted(index) => ControlFlow::Break((index, false, inner.state.view(index))),
-                Allocated::Repeated(index) => ControlFlow::Break((index, true, inner.state.view(index))),
-                Allocated::Waiting(waiter) => ControlFlow::Continue(inner.listen(waiter)),
-            })
-        });
-        let (index, repeated, lease) = match outcome? {
-            ControlFlow::Break(lease) => lease,
-            ControlFlow::Continue(waiting) => return Ok(ControlFlow::Continue(waiting)),
-        };
-        self.recorded_for_good().inspect_err(|_| self.with(|state, now| state.undo(now, index, lease.token)))?;
-        if self.ledger.is_some() && !repeated {
-            // A retry may have been told of it meanwhile; then it stands.
-            let stands = self.with(|state, now| {
-                let lost = state.lease(lease.token).is_ok_and(|lease| lease.lost.is_some());
-                if lost {
-                    state.undo(now, index, lease.token);
-                }
-                !lost && state.delivered(index, lease.token)
-            });
-            if !stands {
-                return Ok(ControlFlow::Break(None));
-            }
-        }
-        Ok(ControlFlow::Break(Some(Grant { lease, repeated, waited: false })))
     }
 
     /// The slot's nanny waits on this, then reads [`Pool::order`].
@@ -362,7 +255,7 @@ impl Pool {
                 biased;
                 () = stop.cancelled() => return,
                 () = self.timer.notified() => {}
-                () = tokio::time::sleep(nap) => self.with(|state, now| state.tick(now)),
+                () = sleep(nap) => self.with(|state, now| state.tick(now)),
             }
         }
     }
@@ -377,22 +270,23 @@ impl Inner {
         &self.nudges[slot]
     }
 
-    fn listen(&mut self, waiter: WaiterId) -> Waiting {
-        let (sender, receiver) = oneshot::channel();
-        let number = self.next_sender;
-        self.next_sender += 1;
-        self.waiters.entry(waiter).or_default().push((number, sender));
-        Waiting { pool: Weak::clone(&self.pool), waiter, number, receiver }
-    }
-
-    /// Carries out what the state asked for.
-    fn perform(&mut self, now: Moment, afterwards: &mut Afterwards) {
+    /// Carries out what the state asked for. Answers whether there is something for the ledger to write.
+    fn perform(&mut self, now: Moment, ledger: Option<&Ledger>, afterwards: &mut Afterwards) -> bool {
         let mut effects = std::mem::take(&mut self.spare);
+        let mut staged = false;
         loop {
             effects.extend(self.state.take_effects());
+            // Under the lock, so that the records are in the order of the changes; and before a waiter is told, who writes what is staged by then.
+            let journal = self.state.journal();
+            if !journal.is_empty() {
+                staged = true;
+                if let Some(ledger) = ledger {
+                    ledger.stage(journal);
+                }
+            }
             if effects.is_empty() {
                 self.spare = effects;
-                return;
+                return staged;
             }
             for effect in effects.drain(..) {
                 match effect {
@@ -411,51 +305,6 @@ impl Inner {
                 }
             }
         }
-    }
-
-    fn deliver(&mut self, now: Moment, waiter: WaiterId, index: LeaseIndex, afterwards: &mut Afterwards) {
-        let lease = self.state.view(index);
-        let senders = self.waiters.remove(&waiter).unwrap_or_default();
-        if senders.is_empty() {
-            self.state.undo(now, index, lease.token);
-            return;
-        }
-        let delivery = Arc::new(Delivery { pool: Weak::clone(&self.pool), lease, index, arrived: AtomicBool::new(false) });
-        for (_, sender) in senders {
-            afterwards.undelivered.extend(sender.send(Outcome::Granted(Arc::clone(&delivery))).err());
-        }
-        // Not dropped here: its drop takes the lock.
-        afterwards.undelivered.push(Outcome::Granted(delivery));
-    }
-}
-
-/// A caller in the queue; dropped, it has left.
-struct Waiting {
-    pool: Weak<Pool>,
-    waiter: WaiterId,
-    number: u64,
-    receiver: oneshot::Receiver<Outcome>,
-}
-
-impl Waiting {
-    /// Leaves the queue, and takes the waiter with it if no retry of the same request waits along. Answers why it got nothing.
-    fn leave(&self) -> Option<Denied> {
-        self.pool.upgrade()?.locked(|inner, now| {
-            let senders = inner.waiters.get_mut(&self.waiter)?;
-            senders.retain(|(number, _)| *number != self.number);
-            if senders.is_empty() {
-                inner.waiters.remove(&self.waiter);
-                inner.state.cancel_wait(now, self.waiter)
-            } else {
-                Some(inner.state.nothing_ready())
-            }
-        })
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.leave();
     }
 }
 

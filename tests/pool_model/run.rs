@@ -260,7 +260,9 @@ impl Story {
                 self.deliver(key);
             }
             (Ok(Allocated::Repeated(index)), Ok(Answer::Repeated(key))) => {
-                assert_eq!(self.state.view(index).key, key);
+                let view = self.state.view(index);
+                assert_eq!(view.key, key);
+                assert!(self.state.delivered(index, view.token), "as the pool does before it answers");
                 self.deliver(key);
             }
             (Ok(Allocated::Waiting(id)), Ok(Answer::Queued)) => {

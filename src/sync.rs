@@ -1,0 +1,18 @@
+//! The lock and the waits of the pool and the ledger. In the daemon they are parking_lot's and tokio's as they are. In this crate's own tests a
+//! model checker can take them over: whoever takes or leaves a lock, or waits, is then stopped there, and the checker decides who goes on, and
+//! which waits run out (`checked`).
+//!
+//! What it deliberately leaves alone: tokio's `Notify`, `oneshot` and `watch`, and `AtomicWaker`. They wake whoever polls them under any
+//! executor, so a wake-up that our code loses is found; what happens inside of them is their makers' to test.
+
+#[cfg(test)]
+pub(crate) mod checked;
+
+#[cfg(test)]
+pub(crate) use checked::{Mutex, oneshot, sleep, timeout};
+#[cfg(not(test))]
+pub(crate) use parking_lot::Mutex;
+#[cfg(not(test))]
+pub(crate) use tokio::sync::oneshot;
+#[cfg(not(test))]
+pub(crate) use tokio::time::{sleep, timeout};
