@@ -15,7 +15,7 @@ scripts := $(wildcard deploy/*.sh) .ci/run $(wildcard clients/*/*.sh tests/*.sh 
 # Written out, because cargo's --all-targets would run the benches, too.
 tests := --workspace --locked --lib --bins --tests
 
-.PHONY: help build demo test simulate soak upgrade bench lint install clean packages-test engines-stop test-rust test-clients test-rules \
+.PHONY: help build demo test simulate interleavings soak upgrade bench lint install clean packages-test engines-stop test-rust test-clients test-rules \
         test-scripts lint-toolchain lint-scripts lint-deny
 
 help: ## this list
@@ -57,6 +57,11 @@ test-scripts:
 
 simulate: ## as many seeded lives of the whole daemon as SEEDS says (default 100000), on the scripted engine
 	NSPOOL_SEEDS=$(or $(SEEDS),100000) $(CARGO) test --release --locked --test nanny simulation
+
+# Schedules are drawn in the same order each time: more of them go beyond those of `make test`.
+interleavings: ## SCHEDULES orders of threads per story (default 100000), HISTORIES of concurrent clients (default 100)
+	NSPOOL_SCHEDULES=$(or $(SCHEDULES),100000) $(CARGO) test --release --locked --lib interleavings
+	NSPOOL_HISTORIES=$(or $(HISTORIES),100) $(CARGO) test --release --locked --test histories
 
 soak: packages-test ## the real daemon and a real Docker engine under a storm of faults, for as long as MINUTES says (default 60)
 	$(CARGO) test --locked --test soak --no-run

@@ -1,9 +1,9 @@
-//! The lock and the waits of the pool and the ledger. In the daemon they are parking_lot's and tokio's as they are. In this crate's own tests a
-//! model checker can take them over: whoever takes or leaves a lock, or waits, is then stopped there, and the checker decides who goes on, and
-//! which waits run out (`checked`).
+//! The lock, the hand-over and the waits of the pool and the ledger. In the daemon they are parking_lot's and tokio's as they are. In this
+//! crate's own tests a model checker can take them over: whoever takes or leaves a lock, hands something over, or waits, is then stopped
+//! there, and the checker decides who goes on, and which waits run out (`checked`).
 //!
-//! What it deliberately leaves alone: tokio's `Notify`, `oneshot` and `watch`, and `AtomicWaker`. They wake whoever polls them under any
-//! executor, so a wake-up that our code loses is found; what happens inside of them is their makers' to test.
+//! What it deliberately leaves alone: tokio's `Notify` and `watch`. They wake whoever polls them under any executor, so a wake-up that our
+//! code loses is found; what happens inside of them is their makers' to test.
 
 #[cfg(test)]
 pub(crate) mod checked;

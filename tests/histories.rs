@@ -1,12 +1,14 @@
-//! Many clients at once, over the real socket, on the scripted engine, while daemons are stopped and killed: every call is written down with its begin,
-//! its end and its answer, and a checker that knows nothing of the pool says whether such a history can be (`histories/checker.rs`). What it
-//! demands: no namespace has two holders at once; a request id means one lease; an answered lease is there until something ends it, over the daemons' ends as
-//! well; a released one never comes back; each outcome of a Release has its reason; each watcher sees each end of a lease once, and in order.
+//! Many clients at once, over the real socket, on the scripted engine, while daemons are stopped and killed: every call is written down
+//! with its begin, its end and its answer, and a checker that knows nothing of the pool says whether such a history can be
+//! (`histories/checker.rs`). What it demands: no namespace has two holders at once; a request id means one lease; an answered lease is
+//! there until something ends it, over the daemons' ends as well; a released one never comes back; each outcome of a Release has its
+//! reason; each watcher sees each end of a lease once, and in order.
 //!
-//! A call that was cancelled, or whose connection was cut, may have been carried out or not: so the checker takes both. Cuts are exact: what a daemon
-//! answers after its end reaches nobody.
+//! A call that was cancelled, or whose connection was cut, may have been carried out or not: so the checker takes both. Cuts are exact:
+//! what a daemon answers after its end reaches nobody.
 //!
-//! `NSPOOL_HISTORIES=100 cargo test --release --test histories` tells more of them; `NSPOOL_SEED=7` one of them again, as far as threads can.
+//! `make interleavings HISTORIES=100` tells more of them, `NSPOOL_SEED=7 cargo test --test histories` one of them again, as far as threads
+//! can.
 
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking, and says with which seed")]
 #![expect(clippy::disallowed_methods, reason = "a test waits for its clients by their handles")]

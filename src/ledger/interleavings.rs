@@ -1,4 +1,5 @@
-//! The ledger's group flush, its compaction and its second tries, with the threads in between each other in every order that the checker finds.
+//! The ledger's group flush, its compaction and its second tries, with the threads in between each other in every order that the checker
+//! finds.
 
 pub(crate) mod disk;
 

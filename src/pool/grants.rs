@@ -1,8 +1,8 @@
 //! A lease on its way to its caller: at once, after a wait, again for a retry, or for whoever resumes.
 //!
-//! Until its caller is told, a lease is only lent: it is recorded first (I8), and looked at again after that; a caller that has gone, a record that
-//! cannot be written, a buddy that has died meanwhile take it back ([`State::undo`](super::state::State::undo)), and the slot goes to the next. What this deliberately
-//! does not know: what ends a lease that was told.
+//! Until its caller is told, a lease is only lent: it is recorded first (I8), and looked at again after that. A caller that has gone, a record
+//! that cannot be written, a buddy that has died meanwhile take it back ([`State::undo`](super::state::State::undo)), and the slot goes to
+//! the next. What this deliberately does not know: what ends a lease that was told.
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};

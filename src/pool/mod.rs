@@ -5,7 +5,7 @@
 //! its own pace and can only fall off its end, so a slow one never slows the pool. What it deliberately does not know: engines, nannies, gRPC.
 //!
 //! Reading order: [`types`](self) → [`state`] (the picture, and what nannies say) → `leases` (what holders say) → `joiners` (what containers do) →
-//! [`target`] (sizing) → this file.
+//! [`target`] (sizing) → this file → `grants` (a lease on its way to its caller).
 
 mod check;
 mod deadlines;

@@ -1,11 +1,10 @@
 //! What `sync` gives to tests: under [`check`] the checker's, elsewhere the real ones.
 //!
 //! A story is told under many schedules, each of them drawn from a seed; in each, one thread runs at a time, until it takes or leaves a
-//! [`Mutex`], or waits. The checker fails when everybody waits for somebody else. Half of the schedules are drawn step by step, the other half
-//! by priorities that change a few times (PCT), which finds bugs that need one thread to be slow for long.
+//! [`Mutex`], hands something over, or waits. The checker fails when everybody waits for somebody else. Half of the schedules are drawn
+//! step by step, the other half by priorities that change a few times (PCT), which finds bugs that need one thread to be slow for long.
 //!
-//! `NSPOOL_SCHEDULES=100000 cargo test --release --lib interleavings` draws more of them; a failure prints its seed, and
-//! `SHUTTLE_RANDOM_SEED` begins with it.
+//! `make interleavings SCHEDULES=100000` draws more of them; a failure prints its seed, and `SHUTTLE_RANDOM_SEED` begins with it.
 
 use std::future::poll_fn;
 use std::ops::{Deref, DerefMut};
@@ -71,8 +70,8 @@ pub(crate) struct Guard<'a, T> {
     _step: Step,
 }
 
-/// Dropped, it lets the checker choose who goes on: its own lock does so before it is left and not after, as it knows of nothing that could be done
-/// in between; we may wake somebody.
+/// Dropped, it lets the checker choose who goes on: its own lock does so before it is left and not after, as it knows of nothing that could
+/// be done in between; we may wake somebody.
 struct Step;
 
 impl Drop for Step {

@@ -1,5 +1,5 @@
-//! Whether a history can be that of a pool that keeps its promises. It knows nothing of how the pool does it: only when calls went out, when their
-//! answers were there, and what was in them. Where a lease may have ended already, it is taken to have ended.
+//! Whether a history can be that of a pool that keeps its promises. It knows nothing of how the pool does it: only when calls went out,
+//! when their answers were there, and what was in them. Where a lease may have ended already, it is taken to have ended.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! Daemons, one after the other, on one scripted engine, one disk and one socket; and connections that are cut exactly when their daemon ends.
+//! Daemons, one after the other, on one scripted engine, one disk and one socket; and connections that are cut exactly when their daemon
+//! ends.
 
 use std::io;
 use std::path::PathBuf;
