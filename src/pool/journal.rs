@@ -215,9 +215,9 @@ impl State {
             self.asked_sizes = doors.ready.zip(doors.max).filter(|_| same);
         }
         // A lease's slot is restored from the lease, in case its buddy's record is lost.
-        // Of two on one slot, which only a broken ledger tells, the later buddy's is the one that can stand.
+        // Of two on one slot, which only a broken ledger tells, the later one is the one that can stand.
         let mut leases: Vec<record::Leased> = table.leases.into_values().collect();
-        leases.sort_by_key(|lease| std::cmp::Reverse(lease.generation));
+        leases.sort_by_key(|lease| std::cmp::Reverse((lease.generation, lease.use_number)));
         for mut lease in leases {
             if lease.lost.is_none() && self.slots.get(lease.slot as usize).is_some_and(|slot| slot.state != SlotState::Idle) {
                 lease.lost = Some("the ledger does not tell what became of it".to_owned());

@@ -14,6 +14,8 @@ use nspool::engine::{BuddySpec, NamespaceKind};
 use nspool::ledger::{Identity, Ledger};
 
 const STEPS: u32 = 60;
+/// A line each.
+const FAILED_ONCE: &str = include_str!("seeds");
 /// Without further notice.
 const SEEDS: u64 = 2_000;
 
@@ -38,6 +40,14 @@ fn tell(seed: u64) -> Told {
         story.end().await;
         Told { calls: world.calls(), ledger: disk.bytes() }
     })
+}
+
+#[test]
+fn what_failed_once_does_not_fail_again() {
+    for line in FAILED_ONCE.lines().filter(|line| !line.starts_with('#')) {
+        let seed = line.split_whitespace().next().unwrap().parse().unwrap();
+        std::thread::Builder::new().name(line.to_owned()).spawn(move || drop(tell(seed))).unwrap().join().unwrap();
+    }
 }
 
 #[test]
