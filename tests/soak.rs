@@ -84,6 +84,7 @@ async fn a_storm_of_faults_leaves_no_trace() {
     let lasted = began.elapsed();
     leave_no_trace(chaos.daemon_mut(), &bare).await;
     println!("{}", world.report(lasted, forced, chaos.faults()));
+    println!("mounts that the engine forgot when it was killed: {}", Footprint::of(&seen).forgotten);
 }
 
 /// At its target, and nothing on its way, lost or detached.

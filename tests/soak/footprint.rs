@@ -3,12 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use crate::support::daemon::text;
 use crate::support::engines::TestEngine;
 
 /// What there is of an engine's, each by its name.
 #[derive(Debug, Default)]
 pub(crate) struct Footprint {
     parts: BTreeMap<&'static str, BTreeSet<String>>,
+    /// Root file systems of containers that the engine does not know: killed while it makes or removes one, it forgets the mount for good.
+    pub(crate) forgotten: usize,
 }
 
 impl Footprint {
@@ -18,13 +21,19 @@ impl Footprint {
         let links = std::fs::read_dir("/sys/class/net").unwrap().map(|link| link.unwrap().file_name().to_string_lossy().into_owned());
         let dir = engine.dir.display().to_string();
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let mounts: BTreeSet<String> = mounts.lines().filter(|line| line.contains(&dir)).map(str::to_owned).collect();
+        let roots = roots_of_containers(engine);
+        let is_forgotten = |mount: &&str| {
+            let at = mount.split(' ').nth(4).unwrap_or_default();
+            mount.contains(" - overlay ") && !roots.contains(at)
+        };
+        let (forgotten, mounts): (Vec<&str>, Vec<&str>) = mounts.lines().filter(|line| line.contains(&dir)).partition(is_forgotten);
+        let mounts: BTreeSet<String> = mounts.into_iter().map(str::to_owned).collect();
         // Docker keeps each network namespace by a mount of its own.
         let namespaces = mounts.iter().filter(|line| line.contains(" - nsfs ")).cloned().collect();
         let shims = shims(engine).into_iter().map(|(pid, container)| format!("{pid} {container}")).collect();
         let parts =
             [("containers", containers), ("links", links.collect()), ("namespaces", namespaces), ("mounts", mounts), ("shims", shims)];
-        Self { parts: parts.into() }
+        Self { parts: parts.into(), forgotten: forgotten.len() }
     }
 
     /// How many there are of each kind: the names are others by now.
@@ -41,6 +50,17 @@ impl Footprint {
         };
         differ.map(tell).collect::<Vec<_>>().join("\n")
     }
+}
+
+fn roots_of_containers(engine: &TestEngine) -> BTreeSet<String> {
+    let ids = engine.run(&["ps", "-aq", "--no-trunc"]);
+    let ids: Vec<&str> = ids.lines().collect();
+    if ids.is_empty() {
+        return BTreeSet::new();
+    }
+    // One that has gone since is an error; the others are told all the same.
+    let told = engine.client(&[&["inspect", "--format", "{{.GraphDriver.Data.MergedDir}}"], &ids[..]].concat());
+    text(&told.stdout).lines().map(str::to_owned).collect()
 }
 
 /// The engine's shims, which are the parents of its containers' processes: their pids, and which container they are of.
