@@ -2,8 +2,8 @@
 //! crate's own tests a model checker can take them over: whoever takes or leaves a lock, hands something over, or waits, is then stopped
 //! there, and the checker decides who goes on, and which waits run out (`checked`).
 //!
-//! What it deliberately leaves alone: tokio's `Notify` and `watch`. They wake whoever polls them under any executor, so a wake-up that our
-//! code loses is found; what happens inside of them is their makers' to test.
+//! What it deliberately leaves alone: tokio's `Notify`, also below `crate::level`. It wakes whoever polls it under any executor, so a wake-up that our
+//! code loses is found; what happens inside of it is its makers' to test.
 
 #[cfg(test)]
 pub(crate) mod checked;
