@@ -61,6 +61,15 @@ pub struct TestEngine {
     minder: Option<Minder>,
 }
 
+/// A signal is on its way for a while, and one thread after the other stops.
+fn are_stopped(pid: i32) -> bool {
+    let stopped = |thread: std::fs::DirEntry| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+    };
+    std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten().all(stopped)
+}
+
 struct Minder {
     child: Child,
     words: Option<ChildStdin>,
@@ -151,8 +160,12 @@ impl TestEngine {
     /// Sends a signal to the engine's process, e.g. `STOP`, `CONT`, `KILL`.
     pub fn signal(&self, signal: &str) {
         assert!(self.minder.is_some(), "a shared engine is not ours to signal");
-        let done = Command::new("kill").args([&format!("-{signal}"), &self.pid().to_string()]).status().unwrap();
+        let pid = self.pid();
+        let done = Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]).status().unwrap();
         assert!(done.success());
+        if signal == "STOP" {
+            wait_for("all of the engine's threads to stop", START, || are_stopped(pid).then_some(()));
+        }
     }
 
     /// Kills the engine's process; its containers go on. [`TestEngine::launch`] brings it back.
