@@ -147,8 +147,8 @@ impl Agent {
         let well = output.status.success() && (stays || text(&output.stdout).contains(&lease.ip_addresses[0]));
         let held = &mut self.held[index];
         if well {
-            // It is in: now the lease lives at least as long as the function's container.
-            if !held.lives_by_ttl {
+            // It is in: now the lease lives at least as long as the function's container, unless that came too late.
+            if !held.lives_by_ttl && held.ends.is_some_and(|ends| Instant::now() < ends) {
                 held.ends = None;
             }
             return self.world.tally(|tally| tally.functions += 1);
