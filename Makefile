@@ -56,7 +56,7 @@ test-scripts:
 	@$(section) "private engines leave nothing behind" deploy/test.sh
 
 simulate: ## as many seeded lives of the whole daemon as SEEDS says (default 100000), on the scripted engine
-	NSPOOL_SEEDS=$(or $(SEEDS),100000) $(CARGO) test --release --locked --test nanny simulation
+	NSPOOL_SEEDS=$(or $(SEEDS),100000) $(CARGO) test --release --locked --test nanny simulation -- --nocapture
 
 # Schedules are drawn in the same order each time: more of them go beyond those of `make test`.
 interleavings: ## SCHEDULES orders of threads per story (default 100000), HISTORIES of concurrent clients (default 100)

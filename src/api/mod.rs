@@ -265,6 +265,11 @@ pub async fn serve(api: Api, listeners: Vec<UnixListener>, stop: CancellationTok
     let cut = CancellationToken::new();
     let _cut_when_dropped = cut.clone().drop_guard();
 
+    if listeners.is_empty() {
+        // Nobody can call: what is said below costs a daemon of a simulation more than all the rest of its start.
+        stop.cancelled().await;
+        return Ok(());
+    }
     let (grace, max_message) = (api.grace, api.max_message);
     let shared = Shared::new(api, stop.clone());
     let (reporter, rest) = health::and_reflection(max_message).map_err(ServeError::Reflection)?;

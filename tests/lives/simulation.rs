@@ -14,6 +14,8 @@ use nspool::engine::{BuddySpec, NamespaceKind};
 use nspool::ledger::{Identity, Ledger};
 
 const STEPS: u32 = 60;
+/// A long run says after so many that it goes on.
+const PROGRESS: u64 = 10_000;
 /// A line each.
 const FAILED_ONCE: &str = include_str!("seeds");
 /// Without further notice.
@@ -63,6 +65,9 @@ fn nothing_is_lost_doubled_or_left() {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= seeds.end {
                 return;
+            }
+            if seed > 0 && seed.is_multiple_of(PROGRESS) {
+                eprintln!("{seed} lives begun");
             }
             if let Err(panic) = std::panic::catch_unwind(|| drop(tell(seed))) {
                 eprintln!("it was seed {seed}: NSPOOL_SEED={seed} cargo test --test nanny simulation");
