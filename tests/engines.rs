@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use nspool::engine::docker::Docker;
 use nspool::engine::{
-    BuddySpec, ContainerStatus, Credentials, Engine, EngineError, EngineEvent, EngineKind, ErrorClass, EventAction, ImageId, Labels,
-    NamespaceKind, WaitOutcome,
+    BuddySpec, ContainerStatus, Credentials, Engine, EngineError, EngineEvent, EngineKind, ErrorClass, EventAction, Flavour, ImageId,
+    Labels, NamespaceKind, WaitOutcome,
 };
 use support::engines::{PrivateDocker, PrivatePodman, TestEngine, docker, podman, unique, unique_subnet};
 use support::eventually;
@@ -71,6 +71,7 @@ fn spec(name: &str, image: &ImageId, command: &[&str]) -> BuddySpec {
         user: "65533:65533".to_owned(),
         memory_bytes: 16 << 20,
         pids: 16,
+        flavour: Flavour::Fixed,
     }
 }
 

@@ -13,7 +13,7 @@ use futures::StreamExt as _;
 use nspool::config;
 use nspool::engine::docker::Docker;
 use nspool::engine::paced::{Deadlines, Paced};
-use nspool::engine::{BuddySpec, ContainerStatus, Engine, ErrorClass, EventAction, ImageId, Labels, NamespaceKind, WaitOutcome};
+use nspool::engine::{BuddySpec, ContainerStatus, Engine, ErrorClass, EventAction, Flavour, ImageId, Labels, NamespaceKind, WaitOutcome};
 use nspool::image::gate::{Gate, GateState, Source};
 use nspool::image::placeholder::{Arch, Archive, INIT};
 use support::engines::{PrivateDocker, TestEngine, docker, podman, unique};
@@ -83,6 +83,7 @@ fn spec(image: ImageId) -> BuddySpec {
         user: "65533:65533".into(),
         memory_bytes: 16 << 20,
         pids: 16,
+        flavour: Flavour::Fixed,
     }
 }
 

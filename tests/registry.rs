@@ -112,6 +112,7 @@ async fn an_open_registry_needs_no_credentials(engine: &TestEngine) {
         user: "65533:65533".into(),
         memory_bytes: 16 << 20,
         pids: 16,
+        flavour: nspool::engine::Flavour::Fixed,
     };
     let id = running.engine.create(&spec).await.unwrap();
     running.engine.start(&id).await.unwrap();

@@ -1,8 +1,8 @@
 //! Docker, and podman through its Docker-compatible API, over a local Unix socket.
 //!
 //! This folder is the only place that knows bollard, and the only one that knows how podman differs: its list and its wait are others
-//! ([`podman`]), its id is a new one at each call (so the storage folder stands for it), it conflicts with a 500, and it asks for more
-//! descriptors than it may get. What can go wrong is in [`errors`]: the engine's words become an [`ErrorClass`].
+//! ([`podman`]), its id is a new one at each call (so the storage folder stands for it), it conflicts with a 500, it asks for more
+//! descriptors than it may get, and it reads a seccomp profile from a file ([`security`]). What can go wrong is in [`errors`]: the engine's words become an [`ErrorClass`].
 //!
 //! It deliberately has no deadline, no retry and no pace: [`crate::engine::paced`] has. It does nothing before the first call, so it can be
 //! made while the engine is away. Requests name no API version, so each engine answers in its newest; what is read is read
@@ -12,6 +12,7 @@ mod convert;
 mod errors;
 mod functions;
 mod podman;
+mod security;
 mod transport;
 
 use std::collections::HashMap;
@@ -237,7 +238,8 @@ impl Engine for Docker {
         async move {
             let kind = self.kind("create", &spec.name).await?;
             let options = CreateContainerOptions { name: Some(spec.name.clone()), ..Default::default() };
-            let created = self.client.create_container(Some(options), convert::create_body(kind, spec)).await;
+            let security = security::options(kind, spec)?;
+            let created = self.client.create_container(Some(options), convert::create_body(kind, spec, security)).await;
             created.map(|answer| answer.id.into()).map_err(|error| errors::convert("create", &spec.name, &error))
         }
         .boxed()

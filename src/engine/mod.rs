@@ -10,6 +10,8 @@ pub mod discover;
 pub mod docker;
 pub mod fake;
 pub mod paced;
+pub mod seccomp;
+mod spec;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,6 +20,8 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
+
+pub use spec::{BuddySpec, Flavour};
 
 /// What every engine call returns; dropping it abandons the *wait*, the engine may still carry the call out.
 pub type EngineFuture<'a, T> = BoxFuture<'a, Result<T, EngineError>>;
@@ -118,30 +122,6 @@ impl NamespaceKind {
             Self::Pid => "pid",
         }
     }
-}
-
-/// All that a buddy is created with. The engine's implementation adds what is the same for all: read-only root, all capabilities
-/// dropped, no-new-privileges, log driver none, no restart policy, no healthcheck.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BuddySpec {
-    /// The container's name, which is the namespace id of its first use.
-    pub name: String,
-    /// By id, so that an untag between gate and create does no harm.
-    pub image: ImageId,
-    /// Entrypoint and arguments; empty: the image's own.
-    pub command: Vec<String>,
-    /// Ownership labels; birth facts, never changed.
-    pub labels: Labels,
-    /// The engine network to attach to.
-    pub network: String,
-    /// Which namespaces joiners may share besides the network's.
-    pub namespaces: Vec<NamespaceKind>,
-    /// `uid:gid` the buddy runs as.
-    pub user: String,
-    /// Memory limit in bytes (FACTS: 16 MiB is safe for runc's own start).
-    pub memory_bytes: i64,
-    /// Tasks limit.
-    pub pids: i64,
 }
 
 /// Where a container is in its life, as the engine says it.

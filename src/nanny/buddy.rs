@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::engine::{BuddySpec, Container, ImageId, Labels, NamespaceKind};
+use crate::engine::{BuddySpec, Container, Flavour, ImageId, Labels, NamespaceKind};
 use crate::pool::{Address, Namespace};
 
 /// Which pool; a label of every buddy.
@@ -88,6 +88,7 @@ impl Breed {
             user: self.user.clone(),
             memory_bytes: self.memory,
             pids: self.pids,
+            flavour: Flavour::Fixed,
         }
     }
 

@@ -8,7 +8,7 @@ use crate::support::rig::{Rig, config};
 use nspool::audit::{Finding, Kind, NotNow};
 use nspool::config::Reuse;
 use nspool::engine::fake::{FakeWorld, Fault, Operation};
-use nspool::engine::{BuddySpec, ContainerId, ImageId, NamespaceKind};
+use nspool::engine::{BuddySpec, ContainerId, Flavour, ImageId, NamespaceKind};
 use nspool::ledger::record::{Leased, Record};
 use nspool::ledger::{Identity, Ledger, Table, frame};
 use nspool::pool::state::SlotState;
@@ -74,6 +74,7 @@ impl Audited {
             user: String::new(),
             memory_bytes: 0,
             pids: 0,
+            flavour: Flavour::Fixed,
         };
         self.world.engine().create(&spec).await.unwrap()
     }

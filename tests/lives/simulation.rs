@@ -10,7 +10,7 @@ use crate::support::disk::Disk;
 use crate::support::rig::Rig;
 use nspool::daemon::Signal;
 use nspool::engine::fake::{Call, Containers, Events, Fault, Operation};
-use nspool::engine::{BuddySpec, NamespaceKind};
+use nspool::engine::{BuddySpec, Flavour, NamespaceKind};
 use nspool::ledger::{Identity, Ledger};
 
 const STEPS: u32 = 60;
@@ -175,6 +175,7 @@ async fn what_a_dead_daemons_last_call_made_is_cleared_away_when_it_turns_up() {
             user: String::new(),
             memory_bytes: 0,
             pids: 0,
+            flavour: Flavour::Fixed,
         };
         let engine = story.world.engine();
         let late = async { engine.create(&spec).await.unwrap() };

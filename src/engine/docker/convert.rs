@@ -12,18 +12,19 @@ use rustix::process::{Resource, getrlimit};
 use serde::Deserialize;
 
 use crate::engine::{
-    Address, BuddySpec, Container, ContainerStatus, ContainerSummary, EngineEvent, EngineKind, EventAction, Labels, NamespaceKind,
+    Address, BuddySpec, Container, ContainerStatus, ContainerSummary, EngineEvent, EngineKind, EventAction, Flavour, Labels, NamespaceKind,
 };
 
 /// The hostname of every buddy. Joiners get it too, so it says nothing of container, slot or host.
 const HOSTNAME: &str = "nspool";
 
 /// What a buddy is created with. A command that is given replaces the image's entrypoint and arguments both: it goes out as the entrypoint,
-/// because both engines drop the image's own arguments when the entrypoint is set.
-pub(super) fn create_body(kind: EngineKind, spec: &BuddySpec) -> ContainerCreateBody {
+/// because both engines drop the image's own arguments when the entrypoint is set. `security` is of [`super::security::options`].
+pub(super) fn create_body(kind: EngineKind, spec: &BuddySpec, security: Vec<String>) -> ContainerCreateBody {
     let ipc = if spec.namespaces.contains(&NamespaceKind::Ipc) { "shareable" } else { "private" };
     ContainerCreateBody {
-        hostname: Some(HOSTNAME.to_owned()),
+        // Who joins a network namespace has the hostname of its owner, and may name no other.
+        hostname: spec.joins().is_none().then(|| HOSTNAME.to_owned()),
         user: Some(spec.user.clone()),
         image: Some(spec.image.to_string()),
         entrypoint: (!spec.command.is_empty()).then(|| spec.command.clone()),
@@ -35,7 +36,8 @@ pub(super) fn create_body(kind: EngineKind, spec: &BuddySpec) -> ContainerCreate
             ipc_mode: Some(ipc.to_owned()),
             readonly_rootfs: Some(true),
             cap_drop: Some(vec!["ALL".to_owned()]),
-            security_opt: Some(vec!["no-new-privileges".to_owned()]),
+            cap_add: (spec.flavour == Flavour::Renewable).then(|| vec!["SYS_ADMIN".to_owned()]),
+            security_opt: Some(security),
             log_config: Some(HostConfigLogConfig { typ: Some("none".to_owned()), config: None }),
             restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }),
             // Against a default of the engine's configuration: an init of the engine's would be the buddy's first process.
@@ -328,19 +330,24 @@ mod tests {
             user: "65533:65533".into(),
             memory_bytes: 16 << 20,
             pids: 16,
+            flavour: Flavour::Fixed,
         }
+    }
+
+    fn body(kind: EngineKind, spec: &BuddySpec) -> serde_json::Value {
+        serde_json::to_value(create_body(kind, spec, vec!["no-new-privileges".into()])).unwrap()
     }
 
     #[test]
     fn a_buddy_is_created_with_nothing_it_does_not_need() {
-        let body = serde_json::to_value(create_body(EngineKind::Docker, &spec())).unwrap();
+        let body = body(EngineKind::Docker, &spec());
         assert_eq!(body["Entrypoint"], serde_json::json!(["/bin/init", "x"]));
         assert_eq!(body["Cmd"], serde_json::Value::Null);
         assert_eq!(body["Healthcheck"]["Test"], serde_json::json!(["NONE"]));
         assert_eq!(body["Hostname"], "nspool");
         let host = &body["HostConfig"];
         assert_eq!(host["ReadonlyRootfs"], true);
-        assert_eq!(host["CapDrop"], serde_json::json!(["ALL"]));
+        assert_eq!((&host["CapDrop"], &host["CapAdd"]), (&serde_json::json!(["ALL"]), &serde_json::Value::Null));
         assert_eq!(host["SecurityOpt"], serde_json::json!(["no-new-privileges"]));
         assert_eq!(host["LogConfig"]["Type"], "none");
         assert_eq!(host["RestartPolicy"]["Name"], "no");
@@ -355,10 +362,21 @@ mod tests {
     #[test]
     fn sharing_ipc_podman_and_an_images_own_command_change_what_they_must() {
         let spec = BuddySpec { command: vec![], namespaces: vec![NamespaceKind::Net, NamespaceKind::Ipc], ..spec() };
-        let body = serde_json::to_value(create_body(EngineKind::Podman, &spec)).unwrap();
+        let body = body(EngineKind::Podman, &spec);
         assert_eq!(body["Entrypoint"], serde_json::Value::Null);
         assert_eq!(body["HostConfig"]["IpcMode"], "shareable");
         assert_eq!(body["HostConfig"]["Ulimits"][0]["Name"], "nofile");
+    }
+
+    #[test]
+    fn a_renewable_buddy_gets_one_capability_and_a_joiner_no_hostname() {
+        let renewable = body(EngineKind::Docker, &spec().renewable());
+        let host = &renewable["HostConfig"];
+        assert_eq!((&host["CapDrop"], &host["CapAdd"]), (&serde_json::json!(["ALL"]), &serde_json::json!(["SYS_ADMIN"])));
+        assert_eq!((host["NetworkMode"].as_str(), renewable["User"].as_str()), (Some("none"), Some("0:0")));
+        assert_eq!((host["ReadonlyRootfs"].as_bool(), host["Privileged"].as_bool()), (Some(true), None));
+        let joiner = body(EngineKind::Docker, &BuddySpec { network: "container:1".into(), ..spec() });
+        assert_eq!(joiner["Hostname"], serde_json::Value::Null);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::{FutureExt, StreamExt};
 
 use super::*;
-use crate::engine::{BuddySpec, ContainerStatus, EngineEvent, ErrorClass, EventAction, ImageId, NamespaceKind, WaitOutcome};
+use crate::engine::{BuddySpec, ContainerStatus, EngineEvent, ErrorClass, EventAction, Flavour, ImageId, NamespaceKind, WaitOutcome};
 
 fn world() -> (Arc<FakeWorld>, Arc<dyn Engine>) {
     let world = FakeWorld::new(7);
@@ -27,6 +27,7 @@ fn spec(world: &FakeWorld, name: &str) -> BuddySpec {
         user: "65533:65533".into(),
         memory_bytes: 16 << 20,
         pids: 16,
+        flavour: Flavour::Fixed,
     }
 }
 

@@ -6,7 +6,7 @@ use tokio::task::JoinSet;
 use tokio::time::{advance, timeout};
 
 use super::*;
-use crate::engine::{EngineKind, NamespaceKind};
+use crate::engine::{EngineKind, Flavour, NamespaceKind};
 
 const SECOND: Duration = Duration::from_secs(1);
 const DEADLINES: Deadlines = Deadlines { read: Duration::from_secs(10), write: Duration::from_secs(60), prepare: Duration::from_secs(300) };
@@ -133,6 +133,7 @@ fn spec(name: &str) -> BuddySpec {
         user: "65533:65533".into(),
         memory_bytes: 1,
         pids: 1,
+        flavour: Flavour::Fixed,
     }
 }
 
