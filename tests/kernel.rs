@@ -1,4 +1,4 @@
-//! `netns::linux` on the kernel that the tests run on: holding a process, seeing it end, finding who else is inside. Needs root.
+//! `netns::linux` on the kernel that the tests run on: holding a process, seeing it end, finding who else is inside, renewals that are none. Needs root.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail their test")]
 
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nspool::engine::NamespaceKind;
 use nspool::netns::linux::Linux;
-use nspool::netns::{Kernel, KernelError};
+use nspool::netns::{Kernel, KernelError, RenewError, WrongAnswer};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::time::timeout;
 
@@ -152,6 +152,29 @@ async fn processes_that_come_and_go_do_not_disturb_a_look() {
         let members = kernel.members(NamespaceKind::Net, &id).await.unwrap();
         assert_eq!(members[&id[0]].len(), 1, "{members:?}");
     }
+}
+
+#[tokio::test]
+async fn a_process_of_many_threads_is_not_told_to_move() {
+    let held = Linux::new().hold(std::process::id(), &[]).unwrap();
+    // The signal would end this process, had it been sent.
+    let refused = held.renew(2, Duration::from_millis(50)).await;
+    assert!(matches!(refused, Err(RenewError::Wrong { wrong: WrongAnswer::Threads(2..), .. })), "{refused:?}");
+}
+
+#[tokio::test]
+async fn who_moves_into_the_hosts_namespace_is_found_out() {
+    // Deaf from then on, since the order may be repeated.
+    let script = "trap 'trap \"\" 42; exec nsenter --net=/proc/$PPID/ns/net sleep 1000' 42; echo inside; while :; do sleep 0.01; done";
+    let mut child = Command::new("unshare").args(["--net", "bash", "-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
+    let liar = Buddy(child);
+    let kernel = Linux::new();
+    let held = kernel.hold(liar.pid(), &[]).unwrap();
+    let before = held.namespace(NamespaceKind::Net);
+    let wrong = held.renew(2, LIMIT).await;
+    assert!(matches!(wrong, Err(RenewError::Wrong { wrong: WrongAnswer::TheHosts, .. })), "{wrong:?}");
+    assert_eq!(held.namespace(NamespaceKind::Net), before, "what is held stays the old one");
 }
 
 #[expect(clippy::disallowed_methods, reason = "the level is another process's, nobody can wake us")]

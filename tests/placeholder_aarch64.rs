@@ -56,6 +56,46 @@ fn the_aarch64_init_waits_and_leaves_on_term() {
     }
 }
 
+/// The emulator keeps two real-time signals for itself: 44 here is 42, `RENEW` of init.c, in there.
+const RENEW: &str = "44";
+
+#[test]
+fn the_aarch64_init_renews_its_network_namespace_for_the_next_number_alone() {
+    require(COMPILER, "gcc-aarch64-linux-gnu");
+    require(EMULATOR, "qemu-user-static");
+    let folder = tempfile::tempdir().unwrap();
+    let program = compile(folder.path());
+    // The first process of a pid namespace, so that what is sent comes from outside.
+    let mut child = Command::new("timeout")
+        .args(["-s", "KILL", "20", "unshare", "-fp", "--kill-child", EMULATOR, "-strace"])
+        .arg(&program)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut orders = ["3", "2", "2"].into_iter();
+    let mut calls = Vec::new();
+    let mut lines = BufReader::new(child.stderr.take().unwrap());
+    let mut word = Vec::new();
+    while lines.read_until(b'(', &mut word).unwrap() > 0 {
+        let text = String::from_utf8_lossy(&word).into_owned();
+        word.clear();
+        let Some((_, name)) = text.trim_end_matches('(').lines().last().and_then(|line| line.split_once(' ')) else { continue };
+        calls.push(name.to_owned());
+        if name == "rt_sigtimedwait" {
+            let init = only_child(only_child(child.id()));
+            let options = orders.next().map_or(vec!["-s", "TERM"], |number| vec!["-q", number, "-s", RENEW]);
+            assert!(Command::new("/bin/kill").args(options).arg(init.to_string()).status().unwrap().success());
+        }
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(0), "{calls:?}");
+    let wait = "rt_sigtimedwait";
+    assert_eq!(calls, ["rt_sigprocmask", wait, wait, "unshare", wait, wait, "exit_group"]);
+}
+
+fn only_child(pid: u32) -> u32 {
+    std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap().trim().parse().unwrap()
+}
+
 /// Sends `signal` once the program waits for it. Gives back how it ended and its system calls, as the emulator tells them.
 fn run(program: &Path, signal: Signal) -> (ExitStatus, Vec<String>) {
     // The timeout ends what hangs, and with it the reading below.

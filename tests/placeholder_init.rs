@@ -1,6 +1,7 @@
 //! The embedded init itself, without an engine: as a plain child, and as pid 1 of a pid namespace (needs root, `unshare` and `nsenter`).
 //!
 //! Promises: with the argument `exit` it ends at once; without, it leaves with code 0 on SIGTERM and SIGINT within 100 ms, reaps orphans, and uses no processor time while it waits.
+//! Told to, it moves into a new network namespace: only by a queued signal from outside its pid namespace with the next number.
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails it")]
 #![expect(clippy::print_stdout, reason = "what was measured, or said, is worth a look")]
 
@@ -10,7 +11,10 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-use nspool::image::placeholder::INIT;
+use nspool::engine::NamespaceKind;
+use nspool::image::placeholder::{EXIT_CANNOT_RENEW, INIT};
+use nspool::netns::linux::Linux;
+use nspool::netns::{Held, Kernel, RenewError};
 use rustix::process::{Pid, Signal, kill_process};
 
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -174,4 +178,118 @@ fn it_uses_no_processor_time_while_it_waits() {
 fn a_kill_ends_it_too() {
     let (status, _) = end_with(as_child(), Signal::KILL);
     assert_eq!(status.signal(), Some(9));
+}
+
+/// `RENEW` of init.c.
+const RENEW: &str = "42";
+/// Long enough for a loaded machine.
+const WITHIN: Duration = Duration::from_secs(10);
+/// Long enough to be sure that nothing comes.
+const SHORTLY: Duration = Duration::from_millis(100);
+
+fn hold(init: &Init) -> Box<dyn Held> {
+    Linux::new().hold(init.pid, &[]).unwrap()
+}
+
+fn net(pid: u32) -> std::path::PathBuf {
+    std::fs::read_link(format!("/proc/{pid}/ns/net")).unwrap()
+}
+
+/// util-linux's kill: with `-q N` it queues the signal with that number, as sigqueue(3) does.
+fn signal(before: &[&str], options: &[&str], pid: u32) {
+    let words: Vec<&str> = before.iter().copied().chain(["/bin/kill"]).chain(options.iter().copied()).collect();
+    let sent = Command::new(words[0]).args(&words[1..]).arg(pid.to_string()).status().unwrap();
+    assert!(sent.success(), "{words:?}");
+}
+
+/// All that was sent before has been looked at when it waits again: signals are taken one after the other, and this one is the last.
+fn all_taken(init: &Init) {
+    wait_until("no signal is pending", || (status_line(init.pid, "ShdPnd:")? == "0000000000000000").then_some(()));
+    wait_until("it waits again", || waits_for_signals(init.pid).then_some(()));
+}
+
+#[tokio::test]
+async fn told_from_outside_it_moves_once_for_each_number() {
+    let init = as_pid_1();
+    let (held, start) = (hold(&init), net(init.pid));
+    assert_eq!(start, net(std::process::id()), "not unless it is asked");
+    // It was in the test's own namespace, as a buddy never is: so the proof may find another wrong in it, but not the old one.
+    let first = held.renew(2, WITHIN).await.unwrap();
+    let second = held.renew(3, WITHIN).await.unwrap();
+    assert_ne!(first.cookie.unwrap(), second.cookie.unwrap());
+    assert_eq!(held.namespace(NamespaceKind::Net), Some(second.namespace));
+    assert!(matches!(held.renew(3, SHORTLY).await, Err(RenewError::NoAnswer { .. })), "a repeat");
+    assert!(matches!(held.renew(5, SHORTLY).await, Err(RenewError::NoAnswer { .. })), "one too far");
+    signal(&[], &["-q", "4", "-s", RENEW], init.pid);
+    wait_until("it moves by a queued signal of anybody outside", || {
+        (net(init.pid).to_string_lossy() != format!("net:[{}]", second.namespace.ino)).then_some(())
+    });
+    let (status, took) = end_with(init, Signal::TERM);
+    assert_eq!(status.code(), Some(0), "{status:?}");
+    assert!(took < Duration::from_millis(100), "{took:?}");
+}
+
+#[test]
+fn orders_that_are_none_do_nothing() {
+    let init = as_pid_1();
+    let start = net(init.pid);
+    let inside = ["nsenter", "-t", &init.pid.to_string(), "-p"].map(str::to_owned);
+    let inside: Vec<&str> = inside.iter().map(String::as_str).collect();
+    for number in ["0", "1", "3", "4"] {
+        signal(&[], &["-q", number, "-s", RENEW], init.pid);
+    }
+    // A plain kill carries no number; the neighbours are not ours.
+    signal(&[], &["-s", RENEW], init.pid);
+    for foreign in ["34", "41", "43", "64"] {
+        signal(&[], &["-q", "2", "-s", foreign], init.pid);
+    }
+    // The right number, from inside the pid namespace, where the init is pid 1.
+    signal(&inside, &["-q", "2", "-s", RENEW], 1);
+    all_taken(&init);
+    assert_eq!(net(init.pid), start);
+    // And it still knows which one is next.
+    signal(&[], &["-q", "2", "-s", RENEW], init.pid);
+    wait_until("it moves", || (net(init.pid) != start).then_some(()));
+    let (status, took) = end_with(init, Signal::TERM);
+    assert_eq!(status.code(), Some(0), "{status:?}");
+    assert!(took < Duration::from_millis(100), "{took:?}");
+}
+
+#[test]
+fn as_a_plain_child_it_takes_orders_from_nobody() {
+    let init = as_child();
+    let start = net(init.pid);
+    signal(&[], &["-q", "2", "-s", RENEW], init.pid);
+    all_taken(&init);
+    assert_eq!(net(init.pid), start);
+}
+
+#[test]
+fn an_end_does_not_wait_behind_orders() {
+    let init = as_pid_1();
+    let pid = Pid::from_raw(init.pid.cast_signed()).unwrap();
+    kill_process(pid, Signal::STOP).unwrap();
+    for _ in 0..20 {
+        signal(&[], &["-q", "1", "-s", RENEW], init.pid);
+    }
+    kill_process(pid, Signal::TERM).unwrap();
+    let (status, took) = end_with(init, Signal::CONT);
+    assert_eq!(status.code(), Some(0), "{status:?}");
+    assert!(took < Duration::from_millis(100), "{took:?}");
+}
+
+#[tokio::test]
+async fn without_the_capability_it_says_so_by_its_exit_code() {
+    let (folder, program) = install();
+    let child = Command::new("unshare")
+        .args(["-fp", "--kill-child", "setpriv", "--bounding-set=-sys_admin", "--inh-caps=-all"])
+        .arg(program)
+        .spawn()
+        .unwrap();
+    let mut init = Init { pid: 0, child, _folder: folder };
+    init.pid = wait_until("unshare has a child", || children(init.child.id()).first().copied());
+    wait_until("the init waits for signals", || waits_for_signals(init.pid).then_some(()));
+    assert!(matches!(hold(&init).renew(2, WITHIN).await, Err(RenewError::Gone { .. })));
+    let status = wait_until("the init has ended", || init.child.try_wait().unwrap());
+    assert_eq!(status.code().map(i64::from), Some(EXIT_CANNOT_RENEW), "{status:?}");
 }

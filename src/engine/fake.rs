@@ -10,12 +10,13 @@
 //! slots, leases or the pacer; the only label it knows is the one that a function carries.
 //!
 //! Reading order: this file → `script` (faults and calls) → `machine` (processes and namespaces) → `model` (containers) → `serve` (the
-//! [`Engine`] side) → `kernel` → `outside` (acts and observations).
+//! [`Engine`] side) → `kernel` → `renewal` → `outside` (acts and observations).
 
 mod kernel;
 mod machine;
 mod model;
 mod outside;
+mod renewal;
 mod script;
 mod serve;
 #[cfg(test)]
@@ -33,7 +34,7 @@ use crate::level;
 use crate::netns::{Kernel, KernelError};
 
 pub use outside::{FunctionSpec, HalfCreated};
-pub use script::{Call, Fault, MembersFault, Operation, Phase};
+pub use script::{Call, Fault, MembersFault, Operation, Phase, RenewalFault};
 
 use model::Model;
 use script::{Hook, Script};
@@ -49,6 +50,13 @@ pub type FunctionId = ContainerId;
 pub enum Violation {
     /// I9: the engine was told to remove a buddy while somebody was in its namespaces.
     RemovedWithJoiner {
+        /// The buddy's name.
+        buddy: String,
+        /// Who was inside.
+        inside: Vec<String>,
+    },
+    /// I9: a buddy was told to leave its network namespace while somebody else was in it.
+    RenewedWithJoiner {
         /// The buddy's name.
         buddy: String,
         /// Who was inside.
@@ -167,6 +175,11 @@ impl FakeWorld {
     /// The next [`Kernel::members`] goes like this.
     pub fn script_members(&self, fault: MembersFault) {
         self.script.lock().members.push_back(fault);
+    }
+
+    /// The next [`crate::netns::Held::renew`] goes like this.
+    pub fn script_renewal(&self, fault: RenewalFault) {
+        self.script.lock().renewals.push_back(fault);
     }
 
     /// Every call of `operation` takes this long from now on; zero by default.

@@ -16,6 +16,9 @@ use sha2::{Digest, Sha256};
 /// The init of the architecture that nspool was built for: a static executable of less than a kilobyte.
 pub const INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/placeholder-init"));
 
+/// How [`INIT`] ends when it is refused a new network namespace.
+pub const EXIT_CANNOT_RENEW: i64 = 103;
+
 /// The repository of the tag. The host is no registry: nothing pulls it by accident, and podman does not add its own host in front.
 pub const REPOSITORY: &str = "nspool.local/placeholder";
 

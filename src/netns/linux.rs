@@ -1,10 +1,14 @@
-//! The real kernel: pidfds, `/proc/<pid>/ns/*`, and a scan of all processes that everybody shares.
+//! The real kernel: pidfds, `/proc/<pid>/ns/*`, a scan of all processes that everybody shares, and the renewal of a held process's network namespace
+//! ([`renewal`]).
 //!
 //! What can go wrong: a process ends while it is looked at (it is [`KernelError::Gone`] in `hold`, and left out by `members`), or reading
 //! another's namespaces is not permitted, which is an error and never an empty answer. So is a `/proc` that hides processes: a scan that
 //! does not see process 1 has not seen everybody. Only what namespaces process 1 is in need not be readable: a hardened init's are not.
 //!
 //! It deliberately does not know what holds a namespace besides processes (open descriptors, bind mounts), nor who the processes belong to.
+
+mod order;
+mod renewal;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
@@ -15,6 +19,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -22,7 +27,7 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::{Held, Kernel, KernelError, Members, NamespaceId, Process};
+use super::{Held, Kernel, KernelError, Members, NamespaceId, RenewError, Renewed};
 use crate::coalesce::Coalesced;
 use crate::engine::NamespaceKind;
 
@@ -69,29 +74,24 @@ impl Kernel for Linux {
         let id = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(KernelError::Gone { pid })?;
         let pidfd = pidfd_open(id, PidfdFlags::empty()).map_err(|errno| failure(pid, "pidfd_open".to_owned(), errno))?;
         let kinds: BTreeSet<NamespaceKind> = kinds.iter().copied().chain([NamespaceKind::Net]).collect();
-        let namespaces = kinds.into_iter().map(|kind| open_namespace(pid, kind)).collect::<Result<Vec<_>, _>>()?;
+        let namespaces = kinds.into_iter().map(|kind| open_namespace(pid, kind).map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(KernelError::Failed { what: "watching a process".to_owned(), message: "not inside a tokio runtime".to_owned() });
         }
-        let held = HeldProcess { pid, pidfd: watch(pid, pidfd)?, namespaces };
+        let process = Process { pid, pidfd: watch(pid, pidfd)?, namespaces: Mutex::new(namespaces), renewals: Mutex::new(()) };
         // Alive now, so the pid was this process's all the time: what was opened by it is its own.
-        if held.is_alive() { Ok(Box::new(held)) } else { Err(KernelError::Gone { pid }) }
+        if process.is_alive() { Ok(Box::new(HeldProcess(Arc::new(process)))) } else { Err(KernelError::Gone { pid }) }
     }
 
     fn host_namespace(&self, kind: NamespaceKind) -> Result<NamespaceId, KernelError> {
-        let of = |process: &str| format!("/proc/{process}/ns/{}", kind.proc_name());
-        match stat(&of("1")) {
-            // Even root may not read a hardened init's. nspool itself has to run in the host's namespaces, so its own are as good.
-            Err(Errno::ACCESS | Errno::PERM) => stat(&of("self")).map_err(|errno| failure(1, of("self"), errno)),
-            answer => answer.map_err(|errno| failure(1, of("1"), errno)),
-        }
+        host_namespace(kind)
     }
 
     fn members<'a>(&'a self, kind: NamespaceKind, of: &'a [NamespaceId]) -> BoxFuture<'a, Result<Members, KernelError>> {
         let look = self.looks(kind).look();
         async move {
             let scan = look.await?;
-            let members = |namespace| scan.get(namespace).into_iter().flatten().map(|&pid| process(pid)).collect();
+            let members = |namespace| scan.get(namespace).into_iter().flatten().map(|&pid| described(pid)).collect();
             Ok(of.iter().map(|namespace| (*namespace, members(namespace))).collect())
         }
         .boxed()
@@ -103,42 +103,70 @@ impl Kernel for Linux {
     }
 }
 
+/// Shared with the thread of a renewal, which goes on when its caller is gone.
 #[derive(Debug)]
-struct HeldProcess {
+struct HeldProcess(Arc<Process>);
+
+#[derive(Debug)]
+struct Process {
     pid: u32,
     pidfd: AsyncFd<OwnedFd>,
-    namespaces: Vec<Namespace>,
+    namespaces: Mutex<Vec<Arc<Namespace>>>,
+    /// Held for the time of a renewal.
+    renewals: Mutex<()>,
 }
 
 #[derive(Debug)]
 struct Namespace {
     kind: NamespaceKind,
     id: NamespaceId,
-    /// Open, so that the inode number cannot become another's.
-    _open: File,
+    /// So that the inode number cannot become another's.
+    open: File,
+}
+
+impl Process {
+    fn is_alive(&self) -> bool {
+        !self.ends_within(Duration::ZERO)
+    }
+
+    /// Blocks for that long at most.
+    fn ends_within(&self, pause: Duration) -> bool {
+        let mut fds = [PollFd::new(self.pidfd.get_ref(), PollFlags::IN)];
+        let timeout = Timespec::try_from(pause).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 });
+        loop {
+            match poll(&mut fds, Some(&timeout)) {
+                Err(Errno::INTR) => {}
+                // A pidfd becomes readable when its process ends, and stays so. An error (out of memory) says nothing: not dead.
+                Ok(readable) => return readable > 0,
+                Err(_) => return false,
+            }
+        }
+    }
+
+    fn held(&self, kind: NamespaceKind) -> Option<Arc<Namespace>> {
+        self.namespaces.lock().iter().find(|namespace| namespace.kind == kind).cloned()
+    }
+
+    fn hold_instead(&self, new: &Arc<Namespace>) {
+        for namespace in self.namespaces.lock().iter_mut().filter(|namespace| namespace.kind == new.kind) {
+            *namespace = Arc::clone(new);
+        }
+    }
 }
 
 impl Held for HeldProcess {
     fn pid(&self) -> u32 {
-        self.pid
+        self.0.pid
     }
 
     fn is_alive(&self) -> bool {
-        let mut fds = [PollFd::new(self.pidfd.get_ref(), PollFlags::IN)];
-        loop {
-            match poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
-                Err(Errno::INTR) => {}
-                // A pidfd becomes readable when its process ends, and stays so. An error (out of memory) says nothing: not dead.
-                Ok(readable) => return readable == 0,
-                Err(_) => return true,
-            }
-        }
+        self.0.is_alive()
     }
 
     fn exited(&self) -> BoxFuture<'_, ()> {
         async move {
             while self.is_alive() {
-                match self.pidfd.readable().await {
+                match self.0.pidfd.readable().await {
                     Ok(mut guard) if self.is_alive() => guard.clear_ready(),
                     Ok(_) => {}
                     // The runtime ends. That is not the end of the process.
@@ -150,7 +178,27 @@ impl Held for HeldProcess {
     }
 
     fn namespace(&self, kind: NamespaceKind) -> Option<NamespaceId> {
-        self.namespaces.iter().find(|namespace| namespace.kind == kind).map(|namespace| namespace.id)
+        self.0.held(kind).map(|namespace| namespace.id)
+    }
+
+    fn renew(&self, use_number: u64, within: Duration) -> BoxFuture<'_, Result<Renewed, RenewError>> {
+        let process = Arc::clone(&self.0);
+        async move {
+            let renewal = tokio::task::spawn_blocking(move || renewal::renew(&process, use_number, within)).await;
+            renewal.unwrap_or_else(|error| {
+                Err(RenewError::Kernel(KernelError::Failed { what: "the thread of a renewal".to_owned(), message: error.to_string() }))
+            })
+        }
+        .boxed()
+    }
+}
+
+fn host_namespace(kind: NamespaceKind) -> Result<NamespaceId, KernelError> {
+    let of = |process: &str| format!("/proc/{process}/ns/{}", kind.proc_name());
+    match stat(&of("1")) {
+        // Even root may not read a hardened init's. nspool itself has to run in the host's namespaces, so its own are as good.
+        Err(Errno::ACCESS | Errno::PERM) => stat(&of("self")).map_err(|errno| failure(INIT, of("self"), errno)),
+        answer => answer.map_err(|errno| failure(INIT, of("1"), errno)),
     }
 }
 
@@ -169,7 +217,7 @@ fn open_namespace(pid: u32, kind: NamespaceKind) -> Result<Namespace, KernelErro
     let failed = |error: io::Error| failure(pid, path.clone(), Errno::from_io_error(&error).unwrap_or(Errno::IO));
     let open = File::open(&path).map_err(failed)?;
     let stat = rustix::fs::fstat(&open).map_err(|errno| failure(pid, path.clone(), errno))?;
-    Ok(Namespace { kind, id: NamespaceId { dev: stat.st_dev, ino: stat.st_ino }, _open: open })
+    Ok(Namespace { kind, id: NamespaceId { dev: stat.st_dev, ino: stat.st_ino }, open })
 }
 
 fn stat(path: &str) -> Result<NamespaceId, Errno> {
@@ -241,9 +289,9 @@ fn numbers_in(folder: &str) -> Result<Vec<u32>, KernelError> {
 }
 
 /// With its command's name, for people; empty when it has just ended.
-fn process(pid: u32) -> Process {
+fn described(pid: u32) -> super::Process {
     let command = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    Process { pid, command: command.trim_end().to_owned() }
+    super::Process { pid, command: command.trim_end().to_owned() }
 }
 
 #[cfg(test)]

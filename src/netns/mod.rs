@@ -1,18 +1,22 @@
 //! What is asked of the kernel about processes and their namespaces: hold a buddy's process and namespaces, notice its end, find who else
-//! is inside.
+//! is inside, have it move into a new network namespace.
 //!
 //! It deliberately does not know the engine, slots or leases. Names, pids and inode numbers are no identity (they come back), so a buddy is
 //! *held*: a pidfd for its process and an open descriptor per namespace. While the descriptors are open the inode numbers cannot be given to
 //! another namespace, which is what makes [`NamespaceId`] comparable.
 
 pub mod linux;
+pub mod renewal;
 
 use std::fmt;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 
 use crate::engine::NamespaceKind;
 use crate::random::HashMap;
+
+pub use renewal::{RenewError, Renewed, WrongAnswer};
 
 /// Device and inode of a namespace file. Meaningful only while somebody holds the namespace open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -74,8 +78,18 @@ pub trait Held: Send + Sync + fmt::Debug {
     fn is_alive(&self) -> bool;
     /// Comes back when it has ended; at once if it had. Cancel safe, any number of waiters.
     fn exited(&self) -> BoxFuture<'_, ()>;
-    /// Of a kind it is held with; `Net` always.
+    /// Of a kind it is held with; `Net` always. What is held, which after a renewal is the new one.
     fn namespace(&self, kind: NamespaceKind) -> Option<NamespaceId>;
+    /// Tells it to move into a new network namespace for this use (its next one, the first is 1), waits until it has, proves it, and holds the
+    /// new namespace instead of the old one, whose descriptor is then closed: the caller has unmounted and taken away what else holds the old one,
+    /// or means it to live on. `within` is for all of it. Nobody must be in the old one who is not to stay there (I9); this does not look.
+    ///
+    /// Not cancel safe, in the way of a mutation: a call that was polled and is dropped is carried out all the same, and [`Held::namespace`] may
+    /// change later. Calls on one process take turns.
+    ///
+    /// # Errors
+    /// See [`RenewError`]: after any of them the process is good for nothing more, and what is held is the old namespace.
+    fn renew(&self, use_number: u64, within: Duration) -> BoxFuture<'_, Result<Renewed, RenewError>>;
 }
 
 /// The kernel, as far as nspool asks it. `linux::Linux` is the real one, `engine::fake` has one for tests.
@@ -90,5 +104,5 @@ pub trait Kernel: Send + Sync + 'static {
     /// anything else that cannot be read is an error.
     fn members<'a>(&'a self, kind: NamespaceKind, of: &'a [NamespaceId]) -> BoxFuture<'a, Result<Members, KernelError>>;
     /// CLOCK_BOOTTIME: goes on while the machine sleeps, begins anew at each boot.
-    fn since_boot(&self) -> std::time::Duration;
+    fn since_boot(&self) -> Duration;
 }

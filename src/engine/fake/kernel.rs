@@ -4,51 +4,59 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use parking_lot::Mutex;
 
 use super::FakeWorld;
 use super::machine::{HOST, Life, NsKey, place};
 use super::script::{MembersFault, Operation};
 use crate::engine::{ErrorClass, NamespaceKind};
-use crate::netns::{Held, Kernel, KernelError, Members, NamespaceId};
+use crate::netns::{Held, Kernel, KernelError, Members, NamespaceId, RenewError, Renewed};
 
 /// See [`FakeWorld::kernel`].
 pub(super) struct FakeKernel(pub Arc<FakeWorld>);
 
-struct FakeHeld {
-    world: Arc<FakeWorld>,
-    pid: u32,
-    life: Arc<Life>,
-    pins: Vec<(NamespaceKind, NsKey, NamespaceId)>,
+/// What a held process is held by.
+pub(super) struct Grip {
+    pub(super) world: Arc<FakeWorld>,
+    pub(super) pid: u32,
+    pub(super) life: Arc<Life>,
+    pub(super) pins: Mutex<Vec<(NamespaceKind, NsKey, NamespaceId)>>,
 }
+
+struct FakeHeld(Arc<Grip>);
 
 impl std::fmt::Debug for FakeHeld {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "FakeHeld({})", self.pid)
+        write!(f, "FakeHeld({})", self.0.pid)
     }
 }
 
 impl Held for FakeHeld {
     fn pid(&self) -> u32 {
-        self.pid
+        self.0.pid
     }
 
     fn is_alive(&self) -> bool {
-        self.life.is_alive()
+        self.0.life.is_alive()
     }
 
     fn exited(&self) -> BoxFuture<'_, ()> {
-        Box::pin(self.life.ended())
+        Box::pin(self.0.life.ended())
     }
 
     fn namespace(&self, kind: NamespaceKind) -> Option<NamespaceId> {
-        self.pins.iter().find(|(held, _, _)| *held == kind).map(|(_, _, id)| *id)
+        self.0.pins.lock().iter().find(|(held, _, _)| *held == kind).map(|(_, _, id)| *id)
+    }
+
+    fn renew(&self, use_number: u64, within: Duration) -> BoxFuture<'_, Result<Renewed, RenewError>> {
+        Box::pin(Arc::clone(&self.0).renew(use_number, within))
     }
 }
 
-impl Drop for FakeHeld {
+impl Drop for Grip {
     fn drop(&mut self) {
         let mut model = self.world.model.lock();
-        for (_, key, _) in &self.pins {
+        for (_, key, _) in self.pins.get_mut().iter() {
             model.machine.unpin(*key);
         }
     }
@@ -68,8 +76,8 @@ impl FakeKernel {
             let key = namespaces[place(kind)];
             Some((kind, key, model.machine.pin(key)?))
         });
-        let pins = pins.collect();
-        Ok(Box::new(FakeHeld { world: Arc::clone(&self.0), pid, life, pins }))
+        let pins = Mutex::new(pins.collect());
+        Ok(Box::new(FakeHeld(Arc::new(Grip { world: Arc::clone(&self.0), pid, life, pins }))))
     }
 }
 

@@ -60,6 +60,10 @@ pub(super) struct Proc {
     pub container: Option<u64>,
     pub command: Arc<str>,
     pub life: Arc<Life>,
+    /// What the placeholder keeps in its memory.
+    pub use_number: u64,
+    /// Orders that came while it was frozen.
+    pub orders: Vec<u64>,
 }
 
 #[derive(Debug)]
@@ -124,7 +128,7 @@ impl Machine {
             }
         }
         let life = Arc::new(Life { alive: AtomicBool::new(true), ended: Notify::new() });
-        self.processes.insert(pid, Proc { namespaces, container, command: command.into(), life });
+        self.processes.insert(pid, Proc { namespaces, container, command: command.into(), life, use_number: 1, orders: Vec::new() });
         pid
     }
 
@@ -151,6 +155,23 @@ impl Machine {
 
     pub(super) fn process(&self, pid: u32) -> Option<&Proc> {
         self.processes.get(&pid)
+    }
+
+    pub(super) fn process_mut(&mut self, pid: u32) -> Option<&mut Proc> {
+        self.processes.get_mut(&pid)
+    }
+
+    /// The process leaves its namespace of that kind for another one.
+    pub(super) fn enter(&mut self, pid: u32, kind: NamespaceKind, key: NsKey) {
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        let left = std::mem::replace(&mut process.namespaces[place(kind)], key);
+        if let Some(namespace) = self.namespaces.get_mut(&left) {
+            namespace.members.remove(&pid);
+        }
+        if let Some(namespace) = self.namespaces.get_mut(&key) {
+            namespace.members.insert(pid);
+        }
+        self.drop_if_free(left);
     }
 
     pub(super) fn is_there(&self, key: NsKey) -> bool {

@@ -43,6 +43,8 @@ pub(super) struct Model {
     pub containerd: bool,
     /// Set: a buddy ends as soon as it was started.
     pub exits_at_once: Option<i64>,
+    /// The engine joins where a buddy was started, wherever it is now.
+    pub remembers_first_namespaces: bool,
     pub buddies: u32,
     pub buddies_high_water: u32,
     hearing: bool,
@@ -77,6 +79,7 @@ impl Model {
             disk_full: false,
             containerd: true,
             exits_at_once: None,
+            remembers_first_namespaces: false,
             buddies: 0,
             buddies_high_water: 0,
             hearing: true,
@@ -183,6 +186,7 @@ impl Model {
                 network: recipe.network,
                 shares: recipe.shares,
                 buddy: recipe.buddy,
+                flavour: recipe.flavour,
                 status: ContainerStatus::Created,
                 told_pid: 0,
                 process: None,
@@ -204,9 +208,13 @@ impl Model {
 
     /// A buddy's create, from the engine's interface.
     pub(super) fn create_buddy(&mut self, spec: BuddySpec) -> Result<ContainerId, EngineError> {
+        if let Some(why) = spec.contradiction() {
+            return Err(fail(Operation::Create, ErrorClass::Refused, &spec.name, why, None));
+        }
+        let network = spec.joins().map_or_else(|| Attachment::Network(spec.network.as_str().into()), |joined| self.resolve(joined));
         let shares = spec.namespaces.into_iter().filter(|kind| *kind != NamespaceKind::Net).collect();
-        let network = Attachment::Network(spec.network.into());
-        self.create(Recipe { name: spec.name, labels: spec.labels, image: spec.image, network, shares, buddy: true })
+        let flavour = spec.flavour;
+        self.create(Recipe { name: spec.name, labels: spec.labels, image: spec.image, network, shares, buddy: true, flavour })
     }
 
     /// `by_engine_user`: through the trait, so only buddies may be touched.
@@ -324,7 +332,9 @@ impl Model {
         if by_engine_user {
             self.only_ours(Operation::Remove, number);
             let inside = self.joiners_inside(number);
-            if !inside.is_empty() {
+            // Who joins another one owns no namespace that somebody could be left in.
+            let owns = matches!(self.item(number).network, Attachment::Network(_));
+            if owns && !inside.is_empty() {
                 self.violations.push(Violation::RemovedWithJoiner { buddy: self.item(number).name.to_string(), inside });
             }
         }

@@ -4,7 +4,8 @@ use super::model::{Attachment, Item, Model, Recipe};
 use super::script::Operation;
 use super::{EngineState, FUNCTION_LABEL, FakeWorld, FunctionId};
 use crate::engine::{
-    Container, ContainerStatus, ContainerSummary, Credentials, EngineError, ErrorClass, EventAction, ImageId, Labels, NamespaceKind,
+    Container, ContainerStatus, ContainerSummary, Credentials, EngineError, ErrorClass, EventAction, Flavour, ImageId, Labels,
+    NamespaceKind,
 };
 use crate::netns::{NamespaceId, Process};
 
@@ -79,7 +80,7 @@ impl FakeWorld {
         let network = spec.joins.as_deref().map_or_else(|| Attachment::Network("bridge".into()), |joins| model.resolve(joins));
         let image = model.images.find("function").unwrap_or_else(|| model.images.put("function"));
         let name = if spec.name.is_empty() { model.made_up_name() } else { spec.name };
-        Ok(HalfCreated(Recipe { name, labels: spec.labels, image, network, shares: spec.also, buddy: false }))
+        Ok(HalfCreated(Recipe { name, labels: spec.labels, image, network, shares: spec.also, buddy: false, flavour: Flavour::Fixed }))
     }
 
     /// The second half: the container exists, and is listed.
@@ -188,6 +189,11 @@ impl FakeWorld {
     /// Every buddy ends with this code as soon as it was started; `None`: no more.
     pub fn buddies_exit_at_once(&self, code: Option<i64>) {
         self.model.lock().exits_at_once = code;
+    }
+
+    /// The engine joins a buddy where it was started from now on, also when it has moved.
+    pub fn remember_first_namespaces(&self) {
+        self.model.lock().remembers_first_namespaces = true;
     }
 
     /// Creates and starts fail for want of space; removals work.
@@ -322,6 +328,9 @@ impl Model {
         if self.item(number).status == from {
             self.item_mut(number).status = to;
             self.emit(action, number);
+            if !paused {
+                self.obey_late(number);
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use crate::engine::ErrorClass;
-use crate::netns::KernelError;
+use crate::netns::{KernelError, RenewError};
 
 /// Every call of the two traits that a script or a count can name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -39,6 +39,8 @@ pub enum Operation {
     Hold,
     /// `Kernel::members`; see `FakeWorld::script_members`.
     Members,
+    /// `Held::renew`; see `FakeWorld::script_renewal`.
+    Renew,
 }
 
 impl Operation {
@@ -61,6 +63,7 @@ impl Operation {
             Self::Events => "events",
             Self::Hold => "hold",
             Self::Members => "members",
+            Self::Renew => "renew",
         }
     }
 
@@ -77,7 +80,8 @@ impl Operation {
             | Self::List
             | Self::Events
             | Self::Hold
-            | Self::Members => false,
+            | Self::Members
+            | Self::Renew => false,
         }
     }
 }
@@ -113,6 +117,25 @@ pub enum MembersFault {
     Slow(Duration),
     /// Never answered.
     Never,
+}
+
+/// How one `Held::renew` goes.
+#[derive(Clone, Debug)]
+pub enum RenewalFault {
+    /// As it should.
+    Ok,
+    /// It moves this much later, also when nobody waits any more.
+    Slow(Duration),
+    /// It does not obey, and stays where it is.
+    Never,
+    /// It is refused the system call, and ends with a code of its own.
+    Refused,
+    /// It ends by a signal from elsewhere.
+    Killed,
+    /// It moves into the host's namespace.
+    Strays,
+    /// It moves as it should, and the proof says this.
+    Error(RenewError),
 }
 
 /// Where a call is.
@@ -161,6 +184,7 @@ pub(super) struct Script {
     next: u64,
     pub holds: VecDeque<KernelError>,
     pub members: VecDeque<MembersFault>,
+    pub renewals: VecDeque<RenewalFault>,
     pub in_flight: u32,
     pub high_water: u32,
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 
 use crate::engine::fake::machine::NsSet;
-use crate::engine::{ContainerId, ContainerStatus, ImageId, Labels, NamespaceKind};
+use crate::engine::{ContainerId, ContainerStatus, Flavour, ImageId, Labels, NamespaceKind};
 
 /// What a container's network is.
 #[derive(Debug)]
@@ -26,6 +26,7 @@ pub(in crate::engine::fake) struct Recipe {
     /// Namespaces besides the network's that it shares, or joins.
     pub shares: Vec<NamespaceKind>,
     pub buddy: bool,
+    pub flavour: Flavour,
 }
 
 #[derive(Debug)]
@@ -37,6 +38,7 @@ pub(in crate::engine::fake) struct Item {
     pub network: Attachment,
     pub shares: Vec<NamespaceKind>,
     pub buddy: bool,
+    pub flavour: Flavour,
     /// What the engine says; the truth is in `process`.
     pub status: ContainerStatus,
     pub told_pid: u32,
