@@ -20,7 +20,7 @@
 //! pool: the slots' states, the free lists, the leases · lease: one hand-out · holder: the peer that has it · owner: the name an agent gives itself ·
 //! joiner: a container or process in a buddy's namespaces (*live*: a process, or a running, paused or restarting container; *configured*: created
 //! or exited, could still start) · ledger: the journal of buddies and leases, for the next daemon · adopt: prove again what a predecessor had ·
-//! fence: what makes a late join fail (the buddy's rename) · retire: give a buddy up · detach: give a slot free whose buddy still has somebody
+//! fence: what makes a late join fail (the buddy's rename) · renewal: a new network namespace under the same buddy · retire: give a buddy up · detach: give a slot free whose buddy still has somebody
 //! inside · cordon: hand out nothing more · drain: cordon and wait, bounded · audit: hold pool, ledger, engine and kernel against each other.
 //!
 //! # Invariants
@@ -43,8 +43,8 @@
 //!   for the next start to adopt.
 //! - **I12** Every queue, retry, wait, label, message and file has a bound.
 //!
-//! What is deliberately absent: anything that survives a reboot (buddies do not), renewal of a namespace under its buddy, engines other than Docker and
-//! podman.
+//! What is deliberately absent: anything that survives a reboot (buddies do not), engines other than Docker and podman. What is there and used by no
+//! pool yet: the renewal of a network namespace under its buddy ([`netns::Held::renew`], [`renewal`]).
 //!
 //! # Who may say what
 //! `bollard` only in `engine/docker*` · `governor` only in `engine/paced*` · `tonic` only in `api/`, `client*` and where generated code needs it · the
@@ -69,6 +69,7 @@ pub mod audit;
 pub mod nanny;
 pub mod observer;
 pub mod recovery;
+pub mod renewal;
 pub mod supervisor;
 
 pub mod coalesce;

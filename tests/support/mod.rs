@@ -8,6 +8,7 @@ pub mod daemon;
 pub mod engines;
 pub mod image;
 pub mod registry;
+pub mod renewable;
 
 use std::time::{Duration, Instant};
 
