@@ -70,10 +70,10 @@ soak: packages-test ## the real daemon and a real Docker engine under a storm of
 upgrade: packages-test ## from the daemon of revision FROM (default: the last release) to this one and back, with live leases
 	tests/upgrade.sh $(FROM)
 
-bench: packages-test ## what the daemon costs, against an empty gRPC handler and over pool sizes, and what holders see of bad days
+bench: packages-test ## what the daemon costs, against an empty gRPC handler and over pool sizes, what holders see of bad days, and a renewal beside a new buddy
 	$(CARGO) bench --locked --bench api --bench pool --bench daemon
-	$(CARGO) bench --locked --bench engine --no-run
-	deploy/setup.sh engine run $(CARGO) bench --offline --locked --bench engine
+	$(CARGO) bench --locked --bench engine --bench renewal --no-run
+	deploy/setup.sh engine run $(CARGO) bench --offline --locked --bench engine --bench renewal
 
 lint: lint-toolchain ## format, clippy, documentation, dependencies, scripts
 	@$(section) "format" $(CARGO) fmt --all --check
