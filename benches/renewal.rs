@@ -19,7 +19,7 @@ use nspool::netns::linux::Linux;
 mod support;
 
 use support::engines::{PrivateDocker, PrivatePodman, TestEngine};
-use support::renewable::{Renewable, connect, placeholder, spec};
+use support::renewable::{Renewable, connect, namespaces_of_the_machine, placeholder, spec, taken_away};
 
 const RENEWALS: u64 = 1000;
 const BUDDIES: usize = 20;
@@ -37,11 +37,14 @@ async fn main() {
 async fn measure(engine: &TestEngine, renewals: u64) {
     let docker = connect(engine);
     let buddy = Renewable::start(&docker, "bench").await;
-    let mut moved = Vec::new();
+    let (mut moved, all) = (Vec::new(), namespaces_of_the_machine());
     for number in 2..renewals + 2 {
         let begun = Instant::now();
         buddy.held.renew(number, WITHIN).await.unwrap();
         moved.push(begun.elapsed());
+        if number % 50 == 0 {
+            taken_away(all).await;
+        }
     }
     docker.remove(&buddy.id).await.unwrap();
     let made = again(&docker).await;

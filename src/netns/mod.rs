@@ -84,6 +84,9 @@ pub trait Held: Send + Sync + fmt::Debug {
     /// new namespace instead of the old one, whose descriptor is then closed: the caller has unmounted and taken away what else holds the old one,
     /// or means it to live on. `within` is for all of it. Nobody must be in the old one who is not to stay there (I9); this does not look.
     ///
+    /// The kernel takes old namespaces away in the background, and until then their memory counts as the process's own: a few hundred renewals in a
+    /// row, or as many old ones that somebody holds, reach a buddy's limit of 16 MiB, and the kernel ends it.
+    ///
     /// Not cancel safe, in the way of a mutation: a call that was polled and is dropped is carried out all the same, and [`Held::namespace`] may
     /// change later. Calls on one process take turns.
     ///

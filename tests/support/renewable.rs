@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use nspool::engine::docker::Docker;
 use nspool::engine::{BuddySpec, ContainerId, Engine, Flavour, ImageId, Labels, NamespaceKind};
@@ -10,6 +11,7 @@ use nspool::netns::linux::Linux;
 use nspool::netns::{Held, Kernel, NamespaceId};
 
 use super::engines::{TestEngine, unique};
+use super::eventually;
 
 /// A client of the engine that refuses any other kind.
 pub fn connect(engine: &TestEngine) -> Docker {
@@ -69,6 +71,21 @@ impl Renewable {
 pub fn net_of(pid: u32) -> NamespaceId {
     let stat = rustix::fs::stat(format!("/proc/{pid}/ns/net")).unwrap();
     NamespaceId { dev: stat.st_dev, ino: stat.st_ino }
+}
+
+/// Network namespaces of this machine, those that the kernel has yet to take away included.
+pub fn namespaces_of_the_machine() -> u64 {
+    let slabs = std::fs::read_to_string("/proc/slabinfo").unwrap();
+    let line = slabs.lines().find(|line| line.starts_with("net_namespace ")).expect("the kernel counts them");
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// Waits until there are about as many as there were. Until the kernel has taken a namespace away, which it does in the background, its memory counts
+/// as that of the buddy which made it: some hundred in a row are more than a buddy's limit, and the kernel ends it.
+pub async fn taken_away(before: u64) {
+    const OTHERS: u64 = 50;
+    let level = || async { (namespaces_of_the_machine() < before + OTHERS).then_some(()) };
+    eventually("the kernel to take the old namespaces away", Duration::from_secs(60), level).await;
 }
 
 /// A static program without a libc from a source of `tests/support`, compiled as the init is.
