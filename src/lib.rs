@@ -47,8 +47,9 @@
 //! pool yet: the renewal of a network namespace under its buddy ([`netns::Held::renew`], [`renewal`]).
 //!
 //! # Who may say what
-//! `bollard` only in `engine/docker*` · `governor` only in `engine/paced*` · `tonic` only in `api/`, `client*` and where generated code needs it · the
-//! pool knows no engine, the ledger no pool, the api no nanny, a nanny no lease. `tests/layering.rs` holds the code to it.
+//! `bollard` only in `engine/docker*` · `governor` only in `engine/paced*` · netlink and other namespaces only in `netns/` · `tonic` only in
+//! `api/`, `client*` and where generated code needs it · the pool knows no engine, the ledger no pool, the api no nanny, a nanny no lease.
+//! `tests/layering.rs` holds the code to it.
 //!
 //! # Reading order
 //! [`pool::state`] (the picture of a slot's life) → [`ledger`] (what survives the daemon) → [`nanny`] (the story of one slot) → [`engine`] (what an

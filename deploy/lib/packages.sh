@@ -14,6 +14,7 @@ END
 needed_by_test() {
   needed_by_demo
   cat <<'END'
+nft | nftables
 podman | podman
 busybox | busybox-static
 htpasswd | apache2-utils

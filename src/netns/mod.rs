@@ -6,6 +6,7 @@
 //! another namespace, which is what makes [`NamespaceId`] comparable.
 
 pub mod linux;
+pub mod managed;
 pub mod renewal;
 
 use std::fmt;
