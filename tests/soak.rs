@@ -63,6 +63,7 @@ async fn a_storm_of_faults_leaves_no_trace() {
     let daemon = TestDaemon::start(&seen, &CONFIG).await;
     settled(&daemon).await;
     let before = (Footprint::of(&seen), descriptors(daemon.pid()));
+    assert!(before.0.counts()["namespaces"] >= READY as usize, "{:?}", before.0);
     let world = Arc::new(World::new(engine.handle(), daemon.pool.clone(), daemon.endpoint()));
 
     let mut agents = JoinSet::new();

@@ -1,5 +1,5 @@
 //! How a connection's bytes and calls move, for speed: all of a connection is one task, which takes turns. In a turn it reads what is there,
-//! answers the calls that can be answered, and then writes everything at once.
+//! answers a few of the calls that can be answered, writes their answers at once, and so on until all are answered.
 //!
 //! Left to itself, hyper makes a task of each call, though nearly all are answered without any wait, and flushes after every data frame above a
 //! few hundred bytes, which a lease is; each answer would be a task to schedule and a write and a wake-up of the peer of its own. Here the calls
@@ -9,6 +9,7 @@
 //! What can go wrong: a peer that does not read. At most [`MOST`] bytes are kept for it; then hyper's flow control takes over. A call that
 //! panics ends alone. What this deliberately does not do: let two calls of one connection run at the same time; none takes long.
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::panic::AssertUnwindSafe;
@@ -33,6 +34,10 @@ const MOST: usize = 64 << 10;
 /// by waking, too.
 const MOST_ROUNDS: u32 = 16;
 
+/// Calls begun before the answers so far are written: the peer works on those while the next calls are answered here. With eight calls in
+/// flight and all of them answered in one go, both ends sleep by turns, and waking a processor costs as much as a call (`benches/api.rs`).
+const AT_ONCE: usize = 2;
+
 /// What happens to a call.
 type Call = BoxFuture<'static, ()>;
 
@@ -51,6 +56,8 @@ pub(super) struct Turns {
     writing: Arc<Mutex<Writing>>,
     begun: Calls,
     waiting: FuturesUnordered<Call>,
+    /// Not begun yet.
+    arrived: VecDeque<Call>,
     /// Kept for its room.
     spare: Vec<Call>,
     bell: Arc<Bell>,
@@ -126,6 +133,7 @@ impl Turns {
             writing: Arc::clone(&writing),
             begun: begun.clone(),
             waiting: FuturesUnordered::new(),
+            arrived: VecDeque::new(),
             spare: Vec::new(),
             ring: Waker::from(Arc::clone(&bell)),
             bell,
@@ -138,28 +146,32 @@ impl Turns {
     pub(super) async fn run(&mut self, mut connection: Pin<&mut impl Future<Output = hyper::Result<()>>>) -> Result<(), Broken> {
         poll_fn(|cx| {
             self.bell.task.register(cx.waker());
-            if let Poll::Ready(ended) = self.poll_turn(connection.as_mut()) {
-                return Poll::Ready(ended.map_err(Broken::Http));
-            }
-            match self.writing.lock().poll_out(cx) {
-                Poll::Ready(Err(error)) => Poll::Ready(Err(Broken::Write(error))),
-                Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
-            }
+            self.poll_turn(cx, connection.as_mut())
         })
         .await
     }
 
-    fn poll_turn(&mut self, mut connection: Pin<&mut impl Future<Output = hyper::Result<()>>>) -> Poll<hyper::Result<()>> {
-        let mut cx = Context::from_waker(&self.ring);
+    fn poll_turn(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut connection: Pin<&mut impl Future<Output = hyper::Result<()>>>,
+    ) -> Poll<Result<(), Broken>> {
+        let mut rung = Context::from_waker(&self.ring);
         for _ in 0..MOST_ROUNDS {
             self.bell.state.store(BUSY, Ordering::Release);
-            if let ended @ Poll::Ready(_) = connection.as_mut().poll(&mut cx) {
-                return ended;
+            if let Poll::Ready(ended) = connection.as_mut().poll(&mut rung) {
+                return Poll::Ready(ended.map_err(Broken::Http));
+            }
+            if let Poll::Ready(Err(error)) = self.writing.lock().poll_out(cx) {
+                return Poll::Ready(Err(Broken::Write(error)));
             }
             std::mem::swap(&mut *self.begun.0.lock(), &mut self.spare);
-            self.waiting.extend(self.spare.drain(..));
-            while let Poll::Ready(Some(())) = self.waiting.poll_next_unpin(&mut cx) {}
-            if self.bell.state.compare_exchange(BUSY, IDLE, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            self.arrived.extend(self.spare.drain(..));
+            let now = self.arrived.len().min(AT_ONCE);
+            self.waiting.extend(self.arrived.drain(..now));
+            while let Poll::Ready(Some(())) = self.waiting.poll_next_unpin(&mut rung) {}
+            let rested = self.bell.state.compare_exchange(BUSY, IDLE, Ordering::AcqRel, Ordering::Acquire).is_ok();
+            if rested && self.arrived.is_empty() {
                 return Poll::Pending;
             }
         }

@@ -10,7 +10,8 @@ use crate::support::engines::TestEngine;
 #[derive(Debug, Default)]
 pub(crate) struct Footprint {
     parts: BTreeMap<&'static str, BTreeSet<String>>,
-    /// Root file systems of containers that the engine does not know: killed while it makes or removes one, it forgets the mount for good.
+    /// Root file systems and namespaces of containers that the engine does not know: killed while it makes or removes one, it forgets the mount
+    /// for good.
     pub(crate) forgotten: usize,
 }
 
@@ -21,10 +22,12 @@ impl Footprint {
         let links = std::fs::read_dir("/sys/class/net").unwrap().map(|link| link.unwrap().file_name().to_string_lossy().into_owned());
         let dir = engine.dir.display().to_string();
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let roots = roots_of_containers(engine);
+        let known = mounts_of_containers(engine);
         let is_forgotten = |mount: &&str| {
             let at = mount.split(' ').nth(4).unwrap_or_default();
-            mount.contains(" - overlay ") && !roots.contains(at)
+            // That of the host's network namespace is nobody's, and always there.
+            let of_a_container = mount.contains(" - overlay ") || (mount.contains(" - nsfs ") && !at.ends_with("/netns/default"));
+            of_a_container && !known.contains(at)
         };
         let (forgotten, mounts): (Vec<&str>, Vec<&str>) = mounts.lines().filter(|line| line.contains(&dir)).partition(is_forgotten);
         let mounts: BTreeSet<String> = mounts.into_iter().map(str::to_owned).collect();
@@ -52,14 +55,15 @@ impl Footprint {
     }
 }
 
-fn roots_of_containers(engine: &TestEngine) -> BTreeSet<String> {
+fn mounts_of_containers(engine: &TestEngine) -> BTreeSet<String> {
     let ids = engine.run(&["ps", "-aq", "--no-trunc"]);
     let ids: Vec<&str> = ids.lines().collect();
     if ids.is_empty() {
         return BTreeSet::new();
     }
     // One that has gone since is an error; the others are told all the same.
-    let told = engine.client(&[&["inspect", "--format", "{{.GraphDriver.Data.MergedDir}}"], &ids[..]].concat());
+    let told =
+        engine.client(&[&["inspect", "--format", "{{.GraphDriver.Data.MergedDir}}\n{{.NetworkSettings.SandboxKey}}"], &ids[..]].concat());
     text(&told.stdout).lines().map(str::to_owned).collect()
 }
 
