@@ -17,7 +17,8 @@ async fn a_buddy_that_ends_is_replaced(engine: &TestEngine) {
             "killed on the host" => kill("KILL", before.pid),
             "killed" => drop(engine.run(&["kill", id])),
             "paused" => drop(engine.run(&["pause", id])),
-            "removed" => drop(engine.run(&["rm", "-f", id])),
+            // The pool removes what it sees die, and two removals at once may get into each other's way.
+            "removed" => drop(engine.client(&["rm", "-f", id])),
             "stopped" => drop(engine.run(&["stop", id])),
             // It may be removed before the engine has started it again, and says so.
             _ => drop(engine.client(&["restart", "-t", "1", id])),
