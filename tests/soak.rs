@@ -92,9 +92,9 @@ async fn settled_at_last(chaos: &mut Chaos<'_>) {
     let client = chaos.daemon().client();
     let end = Instant::now() + LIMIT;
     while Instant::now() < end {
-        chaos.clear_debris().await;
+        let clear = chaos.clear_debris().await;
         let usage = client.usage().await.unwrap().total.unwrap();
-        if usage.detached + usage.quarantined + usage.retiring + usage.vacating == 0 {
+        if clear && usage.detached + usage.quarantined + usage.retiring + usage.vacating == 0 {
             break;
         }
         tokio::time::sleep(Duration::from_millis(500)).await;

@@ -62,7 +62,7 @@ impl<'e> Chaos<'e> {
             let spare = Instant::now() > last_restart || !self.world.may_forget();
             self.strike(spare).await;
             self.look_at_the_forgotten().await;
-            self.clear_debris().await;
+            let _later = self.clear_debris().await;
             if let Some(ended) = agents.try_join_next() {
                 panic!("an agent went before the end: {ended:?}");
             }
@@ -175,7 +175,8 @@ impl<'e> Chaos<'e> {
 
     /// A start that was cut off by the death of containerd leaves a process and its shim, of which Docker knows nothing any more. The process is
     /// in the function's namespace, so the buddy stays, as it must: this is for the operator, and here for us.
-    pub(crate) async fn clear_debris(&mut self) {
+    /// Answers whether there is none.
+    pub(crate) async fn clear_debris(&mut self) -> bool {
         let found = shims(&self.engine);
         let list = self.world.docker(&["ps", "-aq", "--no-trunc"]).await;
         assert!(list.status.success(), "{}", text(&list.stderr));
@@ -191,6 +192,7 @@ impl<'e> Chaos<'e> {
             self.world.tally(|tally| tally.cut_off += 1);
         }
         self.debris = unknown;
+        self.debris.is_empty()
     }
 
     /// Nobody releases them: they end by themselves.
