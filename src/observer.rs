@@ -4,6 +4,10 @@
 //! the time in between are not replayed; an engine that is silent is asked whether it lives ([`config::Engine::probe_every`]), and one that does not
 //! answer is away, like one whose stream ended; a container's death is only ever a *doubt* here, which its nanny settles. What it deliberately
 //! does not know: slots. It speaks of containers, the pool knows whose they are.
+//!
+//! Events come late, podman's by a tenth of a second and more: what they tell may concern a use that has ended, or a container that is gone. So
+//! who joins what is told with the time it was asked for, and asked again where the pool finds that too old; and what an inspection found counts
+//! for nothing once the container's removal was told.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -145,8 +149,26 @@ impl Late {
     }
 }
 
-/// Joiners by their own id: which buddies they joined.
-type Known = HashMap<String, Vec<JoinerSeen>>;
+/// The containers that events or lists have told of, until their removal, by their own id.
+type Known = HashMap<String, Sight>;
+
+/// What is known of one container.
+#[derive(Debug, Default)]
+struct Sight {
+    /// The buddies it joins; what a container joins never changes.
+    seen: Vec<JoinerSeen>,
+    /// The engine is being asked about it.
+    asked: bool,
+    /// Something has happened to it since: that answer may be too old.
+    again: bool,
+}
+
+/// Where [`Observer::follow`] begins.
+struct Connected {
+    events: BoxStream<'static, Result<EngineEvent, EngineError>>,
+    known: Known,
+    doubtful: Vec<String>,
+}
 
 impl Observer {
     /// Runs until `stop`.
@@ -190,15 +212,15 @@ impl Observer {
     /// One connection's life. Comes back with the reason why it ended.
     async fn listen(&self, backoff: &mut Backoff) -> EngineError {
         match self.connect().await {
-            Ok((events, known)) => {
+            Ok(connected) => {
                 backoff.reset();
-                self.follow(events, known).await
+                self.follow(connected).await
             }
             Err(error) => error,
         }
     }
 
-    async fn connect(&self) -> Result<(BoxStream<'static, Result<EngineEvent, EngineError>>, Known), EngineError> {
+    async fn connect(&self) -> Result<Connected, EngineError> {
         let info = self.engine.info().await?;
         if let Some(before) = self.state.borrow().info()
             && before.id != info.id
@@ -212,23 +234,29 @@ impl Observer {
             });
         }
         let events = self.engine.events().await?;
+        let as_of = self.pool.now();
         let list = self.engine.list().await?;
-        let all = joiners(&list);
-        let known: Known = all.iter().map(|seen| (seen.joiner.to_string(), vec![seen.clone()])).collect();
-        self.pool.with(|state, now| {
-            state.joiners_listed(now, &all);
+        let all = joiners(&list, as_of);
+        let known = all.iter().map(|seen| (seen.joiner.to_string(), Sight { seen: vec![seen.clone()], ..Sight::default() })).collect();
+        let doubtful = self.pool.with(|state, now| {
+            let doubtful = state.joiners_listed(now, &all).into_iter().map(|seen| seen.joiner.to_string()).collect();
             state.set_engine_up(true);
+            doubtful
         });
         self.doubts.raise_unless_running(&list);
         tracing::info!(kind = %info.kind, version = info.version, endpoint = info.endpoint, containers = list.len(), "the engine answers");
         self.late.seen.notify_one();
         self.state.send_replace(EngineState::Up(info));
         self.gate.nudge();
-        Ok((events, known))
+        Ok(Connected { events, known, doubtful })
     }
 
-    async fn follow(&self, mut events: BoxStream<'static, Result<EngineEvent, EngineError>>, mut known: Known) -> EngineError {
+    async fn follow(&self, connected: Connected) -> EngineError {
+        let Connected { mut events, mut known, doubtful } = connected;
         let mut inspections = FuturesUnordered::new();
+        for id in doubtful {
+            inspections.extend(self.ask(id, &mut known));
+        }
         let mut probe = tokio::time::interval(self.probe_every);
         probe.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut ping = None;
@@ -236,7 +264,11 @@ impl Observer {
             tokio::select! {
                 // What comes most often last: it keeps nothing else waiting.
                 biased;
-                Some(inspected) = inspections.next() => self.inspected(inspected, &mut known),
+                Some((id, as_of, inspected)) = inspections.next() => {
+                    if self.inspected(&id, as_of, inspected, &mut known) {
+                        inspections.extend(self.ask(id, &mut known));
+                    }
+                }
                 _ = probe.tick(), if ping.is_none() => {
                     let engine = Arc::clone(&self.engine);
                     ping = Some(Box::pin(async move { engine.ping().await }));
@@ -250,8 +282,7 @@ impl Observer {
                 event = events.next() => match event {
                     Some(Ok(event)) => {
                         if let Some(id) = self.handle(event, &mut known) {
-                            let engine = Arc::clone(&self.engine);
-                            inspections.push(async move { engine.inspect(&id).await });
+                            inspections.extend(self.ask(id, &mut known));
                         }
                     }
                     Some(Err(error)) => return error,
@@ -270,24 +301,28 @@ impl Observer {
                 }
             }
             EventAction::Created => return Some(event.id),
-            EventAction::Started => match known.get_mut(&event.id) {
-                None => return Some(event.id),
-                Some(seen) => self.tell(seen.iter_mut().map(|seen| {
-                    seen.live = true;
-                    &*seen
-                })),
-            },
+            EventAction::Started => {
+                let Some(sight) = known.get_mut(&event.id) else { return Some(event.id) };
+                sight.again = sight.asked;
+                let started: Vec<JoinerSeen> =
+                    sight.seen.iter().map(|seen| JoinerSeen { live: true, as_of: Moment::ZERO, ..seen.clone() }).collect();
+                if !self.tell(&started) {
+                    return Some(event.id);
+                }
+            }
             EventAction::Died => {
                 self.doubts.raise(&event.id);
-                for seen in known.get_mut(&event.id).into_iter().flatten() {
-                    seen.live = false;
-                    self.pool.with(|state, _| state.joiner_stopped(&seen.buddy, &seen.joiner));
+                if let Some(sight) = known.get_mut(&event.id) {
+                    sight.again = sight.asked;
+                    for seen in &sight.seen {
+                        self.pool.with(|state, _| state.joiner_stopped(&seen.buddy, &seen.joiner));
+                    }
                 }
             }
             EventAction::Paused | EventAction::Unpaused => self.doubts.raise(&event.id),
             EventAction::Removed => {
                 self.doubts.raise(&event.id);
-                for seen in known.remove(&event.id).into_iter().flatten() {
+                for seen in known.remove(&event.id).into_iter().flat_map(|sight| sight.seen) {
                     self.pool.with(|state, now| state.joiner_removed(now, &seen.buddy, &seen.joiner));
                 }
             }
@@ -296,47 +331,68 @@ impl Observer {
         None
     }
 
-    fn inspected(&self, inspected: Result<Container, EngineError>, known: &mut Known) {
+    /// Asks about a container that may have joined a buddy, unless that is under way.
+    fn ask(&self, id: String, known: &mut Known) -> Option<impl Future<Output = (String, Moment, Result<Container, EngineError>)> + use<>> {
+        let sight = known.entry(id.clone()).or_default();
+        if std::mem::replace(&mut sight.asked, true) {
+            sight.again = true;
+            return None;
+        }
+        let (engine, as_of) = (Arc::clone(&self.engine), self.pool.now());
+        Some(async move {
+            let inspected = engine.inspect(&id).await;
+            (id, as_of, inspected)
+        })
+    }
+
+    /// `true`: it is to be asked about again.
+    fn inspected(&self, id: &str, as_of: Moment, inspected: Result<Container, EngineError>, known: &mut Known) -> bool {
+        // Its removal was told meanwhile.
+        let Some(sight) = known.get_mut(id) else { return false };
+        sight.asked = false;
+        let again = std::mem::take(&mut sight.again);
         let container = match inspected {
             Ok(container) => container,
-            Err(error) if error.class == ErrorClass::NotFound => return,
             Err(error) => {
-                // Whether it joined will be known from the list at the next reconnect, and before any namespace is given on.
-                tracing::warn!(%error, "cannot tell what a new container joins");
-                return;
+                if error.class != ErrorClass::NotFound {
+                    // Whether it joined will be known from the list at the next reconnect, and before any namespace is given on.
+                    tracing::warn!(%error, "cannot tell what a new container joins");
+                }
+                known.remove(id);
+                return false;
             }
         };
-        let seen: Vec<JoinerSeen> = container
+        sight.seen = container
             .joins()
             .map(|buddy| JoinerSeen {
                 buddy: buddy.into(),
                 joiner: Arc::clone(&container.id.0),
                 namespace_id: container.labels.get(LABEL_NAMESPACE_ID).cloned(),
                 live: container.status.is_live(),
+                as_of,
             })
             .collect();
-        if !seen.is_empty() {
-            self.tell(seen.iter());
-            known.insert(container.id.to_string(), seen);
-        }
+        let conclusive = self.tell(&sight.seen);
+        !sight.seen.is_empty() && (again || !conclusive)
     }
 
-    fn tell<'a>(&self, seen: impl Iterator<Item = &'a JoinerSeen>) {
-        for seen in seen {
-            self.pool.with(|state, now| state.joined(now, seen));
-        }
+    /// `false`: the pool finds one of them too old to be believed.
+    fn tell(&self, seen: &[JoinerSeen]) -> bool {
+        let untold = seen.iter().filter(|seen| !self.pool.with(|state, now| state.joined(now, seen))).count();
+        untold == 0
     }
 }
 
-/// Who joins whom, by the engine's list.
+/// Who joins whom, by the engine's list, which was asked for at `as_of`.
 #[must_use]
-pub fn joiners(list: &[ContainerSummary]) -> Vec<JoinerSeen> {
+pub fn joiners(list: &[ContainerSummary], as_of: Moment) -> Vec<JoinerSeen> {
     let seen = |container: &ContainerSummary| {
         Some(JoinerSeen {
             buddy: container.joins()?.into(),
             joiner: Arc::clone(&container.id.0),
             namespace_id: container.labels.get(LABEL_NAMESPACE_ID).cloned(),
             live: container.status.is_live(),
+            as_of,
         })
     };
     list.iter().filter_map(seen).collect()

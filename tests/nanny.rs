@@ -34,6 +34,7 @@ fn faults() -> Vec<Fault> {
         Fault::Error(ErrorClass::Away, "connection refused".into()),
         Fault::Slow(Duration::from_secs(5)),
         Fault::Slow(Duration::from_secs(300)),
+        Fault::Late(Duration::from_secs(5)),
         Fault::Never,
         Fault::DoneNever,
         Fault::Unknown { done: true },
@@ -305,6 +306,60 @@ async fn the_same_buddy_is_handed_out_again_only_after_a_vouched_release() {
     assert!(third.generation > first.generation, "in doubt: a new buddy");
     rig.stop().await;
     assert_clean(&world, "reuse");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_word_of_a_joiner_that_is_gone_keeps_no_lease() {
+    let world = FakeWorld::new(1);
+    let rig = Rig::start(config(Reuse::Once), Arc::clone(&world));
+    rig.settled(2).await;
+    let grant = rig.allocate().await;
+    let name = &grant.lease.namespace.namespace_id;
+    let stays = world.run_function(name, Some(name), "stays").unwrap();
+    world.script_for(Operation::Inspect, "goes", Fault::Late(Duration::from_secs(5)));
+    let goes = world.run_function(name, Some(name), "goes").unwrap();
+    // Once it has been looked at, and before the answer is there.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for function in [&goes, &stays] {
+        world.exit_function(function, 0);
+        world.remove_function(function);
+    }
+    let lease_ended = rig.pool.until(|state| state.usage().leased == 0);
+    tokio::time::timeout(Duration::from_secs(60), lease_ended).await.expect("nobody is in it any more");
+    rig.settled(2).await;
+    rig.stop().await;
+    assert_clean(&world, "a late word");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_word_of_the_use_before_does_not_cost_the_buddy() {
+    let world = FakeWorld::new(1);
+    let mut config = config(Reuse::Always);
+    (config.pool.ready, config.pool.max) = (1, 1);
+    let rig = Rig::start(config, Arc::clone(&world));
+    rig.settled(1).await;
+    // What the engine says of the first use's function is told when the third one has begun.
+    world.script_for(Operation::Inspect, "of-the-first", Fault::Late(Duration::from_secs(5)));
+    let grant = rig.allocate().await;
+    let name = &grant.lease.namespace.namespace_id;
+    let function = world.run_function(name, None, "of-the-first").unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(world.calls().iter().filter(|call| call.name == "of-the-first").count(), 1, "asked, not answered");
+    world.exit_function(&function, 0);
+    world.remove_function(&function);
+    rig.release(&grant);
+    rig.settled(1).await;
+    rig.use_once().await;
+    rig.settled(1).await;
+    let third = rig.allocate().await;
+    assert_eq!((third.lease.key.generation, third.lease.key.use_number), (grant.lease.key.generation, 3));
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let joiners = rig.pool.read(|state| state.lease_views(None)[0].joiners);
+    assert_eq!((rig.pool.read(|state| state.usage().leased), joiners), (1, 0));
+    rig.release(&third);
+    rig.settled(1).await;
+    rig.stop().await;
+    assert_clean(&world, "a late word");
 }
 
 #[tokio::test(start_paused = true)]

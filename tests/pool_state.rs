@@ -126,12 +126,50 @@ fn an_undone_lease_that_somebody_had_joined_was_lent_again() {
     let key = state.slot_view(0).key;
     state.vacated(NOW, key, namespace(0, "ns-2"));
     let granted = state.take_effects().find_map(|effect| if let Effect::Granted(_, index) = effect { Some(index) } else { None });
-    let seen = JoinerSeen { buddy: container(0), joiner: "guesser".into(), namespace_id: None, live: true };
-    state.joined(NOW, &seen);
+    let seen = JoinerSeen { buddy: container(0), joiner: "guesser".into(), namespace_id: None, live: true, as_of: NOW };
+    assert!(state.joined(NOW, &seen));
     state.undo(NOW, granted.unwrap_or(first), token(2));
     let key = state.slot_view(0).key;
     state.vacated(NOW, key, namespace(0, "ns-3"));
     assert_eq!(state_of(&state, 0), SlotState::Retiring, "nobody vouched for that use");
+}
+
+#[test]
+fn a_late_word_of_the_use_before_took_the_next_one_along() {
+    const LATER: Duration = Duration::from_secs(1001);
+    let mut state = pool(1, 1, 1);
+    lease(&mut state, request(None), 1);
+    let sight = |as_of, label: Option<&str>| JoinerSeen {
+        buddy: container(0),
+        joiner: "of-the-first".into(),
+        namespace_id: label.map(str::to_owned),
+        live: true,
+        as_of,
+    };
+    state.release(NOW, token(1), false).unwrap();
+    let key = state.slot_view(0).key;
+    // Its first word comes when the look for it may be over: then there is another look, and no more than that.
+    assert!(state.joined(NOW, &sight(Duration::ZERO, None)));
+    state.vacated(NOW, key, namespace(0, "ns-2"));
+    assert_eq!(state.order(0), Order::Vacate(key));
+    state.vacated(LATER, key, namespace(0, "ns-2"));
+    assert_eq!((state_of(&state, 0), state.slot_view(0).doom), (SlotState::Ready, None));
+    // The second one when the namespace is ready for another, or somebody else's: that says nothing.
+    for late in [sight(NOW, None), sight(NOW, Some("ns"))] {
+        assert!(!state.joined(LATER, &late), "ask the engine again");
+    }
+    lease(&mut state, request(None), 2);
+    for late in [sight(NOW, None), sight(NOW, Some("ns"))] {
+        assert!(!state.joined(LATER, &late), "ask the engine again");
+    }
+    assert_eq!(state_of(&state, 0), SlotState::Leased);
+    assert!(state.lease_views(None)[0].joiners == 0);
+    // Its own joiner's label can be of no other use, however late it comes.
+    assert!(state.joined(LATER, &sight(Duration::ZERO, Some("ns-2"))));
+    assert_eq!(state.lease_views(None)[0].joiners, 1);
+    // Asked again, the engine says that it runs: somebody is in who should not be.
+    assert!(state.joined(LATER, &JoinerSeen { joiner: "another".into(), ..sight(LATER, Some("ns")) }));
+    assert_eq!(state_of(&state, 0), SlotState::Vacating);
 }
 
 #[test]

@@ -254,6 +254,7 @@ mod tests {
             after: books(),
             told: None,
             list: Err(EngineError::deadline("list", "", Duration::ZERO)),
+            listed_at: Duration::ZERO,
             inspected: HashMap::default(),
             processes: (0..).zip(networks.iter().map(there)).collect(),
             host: Ok(NamespaceId { dev: 4, ino: 1 }),

@@ -216,8 +216,9 @@ impl Auditor {
             Mend::Recycle(slot) => drop(self.tools.pool.with(|state, now| state.recycle(now, *slot, false))),
             Mend::Relist => {
                 let Ok(list) = &sight.list else { return };
-                let all = crate::observer::joiners(list);
-                self.tools.pool.with(|state, now| state.joiners_listed(now, &all));
+                let all = crate::observer::joiners(list, sight.listed_at);
+                let doubtful = self.tools.pool.with(|state, now| state.joiners_listed(now, &all).len());
+                tracing::debug!(doubtful, "the pool was told who joins whom");
             }
             Mend::Mind(container) => self.mind(container, sight).await,
             Mend::Rewrite => {

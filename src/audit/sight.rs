@@ -11,7 +11,7 @@ use crate::nanny::minder::DetachedList;
 use crate::nanny::{Tools, kinds_held};
 use crate::netns::{Held, KernelError, NamespaceId};
 use crate::pool::state::{SlotState, State};
-use crate::pool::{Namespace, SlotIndex, SlotView};
+use crate::pool::{Moment, Namespace, SlotIndex, SlotView};
 use crate::random::{HashMap, HashSet};
 
 /// Inspections at a time: an audit is in no hurry, callers are.
@@ -43,6 +43,8 @@ pub(super) struct Sight {
     /// `None`: there is no ledger.
     pub(super) told: Option<Result<Table, String>>,
     pub(super) list: Result<Arc<Listed>, EngineError>,
+    /// When it was asked for.
+    pub(super) listed_at: Moment,
     /// `None`: there is no such container.
     pub(super) inspected: HashMap<ContainerId, Result<Option<Container>, EngineError>>,
     pub(super) processes: HashMap<SlotIndex, Process>,
@@ -74,6 +76,7 @@ impl Sight {
         let minded = || detached.lock().iter().map(|buddy| buddy.id.clone()).collect::<HashSet<_>>();
         let mut watched = minded();
         let told = told(tools).await;
+        let listed_at = tools.pool.now();
         let list = tools.looks.list().await;
         // An engine that does not list does not inspect either, and each call would wait for its deadline.
         let inspected = if list.is_ok() { inspect(tools, &before).await } else { HashMap::default() };
@@ -81,7 +84,7 @@ impl Sight {
         let host = tools.kernel.host_namespace(NamespaceKind::Net).map_err(|error| error.to_string());
         watched.extend(minded());
         let after = tools.pool.read(Books::of);
-        Self { before, after, told, list, inspected, processes, host, detached: watched }
+        Self { before, after, told, list, listed_at, inspected, processes, host, detached: watched }
     }
 }
 

@@ -39,8 +39,7 @@ impl Nanny {
         match self.fence(key, &order).await {
             Some(Ok(())) => {}
             Some(Err(error)) => {
-                let why = format!("the fence could not be put up: {error}");
-                return self.tools.pool.with(|state, now| state.spoiled(now, key, why));
+                return self.spoiled(key, format!("the fence could not be put up: {error}"));
             }
             None => return,
         }
@@ -48,10 +47,7 @@ impl Nanny {
         match self.who_is_left(&order, settle).await {
             Left::Nobody => self.vacated(key),
             Left::Somebody(who) => self.occupied(key, who),
-            Left::Configured(who) => {
-                let why = format!("{} could still start", who.join(", "));
-                self.tools.pool.with(|state, now| state.spoiled(now, key, why));
-            }
+            Left::Configured(who) => self.spoiled(key, format!("{} could still start", who.join(", "))),
             Left::NewOrder => {}
         }
     }
@@ -59,13 +55,19 @@ impl Nanny {
     fn vacated(&mut self, key: UseKey) {
         let Some(buddy) = &mut self.buddy else {
             // Only a bug gets here; the slot must not stay as it is.
-            return self.tools.pool.with(|state, now| state.spoiled(now, key, "its nanny has no buddy"));
+            return self.spoiled(key, "its nanny has no buddy".to_owned());
         };
         buddy.proven_empty = Some(key.use_number);
         self.retries.reset();
         let last = self.tools.settings.borrow().once;
         let next = self.tools.breed.namespace(&buddy.name, &buddy.facts, Arc::clone(&buddy.resolv_conf), last);
         self.tools.pool.with(|state, now| state.vacated(now, key, Arc::new(next)));
+    }
+
+    /// The use cannot end in another one: the buddy goes.
+    fn spoiled(&self, key: UseKey, why: String) {
+        tracing::warn!(slot = self.slot, generation = key.generation, use_number = key.use_number, why, "the buddy serves no other lease");
+        self.tools.pool.with(|state, now| state.spoiled(now, key, why));
     }
 
     fn occupied(&self, key: UseKey, who: Vec<String>) {

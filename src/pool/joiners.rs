@@ -19,29 +19,46 @@ pub struct JoinerSeen {
     pub namespace_id: Option<String>,
     /// It holds the namespace: running, paused, restarting.
     pub live: bool,
+    /// When the engine was asked: this was so then, or after. Zero for what an event tells, which may be late by any time.
+    pub as_of: Moment,
 }
 
 impl State {
     /// A container that joins a buddy exists, or runs now. One that runs without a present lease, or that names another one, dooms the slot.
-    pub fn joined(&mut self, now: Moment, seen: &JoinerSeen) {
-        let Some(&slot) = self.by_container.get(&seen.buddy) else { return };
-        let place = &self.slots[slot as usize];
+    ///
+    /// `false`: what was seen may have been before the buddy's present use, where its joiners were welcome. Nothing has changed; the engine is to
+    /// be asked again.
+    #[must_use]
+    pub fn joined(&mut self, now: Moment, seen: &JoinerSeen) -> bool {
+        let Some(&slot) = self.by_container.get(&seen.buddy) else { return true };
+        let place = &mut self.slots[slot as usize];
+        if place.state == SlotState::Vacating {
+            // The look that is under way tells who is inside, unless they came in behind it.
+            place.look_again |= seen.live;
+            return true;
+        }
         let named_other = match (&seen.namespace_id, &place.namespace) {
             (Some(label), Some(namespace)) => *label != namespace.namespace_id,
             _ => false,
         };
+        let named_own = seen.namespace_id.is_some() && !named_other;
+        let known = place.lease.is_some_and(|index| self.leases[index].joiners.iter().any(|joiner| joiner.id == seen.joiner));
+        if !named_own && !known && seen.as_of < place.use_since {
+            return false;
+        }
         match (place.state, place.lease) {
             (SlotState::Leased, Some(_)) if named_other && seen.live => {
                 let why = format!("container {} joined with the label of another lease", short(&seen.joiner));
                 self.intruded(now, slot, why.into());
             }
             (SlotState::Leased, Some(index)) if !named_other => self.joiner_of_lease(index, seen),
-            (SlotState::Ready | SlotState::Adopting | SlotState::Vacating, _) if seen.live => {
+            (SlotState::Ready | SlotState::Adopting, _) if seen.live => {
                 let why = format!("container {} joined without a lease", short(&seen.joiner));
                 self.intruded(now, slot, why.into());
             }
             _ => {}
         }
+        true
     }
 
     fn joiner_of_lease(&mut self, index: LeaseIndex, seen: &JoinerSeen) {
@@ -111,8 +128,10 @@ impl State {
         self.slots[*slot as usize].lease
     }
 
-    /// The whole truth, after events may have been lost: what is in the list has joined, what is not has been removed.
-    pub fn joiners_listed(&mut self, now: Moment, all: &[JoinerSeen]) {
+    /// The whole truth, after events may have been lost: what is in the list has joined, what is not has been removed. Answers those about whom
+    /// the engine is to be asked again, as [`State::joined`] does.
+    #[must_use]
+    pub fn joiners_listed<'a>(&mut self, now: Moment, all: &'a [JoinerSeen]) -> Vec<&'a JoinerSeen> {
         let mut listed: HashMap<&str, Vec<&str>> = HashMap::default();
         for seen in all {
             listed.entry(&seen.buddy).or_default().push(&seen.joiner);
@@ -127,9 +146,7 @@ impl State {
         for (buddy, joiner) in gone {
             self.joiner_removed(now, &buddy, &joiner);
         }
-        for seen in all {
-            self.joined(now, seen);
-        }
+        let doubtful = all.iter().filter(|seen| !self.joined(now, seen)).collect();
         // Those of a predecessor's leases that were removed while no daemon was there.
         let left = |lease: &Lease| lease.joined && lease.joiners.is_empty() && lease.deadline.is_none() && lease.lost.is_none();
         let lingering: Vec<LeaseIndex> = self.leases.iter().filter(|(_, lease)| left(lease)).map(|(index, _)| index).collect();
@@ -138,6 +155,7 @@ impl State {
                 self.set_deadline(index, Some((now + self.rules.linger).max(self.grace_until)));
             }
         }
+        doubtful
     }
 }
 

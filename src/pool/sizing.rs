@@ -96,6 +96,8 @@ impl State {
                 network,
                 generation: 0,
                 use_number: 0,
+                use_since: Moment::ZERO,
+                look_again: false,
                 namespace: None,
                 lease: None,
                 doom: None,

@@ -181,6 +181,10 @@ pub(super) struct Slot {
     pub network: NetworkIndex,
     pub generation: u64,
     pub use_number: u64,
+    /// When this daemon found the present use to be empty; zero for a predecessor's lease.
+    pub use_since: Moment,
+    /// Somebody was seen while it was looked for who is inside: one look may have been too early.
+    pub look_again: bool,
     pub namespace: Option<Arc<Namespace>>,
     pub lease: Option<LeaseIndex>,
     /// Why its buddy is not to be used again after this.
@@ -366,6 +370,7 @@ impl State {
         let place = &mut self.slots[slot as usize];
         place.state = state;
         place.since = now;
+        place.look_again = false;
         match state {
             SlotState::Ready => network.ready.push_front(&mut self.places, slot, place),
             // The lowest numbers are filled first after a start, the longest vacant later: a slot that just failed is not the next to try.
@@ -488,6 +493,7 @@ impl State {
 
     fn make_ready(&mut self, now: Moment, slot: SlotIndex) {
         self.filled_once = true;
+        self.slots[slot as usize].use_since = now;
         self.set_state(now, slot, SlotState::Ready);
         self.record_ready(slot);
         if !self.cordoned && !self.stopping {
@@ -545,7 +551,7 @@ impl State {
     }
 
     /// The fence is up and nobody is inside. `next` is what the next use hands out; the slot is Ready again if policy and doom allow it, else
-    /// it is on its way out.
+    /// it is on its way out. When somebody was seen meanwhile, it stays as it is: there is to be another look.
     pub fn vacated(&mut self, now: Moment, key: UseKey, next: Arc<Namespace>) {
         if !self.is_present(key) {
             return;
@@ -553,6 +559,7 @@ impl State {
         let place = &mut self.slots[key.slot as usize];
         let network = u32::from(place.network);
         match place.state {
+            SlotState::Vacating if std::mem::take(&mut place.look_again) => self.effects.push(Effect::Nudge(key.slot)),
             SlotState::Vacating => {
                 let reuse = place.doom.is_none() && self.rules.afterwards == Afterwards::Reuse && self.demand(network).excess() == 0;
                 let place = &mut self.slots[key.slot as usize];

@@ -16,6 +16,9 @@ pub struct Slot {
     pub network: u32,
     pub generation: u64,
     pub use_number: u64,
+    /// When the present use was found empty.
+    pub use_since: Moment,
+    pub look_again: bool,
     pub doomed: bool,
     pub failures: u32,
     pub died_young: bool,
@@ -226,7 +229,7 @@ impl Model {
         self.next_stamp += 1;
         let stamp = self.next_stamp;
         let place = &mut self.slots[slot as usize];
-        (place.state, place.since, place.stamp) = (state, now, stamp);
+        (place.state, place.since, place.stamp, place.look_again) = (state, now, stamp, false);
         if state == SlotState::Idle {
             (place.doomed, place.namespace) = (false, None);
             place.occupants.clear();
@@ -337,6 +340,7 @@ impl Model {
 
     fn make_ready(&mut self, now: Moment, slot: u32) {
         self.filled_once = true;
+        self.slots[slot as usize].use_since = now;
         self.to(now, slot, SlotState::Ready);
         let network = self.slots[slot as usize].network;
         while !self.cordoned && !self.stopping {
@@ -601,6 +605,7 @@ impl Model {
         }
         let place = &self.slots[key.slot as usize];
         match place.state {
+            SlotState::Vacating if place.look_again => self.slots[key.slot as usize].look_again = false,
             SlotState::Vacating => {
                 self.slots[key.slot as usize].occupants.clear();
                 let place = &self.slots[key.slot as usize];
@@ -695,6 +700,8 @@ impl Model {
                 network: self.slots.len() as u32 % self.rules.networks,
                 generation: 0,
                 use_number: 0,
+                use_since: Moment::ZERO,
+                look_again: false,
                 doomed: false,
                 failures: 0,
                 died_young: false,
@@ -779,11 +786,19 @@ impl Model {
         self.slots.iter().position(has).map(|slot| slot as u32)
     }
 
-    pub fn joined(&mut self, now: Moment, seen: &JoinerSeen) {
-        let Some(slot) = self.slot_of(&seen.buddy) else { return };
+    pub fn joined(&mut self, now: Moment, seen: &JoinerSeen) -> bool {
+        let Some(slot) = self.slot_of(&seen.buddy) else { return true };
+        if self.slots[slot as usize].state == SlotState::Vacating {
+            self.slots[slot as usize].look_again |= seen.live;
+            return true;
+        }
         let place = &self.slots[slot as usize];
         let own = place.namespace.as_ref().map(|namespace| namespace.namespace_id.as_str());
         let other = seen.namespace_id.as_deref().is_some_and(|label| Some(label) != own);
+        let known = self.lease_of(slot).is_some_and(|at| self.leases[at].joiners.iter().any(|(id, _)| *id == *seen.joiner));
+        if (other || seen.namespace_id.is_none()) && !known && seen.as_of < place.use_since {
+            return false;
+        }
         match place.state {
             SlotState::Leased if !other => {
                 let at = self.lease_of(slot).expect("leased");
@@ -799,7 +814,7 @@ impl Model {
                     self.told.events.push(format!("joined {} {}", lease.key, lease.namespace.namespace_id));
                 }
             }
-            SlotState::Leased | SlotState::Ready | SlotState::Vacating if seen.live => {
+            SlotState::Leased | SlotState::Ready if seen.live => {
                 let state = place.state;
                 let place = &mut self.slots[slot as usize];
                 (place.doomed, place.errors) = (true, true);
@@ -815,6 +830,7 @@ impl Model {
             }
             _ => {}
         }
+        true
     }
 
     pub fn joiner_stopped(&mut self, buddy: &str, joiner: &str) {
@@ -836,7 +852,7 @@ impl Model {
         }
     }
 
-    pub fn listed(&mut self, now: Moment, all: &[JoinerSeen]) {
+    pub fn listed(&mut self, now: Moment, all: &[JoinerSeen]) -> usize {
         let known: Vec<(Arc<str>, String)> = self
             .leases
             .iter()
@@ -848,8 +864,6 @@ impl Model {
                 self.joiner_removed(now, &buddy, &joiner);
             }
         }
-        for seen in all {
-            self.joined(now, seen);
-        }
+        all.iter().filter(|seen| !self.joined(now, seen)).count()
     }
 }

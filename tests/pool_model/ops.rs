@@ -1,5 +1,7 @@
 //! What can happen to a pool, in words that random numbers can fill in. Picks are taken modulo what there is to pick from.
 
+use std::time::Duration;
+
 use proptest::prelude::*;
 
 /// How a story begins.
@@ -54,6 +56,8 @@ pub struct Seen {
     pub joiner: u8,
     pub label: Label,
     pub live: bool,
+    /// How long ago the engine was asked.
+    pub age: Duration,
 }
 
 #[derive(Clone, Debug)]
@@ -151,7 +155,14 @@ fn age() -> impl Strategy<Value = Age> {
 
 fn seen() -> impl Strategy<Value = Seen> {
     let label = prop_oneof![2 => Just(Label::None), 4 => Just(Label::Right), 1 => Just(Label::Wrong)];
-    (any::<usize>(), 0u8..3, label, any::<bool>()).prop_map(|(buddy, joiner, label, live)| Seen { buddy, joiner, label, live })
+    let age = prop_oneof![3 => Just(0), 1 => 1u64..500].prop_map(Duration::from_millis);
+    (any::<usize>(), 0u8..3, label, any::<bool>(), age).prop_map(|(buddy, joiner, label, live, age)| Seen {
+        buddy,
+        joiner,
+        label,
+        live,
+        age,
+    })
 }
 
 fn allocate() -> impl Strategy<Value = Op> {

@@ -116,8 +116,10 @@ impl Story {
         let left = (self.state.lease_views(None).len(), self.state.usage().waiting, self.state.usage().lost);
         assert_eq!(left, (0, 0, 0), "leases, waiters and losses after the end");
         for slot in 0..self.state.slot_count() {
-            self.step(&Op::Nanny(slot as usize));
-            self.step(&Op::Nanny(slot as usize));
+            // At most: a look, another one because somebody was seen meanwhile, and the removal.
+            for _ in 0..3 {
+                self.step(&Op::Nanny(slot as usize));
+            }
         }
         let usage = self.state.usage();
         assert_eq!((usage.ready, usage.vacating, usage.quarantined, usage.retiring), (0, 0, 0, 0), "buddies after the end");
@@ -523,7 +525,13 @@ impl Story {
             Label::Right => present.map(|namespace| namespace.namespace_id.clone()),
             Label::Wrong => Some("ns-of-another".to_owned()),
         };
-        Some(JoinerSeen { buddy, joiner: format!("joiner-{}", seen.joiner).into(), namespace_id, live: seen.live })
+        Some(JoinerSeen {
+            buddy,
+            joiner: format!("joiner-{}", seen.joiner).into(),
+            namespace_id,
+            live: seen.live,
+            as_of: self.now.saturating_sub(seen.age),
+        })
     }
 
     /// Mostly one of the latest.
@@ -537,14 +545,12 @@ impl Story {
         match op {
             Op::Joined(seen) => {
                 if let Some(seen) = self.seen(*seen) {
-                    self.state.joined(now, &seen);
-                    self.model.joined(now, &seen);
+                    assert_eq!(self.state.joined(now, &seen), self.model.joined(now, &seen));
                 }
             }
             Op::Listed(all) => {
                 let all: Vec<JoinerSeen> = all.iter().filter_map(|seen| self.seen(*seen)).collect();
-                self.state.joiners_listed(now, &all);
-                self.model.listed(now, &all);
+                assert_eq!(self.state.joiners_listed(now, &all).len(), self.model.listed(now, &all));
             }
             Op::JoinerStopped(buddy, joiner) => {
                 if let Some(buddy) = self.pick_buddy(*buddy) {

@@ -38,8 +38,9 @@ fn join(served: &Served, lease: &Lease, joiner: &str) {
         joiner: joiner.into(),
         namespace_id: Some(lease.namespace_id.clone()),
         live: true,
+        as_of: served.pool.now(),
     };
-    served.pool.with(|state, now| state.joined(now, &seen));
+    assert!(served.pool.with(|state, now| state.joined(now, &seen)));
 }
 
 #[tokio::test]

@@ -95,6 +95,8 @@ pub enum Fault {
     Error(ErrorClass, String),
     /// Done after this long, also when the caller is gone by then.
     Slow(Duration),
+    /// Done at once, answered after this long.
+    Late(Duration),
     /// Not done, and never answered (until the engine goes away).
     Never,
     /// Done, and never answered.

@@ -125,6 +125,11 @@ impl FakeWorld {
         };
         match &ticket.fault {
             Fault::Ok | Fault::Slow(_) => act(&mut self.model.lock()),
+            Fault::Late(late) => {
+                let answer = act(&mut self.model.lock());
+                tokio::time::sleep(*late).await;
+                answer
+            }
             Fault::Error(class, message) => Err(ticket.error(*class, message)),
             Fault::Unknown { done: false } => Err(cut()),
             Fault::Unknown { done: true } => act(&mut self.model.lock()).and_then(|_| Err(cut())),
