@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use bollard::Docker;
 use bollard::query_parameters::{InspectContainerOptions, WaitContainerOptions};
 use futures::StreamExt as _;
-use nspool::client::{Client, Request};
+use nspool::client::Request;
 use nspool::proto;
 use nspool::proto::watch_response::Event;
 use tokio::sync::mpsc;
@@ -125,6 +125,7 @@ async fn hear_of_deaths(daemon: &TestDaemon<'_>, engine: &TestEngine, leases: &[
         });
     }
     let mut events = daemon.client().watch(None).await.unwrap();
+    events.next().await.unwrap().expect("the watch begins with what there is");
     let names: HashMap<String, String> = leases.iter().map(|lease| (lease.lease_id.clone(), lease.container_id.clone())).collect();
     listeners.spawn(async move {
         while let Ok(Some(told)) = events.next().await {
@@ -135,7 +136,8 @@ async fn hear_of_deaths(daemon: &TestDaemon<'_>, engine: &TestEngine, leases: &[
             }
         }
     });
-    settle(&docker, &daemon.client()).await;
+    // The waits were sent before this. One that the engine has not begun by the time of its kill answers no later for it.
+    docker.ping().await.unwrap();
     for (id, pid) in pids {
         let began = Instant::now();
         kill_process(pid, Signal::KILL).unwrap();
@@ -146,13 +148,6 @@ async fn hear_of_deaths(daemon: &TestDaemon<'_>, engine: &TestEngine, leases: &[
             (if ours { &mut figures.told } else { &mut figures.engines_wait }).push(took);
         }
     }
-}
-
-/// Calls that follow one another on a connection are answered in their order, so what was asked before is under way.
-async fn settle(docker: &Docker, client: &Client) {
-    docker.ping().await.unwrap();
-    client.info().await.unwrap();
-    tokio::time::sleep(Duration::from_millis(500)).await;
 }
 
 fn millis(began: Instant) -> f64 {

@@ -329,12 +329,11 @@ struct FakeDocker {
 
 impl FakeDocker {
     fn new(body: &str) -> Self {
-        use std::os::unix::fs::PermissionsExt as _;
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("docker");
         let script = format!("#!/bin/sh\necho \"$@\" > {}/arguments\n{body}\n", dir.path().display());
-        std::fs::write(&path, script).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        // By another process: a child that another test forks while this one has the file open for writing would keep it from being run.
+        let path = dir.path().join("docker");
+        Command::new("install").args(["-m", "755", "/dev/stdin"]).arg(path).write_stdin(script).assert().success();
         Self { dir }
     }
 

@@ -307,8 +307,8 @@ async fn the_exit_code_is_the_process_s_own(engine: &TestEngine) {
         let spec = spec(&name("exits"), &image, &["/bin/sh", "-c", &format!("exit {code}")]);
         let id = docker.create(&spec).await.unwrap();
         docker.start(&id).await.unwrap();
-        // podman may look for the process's control group just when it has ended, and say that instead.
-        let asked = || async { docker.wait(&id).await.ok() };
+        // podman may not be able to tell while the process is about to end; then it is asked again, as nannies do.
+        let asked = || async { Some(docker.wait(&id).await.unwrap()).filter(|outcome| *outcome != WaitOutcome::Unknown) };
         assert_eq!(eventually("an answer", LIMIT, asked).await, WaitOutcome::Exited(code));
         assert_eq!(timeout(LIMIT, docker.wait(&id)).await.unwrap().unwrap(), WaitOutcome::Exited(code), "attached again");
         let ended = docker.inspect(id.as_str()).await.unwrap();

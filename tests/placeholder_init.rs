@@ -7,8 +7,9 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use nspool::engine::NamespaceKind;
@@ -35,7 +36,6 @@ struct Init {
     child: Child,
     /// Of the init, in the tests' own pid namespace.
     pid: u32,
-    _folder: tempfile::TempDir,
 }
 
 impl Drop for Init {
@@ -45,26 +45,29 @@ impl Drop for Init {
     }
 }
 
-fn install() -> (tempfile::TempDir, PathBuf) {
-    let folder = tempfile::tempdir().unwrap();
-    let program = folder.path().join("init");
-    std::fs::write(&program, INIT).unwrap();
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-    (folder, program)
+/// Written once, before any test starts a process: a file that a child, forked by another test meanwhile, has open for writing cannot be run.
+fn program() -> &'static Path {
+    static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
+        let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("placeholder-init");
+        let written = program.with_extension(std::process::id().to_string());
+        std::fs::write(&written, INIT).unwrap();
+        std::fs::set_permissions(&written, std::fs::Permissions::from_mode(0o755)).unwrap();
+        std::fs::rename(&written, &program).unwrap();
+        program
+    });
+    &PROGRAM
 }
 
 fn as_child() -> Init {
-    let (folder, program) = install();
-    let child = Command::new(program).spawn().unwrap();
-    let init = Init { pid: child.id(), child, _folder: folder };
+    let child = Command::new(program()).spawn().unwrap();
+    let init = Init { pid: child.id(), child };
     wait_until("the init waits for signals", || waits_for_signals(init.pid).then_some(()));
     init
 }
 
 fn as_pid_1() -> Init {
-    let (folder, program) = install();
-    let child = Command::new("unshare").args(["-fp", "--kill-child"]).arg(program).spawn().unwrap();
-    let mut init = Init { pid: 0, child, _folder: folder };
+    let child = Command::new("unshare").args(["-fp", "--kill-child"]).arg(program()).spawn().unwrap();
+    let mut init = Init { pid: 0, child };
     init.pid = wait_until("unshare has a child", || children(init.child.id()).first().copied());
     wait_until("the init waits for signals", || waits_for_signals(init.pid).then_some(()));
     init
@@ -115,12 +118,11 @@ fn it_leaves_at_once_on_term_and_int() {
 
 #[test]
 fn it_is_a_function_that_ends_at_once_when_told_to() {
-    let (_folder, program) = install();
-    let end = Command::new(&program).arg("exit").output().unwrap();
+    let end = Command::new(program()).arg("exit").output().unwrap();
     assert_eq!(end.status.code(), Some(0));
     // Any other word is none: a placeholder that ends for a typing error would be no placeholder.
     for words in [&["exi"][..], &["exits"], &["x", "exit"], &[""]] {
-        let mut child = Command::new(&program).args(words).spawn().unwrap();
+        let mut child = Command::new(program()).args(words).spawn().unwrap();
         wait_until("the init waits for signals", || waits_for_signals(child.id()).then_some(()));
         child.kill().unwrap();
         child.wait().unwrap();
@@ -280,13 +282,12 @@ fn an_end_does_not_wait_behind_orders() {
 
 #[tokio::test]
 async fn without_the_capability_it_says_so_by_its_exit_code() {
-    let (folder, program) = install();
     let child = Command::new("unshare")
         .args(["-fp", "--kill-child", "setpriv", "--bounding-set=-sys_admin", "--inh-caps=-all"])
-        .arg(program)
+        .arg(program())
         .spawn()
         .unwrap();
-    let mut init = Init { pid: 0, child, _folder: folder };
+    let mut init = Init { pid: 0, child };
     init.pid = wait_until("unshare has a child", || children(init.child.id()).first().copied());
     wait_until("the init waits for signals", || waits_for_signals(init.pid).then_some(()));
     assert!(matches!(hold(&init).renew(2, WITHIN).await, Err(RenewError::Gone { .. })));

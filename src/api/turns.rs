@@ -58,8 +58,6 @@ pub(super) struct Turns {
     waiting: FuturesUnordered<Call>,
     /// Not begun yet.
     arrived: VecDeque<Call>,
-    /// Kept for its room.
-    spare: Vec<Call>,
     bell: Arc<Bell>,
     ring: Waker,
 }
@@ -134,7 +132,6 @@ impl Turns {
             begun: begun.clone(),
             waiting: FuturesUnordered::new(),
             arrived: VecDeque::new(),
-            spare: Vec::new(),
             ring: Waker::from(Arc::clone(&bell)),
             bell,
         };
@@ -165,8 +162,7 @@ impl Turns {
             if let Poll::Ready(Err(error)) = self.writing.lock().poll_out(cx) {
                 return Poll::Ready(Err(Broken::Write(error)));
             }
-            std::mem::swap(&mut *self.begun.0.lock(), &mut self.spare);
-            self.arrived.extend(self.spare.drain(..));
+            self.arrived.extend(self.begun.0.lock().drain(..));
             let now = self.arrived.len().min(AT_ONCE);
             self.waiting.extend(self.arrived.drain(..now));
             while let Poll::Ready(Some(())) = self.waiting.poll_next_unpin(&mut rung) {}

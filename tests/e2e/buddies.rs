@@ -1,6 +1,6 @@
 //! Buddies that somebody else lays hands on: out of the pool at once, and replaced.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::daemon::{TestDaemon, kill};
 use crate::support::engines::TestEngine;
@@ -13,6 +13,7 @@ async fn a_buddy_that_ends_is_replaced(engine: &TestEngine) {
         daemon.settled(1).await;
         let before = daemon.slots().await.remove(0);
         let id = &before.container_id;
+        let began = Instant::now();
         match way {
             "killed on the host" => kill("KILL", before.pid),
             "killed" => drop(engine.run(&["kill", id])),
@@ -23,7 +24,9 @@ async fn a_buddy_that_ends_is_replaced(engine: &TestEngine) {
             // It may be removed before the engine has started it again, and says so.
             _ => drop(engine.client(&["restart", "-t", "1", id])),
         }
+        let done = began.elapsed();
         daemon.slot(0, "it to leave the pool", |slot| slot.generation != before.generation || slot.state != "ready").await;
+        assert!(began.elapsed() < done + Duration::from_secs(1), "{way}: seen after {:?}, done after {done:?}", began.elapsed());
         let after = daemon.slot(0, "another buddy", |slot| slot.generation > before.generation && slot.state == "ready").await;
         assert_ne!(after.container_id, *id, "{way}");
         assert!(!daemon.buddies().contains(id), "{way}: it is still there");

@@ -1,7 +1,7 @@
 //! What an engine's refusal means: from operation, status and words to an [`ErrorClass`].
 //!
 //! Everything here is pure. The words are those of Docker 20.10 to 28 and podman 4.3 to 5; a refusal whose words are not known here is
-//! [`ErrorClass::Refused`], an answer that did not come or was not understood is [`ErrorClass::Unknown`].
+//! [`ErrorClass::Refused`], an answer that did not come, was not understood or says that the engine could not tell is [`ErrorClass::Unknown`].
 
 use std::error::Error as _;
 use std::io;
@@ -70,6 +70,8 @@ fn classify(operation: &str, subject: &str, status: Option<u16>, message: &str) 
         // The container itself, or the one that it joins: the engine names the one it misses.
         "start" if status == Some(404) && !words.contains(&subject.to_lowercase()) => ErrorClass::NetworkMissing,
         "remove" if says(&["dependent containers"]) => ErrorClass::HasDependents,
+        // podman reads the process's files for its answer, and the process has just ended.
+        "inspect" if says(&["no such process"]) => ErrorClass::Unknown,
         "pull" if matches!(status, Some(401 | 403)) || says(REGISTRY_DENIED) => ErrorClass::RegistryDenied,
         "pull" | "load" => ErrorClass::Refused,
         _ if status == Some(404) || says(&["no such container"]) => ErrorClass::NotFound,
@@ -181,6 +183,7 @@ mod tests {
             ("start", Some(500), "mkdir /data/x: no space left on device", C::DiskFull),
             ("create", Some(500), "write /x: no space left on device", C::DiskFull),
             ("inspect", Some(404), "No such container: x", C::NotFound),
+            ("inspect", Some(500), "read /proc/4711/cgroup: no such process", C::Unknown),
             ("remove", Some(404), "no container with ID or name \"x\" found: no such container", C::NotFound),
             (
                 "remove",

@@ -101,7 +101,7 @@ impl Hand {
                 Ok(Furnished { host_end: plan.host_end.clone(), index })
             }
             Err(error) => {
-                self.remove_one(&plan.host_end)?;
+                self.undo(&plan.host_end);
                 Err(error)
             }
         }
@@ -137,7 +137,7 @@ impl Hand {
             }
             Some(refusal) => {
                 // What was made but could not be put on the bridge, the kernel leaves there.
-                self.remove_one(&plan.host_end)?;
+                self.undo(&plan.host_end);
                 Err(FurnishError::refused(*refusal, name))
             }
         }
@@ -168,6 +168,15 @@ impl Hand {
             }
         }
         ends.iter().map(|end| self.remove_one(end)).collect()
+    }
+
+    /// Takes away what should not have come about. Why it should not is what the caller tells; that it is still there is said here, and an audit
+    /// finds it.
+    pub(super) fn undo(&mut self, end: &HostEnd) {
+        self.ports.remove(end);
+        if let Err(error) = self.remove_one(end) {
+            tracing::warn!(link = end.as_str(), %error, "a slot's link that is not to be used could not be removed");
+        }
     }
 
     fn remove_one(&mut self, end: &HostEnd) -> Result<Stripped, FurnishError> {

@@ -226,7 +226,7 @@ fn run(mut hand: Hand, mut queue: mpsc::Receiver<Job>) {
                 let is_astray = matches!(furnished, Err(FurnishError::Astray { .. }));
                 let is_there = furnished.is_ok();
                 if !reply.send(furnished) && is_there {
-                    hand.strip(std::slice::from_ref(&plan.host_end));
+                    hand.undo(&plan.host_end);
                 }
                 if is_astray {
                     return;
