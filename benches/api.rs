@@ -241,7 +241,7 @@ fn filled_pool(ledger: Option<Arc<Ledger>>) -> Arc<Pool> {
         networks: 1,
         ready: SLOTS,
         max: SLOTS,
-        afterwards: Afterwards::Reuse,
+        afterwards: [Afterwards::Reuse].into(),
         linger: Duration::from_secs(10),
         max_detached: 64,
         max_waiting: 1024,

@@ -106,6 +106,7 @@ fn daemon(config: &Config, world: &Arc<FakeWorld>, dir: &Path) -> Daemon {
     let parts = Parts {
         engine: world.engine(),
         kernel: world.kernel(),
+        links: Some(world.links()),
         source: Source::from_config(&config.placeholder, &[]).unwrap(),
         listeners: Vec::new(),
         locks: dir.join("locks"),

@@ -52,7 +52,7 @@ fn rules() -> Rules {
         networks: 2,
         ready: 0,
         max: 0,
-        afterwards: Afterwards::Reuse,
+        afterwards: [Afterwards::Reuse; 2].into(),
         linger: Duration::from_secs(10),
         max_detached: 64,
         max_waiting: 1024,
@@ -111,6 +111,7 @@ fn settle(state: &mut State, now: Moment, slots: Range<u32>) {
                 }
                 Order::Retire(key) => state.removed(now, key),
                 Order::Vacate(key) => state.vacated(now, key, namespace(UseKey { use_number: key.use_number + 1, ..key })),
+                Order::Renew(key) => state.renewed(now, key, namespace(UseKey { use_number: key.use_number + 1, ..key })),
                 Order::Adopt(_) | Order::Rest | Order::BackOff | Order::Tend(_) | Order::Await(_) => break,
             }
             state.take_effects().for_each(drop);

@@ -33,6 +33,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     let parts = Parts {
         engine: world.engine(),
         kernel: world.kernel(),
+        links: None,
         source: Source::from_config(&config.placeholder, &[])?,
         listeners: vec![UnixListener::bind(path)?],
         locks: locks.path().to_owned(),

@@ -8,6 +8,7 @@
 //! the next daemon, as it also does when a part of this one falls. Then the API ends. Bounded by `[stop] timeout`; a second signal cuts it short.
 //! What it deliberately does not know: how anything works.
 
+mod links;
 mod succession;
 
 use std::path::PathBuf;
@@ -29,12 +30,14 @@ use crate::image::gate::{Gate, GateState, Source};
 use crate::ledger::{Ledger, Replayed};
 use crate::level;
 use crate::lock::LockError;
-use crate::nanny::buddy::Breed;
+use crate::nanny::buddy::{Breed, Wiring};
 use crate::nanny::fill::Trust;
+use crate::nanny::fitness::Fitness;
 use crate::nanny::looks::Looks;
 use crate::nanny::minder::{self, Detached, DetachedList};
 use crate::nanny::{Settings, Tools};
 use crate::netns::Kernel;
+use crate::netns::networks::{Links, Networks};
 use crate::observer::{Doubts, EngineState, Late, Observer};
 use crate::pool::state::{Afterwards, Rules, SlotState, State};
 use crate::pool::{Pool, Token, World};
@@ -53,6 +56,8 @@ pub struct Parts {
     pub engine: Arc<dyn Engine>,
     /// Processes and namespaces.
     pub kernel: Arc<dyn Kernel>,
+    /// Who furnishes managed networks; `None` where none is configured.
+    pub links: Option<Arc<dyn Links>>,
     /// Where the placeholder comes from.
     pub source: Source,
     /// The API's sockets.
@@ -124,6 +129,8 @@ pub struct Daemon {
     ledger: Option<Arc<Ledger>>,
     succession: Succession,
     keep: bool,
+    /// A daemon of this pool ran before on this boot.
+    predecessor: bool,
     tools: Arc<Tools>,
     shown: Shown,
     observer: Observer,
@@ -149,12 +156,8 @@ impl Daemon {
             Gate::new(Arc::clone(&engine) as Arc<dyn Engine>, parts.source, config.backoff.clone(), config.placeholder.prepare_timeout);
         let gate = Arc::new(gate);
         let may_fork = config.placeholder.image != PlaceholderImage::Embedded;
-        let looks = Arc::new(Looks::new(
-            Arc::clone(&engine) as Arc<dyn Engine>,
-            Arc::clone(&parts.kernel),
-            config.pool.namespaces.clone(),
-            may_fork,
-        ));
+        let bare = Arc::clone(&engine) as Arc<dyn Engine>;
+        let looks = Arc::new(Looks::new(bare, Arc::clone(&parts.kernel), config.pool.namespaces.clone(), may_fork));
         let breed = Arc::new(breed(&config, may_fork));
         let (settings, settings_rx) = level::channel(settings_of(&config));
         let (state, engine_state) = level::channel(EngineState::Starting { why: String::new() });
@@ -169,11 +172,14 @@ impl Daemon {
             breed,
             settings: settings_rx,
             engine_state,
+            networks: Arc::new(networks(&config, parts.links)),
+            fitness: Fitness::default(),
             doubts: Arc::new(Doubts::default()),
             trust: Trust::default(),
             detached: detached_tx,
             dice: parking_lot::Mutex::new(random::dice()),
         });
+        let predecessor = incarnation.is_some();
         let late = Arc::new(Late::new(tools.breed.instance.clone()));
         let observer = observer_of(&config, &tools, state, &late);
         let means = means_of(&tools);
@@ -198,6 +204,7 @@ impl Daemon {
             ledger,
             succession,
             keep: parts.keep,
+            predecessor,
             tools,
             shown,
             observer,
@@ -233,18 +240,26 @@ impl Daemon {
     /// # Errors
     /// [`DaemonError`], after an orderly stop where there was something to stop.
     pub async fn run(self, mut signals: mpsc::Receiver<Signal>) -> Result<Stopped, DaemonError> {
-        let Self { mut config, ledger, succession, keep, tools, shown, observer, auditor, arriving, detached, api, listeners, mutations } =
-            self;
+        let Self {
+            mut config,
+            ledger,
+            succession,
+            keep,
+            predecessor,
+            tools,
+            shown,
+            observer,
+            auditor,
+            arriving,
+            detached,
+            api,
+            listeners,
+            mutations,
+        } = self;
         let (ending, api_ending) = (CancellationToken::new(), CancellationToken::new());
-        let mut background = JoinSet::new();
-        {
-            let (pool, gate, stop) = (Arc::clone(&tools.pool), Arc::clone(&tools.gate), ending.clone());
-            background.spawn(async move { pool.run_timer(stop).await });
-            let stop = ending.clone();
-            background.spawn(async move { gate.run(stop).await });
-            background.spawn(observer.run(ending.clone()));
-            background.spawn(minder::run(Arc::clone(&tools), arriving, Arc::clone(&detached), ending.clone()));
-        }
+        let mut background = watchers(&tools, predecessor, &ending);
+        background.spawn(observer.run(ending.clone()));
+        background.spawn(minder::run(Arc::clone(&tools), arriving, Arc::clone(&detached), ending.clone()));
         if !config.audit.every.is_zero() {
             let (every, stop) = (config.audit.every, ending.clone());
             background.spawn(async move { auditor.run(every, stop).await });
@@ -292,8 +307,30 @@ impl Daemon {
         let _ = tokio::time::timeout(END_OF_API, async { while background.join_next().await.is_some() {} }).await;
         mutations.close();
         let _ = tokio::time::timeout(END_OF_API, mutations.wait()).await;
-        outcome.map(|()| if keep { kept(&tools, &detached) } else { Stopped { left: left(&tools, &detached) } })
+        outcome?;
+        Ok(if keep { kept(&tools, &detached) } else { removed(&tools, &detached).await })
     }
+}
+
+/// Nothing stays, but for what somebody is in, and then what that needs.
+async fn removed(tools: &Tools, detached: &DetachedList) -> Stopped {
+    let left = left(tools, detached);
+    if left.is_empty() {
+        links::tear_down(tools).await;
+    }
+    Stopped { left }
+}
+
+fn watchers(tools: &Arc<Tools>, predecessor: bool, ending: &CancellationToken) -> JoinSet<()> {
+    let mut background = JoinSet::new();
+    let (pool, gate) = (Arc::clone(&tools.pool), Arc::clone(&tools.gate));
+    let stop = ending.clone();
+    background.spawn(async move { pool.run_timer(stop).await });
+    let stop = ending.clone();
+    background.spawn(async move { gate.run(stop).await });
+    background.spawn(links::run(Arc::clone(tools), predecessor, ending.clone()));
+    background.spawn(links::tidy(Arc::clone(tools), ending.clone()));
+    background
 }
 
 /// Everything stays, for the next daemon.
@@ -423,10 +460,7 @@ fn api_of(
     let about = About {
         pool: config.pool.name.clone(),
         networks: config.pool.networks.clone(),
-        reuse: match config.pool.reuse {
-            Reuse::Once => "once".to_owned(),
-            Reuse::Always => "always".to_owned(),
-        },
+        reuse: config.reuse_of(0).word().to_owned(),
         at_stop: if shows.keep { "keep" } else { "remove" }.to_owned(),
         state_dir: config.state.dir.to_string_lossy().into_owned(),
         incarnation: shows.incarnation,
@@ -464,6 +498,7 @@ fn left(tools: &Tools, detached: &DetachedList) -> Vec<Left> {
             | SlotState::Ready
             | SlotState::Leased
             | SlotState::Vacating
+            | SlotState::Renewing
             | SlotState::Retiring => {
                 format!("not removed in time ({}){}", slot.state.word(), slot.last_error.map(|e| format!(": {e}")).unwrap_or_default())
             }
@@ -498,10 +533,7 @@ fn rules(config: &Config) -> Rules {
         networks: u32::try_from(pool.networks.len()).unwrap_or(u32::MAX),
         ready: pool.ready,
         max: pool.max,
-        afterwards: match pool.reuse {
-            Reuse::Once => Afterwards::Retire,
-            Reuse::Always => Afterwards::Reuse,
-        },
+        afterwards: (0..pool.networks.len()).map(|network| afterwards(config.reuse_of(network))).collect(),
         linger: pool.linger,
         max_detached: pool.max_detached,
         max_waiting: pool.max_waiting,
@@ -513,19 +545,14 @@ fn rules(config: &Config) -> Rules {
 }
 
 fn settings_of(config: &Config) -> Settings {
-    Settings {
-        backoff: config.backoff.clone(),
-        settle: config.pool.settle,
-        detach_after: config.pool.detach_after,
-        once: config.pool.reuse == Reuse::Once,
-    }
+    Settings { backoff: config.backoff.clone(), settle: config.pool.settle, detach_after: config.pool.detach_after }
 }
 
 fn breed(config: &Config, may_fork: bool) -> Breed {
     Breed {
         pool: config.pool.name.clone(),
         instance: random::uuid().to_string(),
-        networks: config.pool.networks.clone(),
+        networks: (0..config.pool.networks.len()).map(|network| wiring(config, network)).collect(),
         namespaces: config.pool.namespaces.clone(),
         command: config.placeholder.command.clone(),
         user: config.placeholder.user.clone(),
@@ -533,6 +560,27 @@ fn breed(config: &Config, may_fork: bool) -> Breed {
         pids: config.placeholder.pids,
         may_fork,
     }
+}
+
+fn wiring(config: &Config, network: usize) -> Wiring {
+    Wiring {
+        name: config.pool.networks[network].clone(),
+        managed: config.managed_of(network).is_some(),
+        afterwards: afterwards(config.reuse_of(network)),
+    }
+}
+
+fn afterwards(reuse: Reuse) -> Afterwards {
+    match reuse {
+        Reuse::Once => Afterwards::Retire,
+        Reuse::Always => Afterwards::Reuse,
+        Reuse::Fresh => Afterwards::Renew,
+    }
+}
+
+fn networks(config: &Config, links: Option<Arc<dyn Links>>) -> Networks {
+    let managed = |network| config.managed_of(network).map(|managed| (managed.network.clone(), managed.rest));
+    Networks::new(&config.pool.name, (0..config.pool.networks.len()).map(managed).collect(), links)
 }
 
 fn random_token() -> Token {

@@ -52,6 +52,12 @@ pub fn channel<T>(value: T) -> (Sender<T>, Receiver<T>) {
     (sender, receiver)
 }
 
+impl<T: Default> Default for Sender<T> {
+    fn default() -> Self {
+        Self::new(T::default())
+    }
+}
+
 impl<T> Sender<T> {
     /// With nobody who follows.
     pub fn new(value: T) -> Self {

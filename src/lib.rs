@@ -20,7 +20,8 @@
 //! pool: the slots' states, the free lists, the leases · lease: one hand-out · holder: the peer that has it · owner: the name an agent gives itself ·
 //! joiner: a container or process in a buddy's namespaces (*live*: a process, or a running, paused or restarting container; *configured*: created
 //! or exited, could still start) · ledger: the journal of buddies and leases, for the next daemon · adopt: prove again what a predecessor had ·
-//! fence: what makes a late join fail (the buddy's rename) · renewal: a new network namespace under the same buddy · retire: give a buddy up · detach: give a slot free whose buddy still has somebody
+//! fence: what makes a late join fail (the buddy's rename) · renewal: a new network namespace under the same buddy · managed network: one whose
+//! namespaces nspool *furnishes* with link, addresses and routes · retire: give a buddy up · detach: give a slot free whose buddy still has somebody
 //! inside · cordon: hand out nothing more · drain: cordon and wait, bounded · audit: hold pool, ledger, engine and kernel against each other.
 //!
 //! # Invariants
@@ -30,21 +31,20 @@
 //!   name fails once the lease has ended.
 //! - **I3** Only nanny k (or, where no nanny is, recovery, minder and purge under the pool's lock) creates or removes containers of slot k. Nothing
 //!   without our ownership labels and names is ever touched, nothing of another live pool: a lock, not a label, proves an owner dead.
-//! - **I4** Ready means started, alive by its pidfd, not paused, the same container id and start, in a network namespace of its own. Names, pids
+//! - **I4** Ready means started, alive by its pidfd, not paused, the same container id and start, in a network namespace of its own, furnished. Names, pids
 //!   and inode numbers are no identity: they come back.
 //! - **I5** At most one preparation of an image is in flight; it belongs to the daemon, not to whoever asked first.
 //! - **I6** Every engine mutation passed the pacer. No engine call is without a deadline, but wait and events, which have probes and reconnects.
 //! - **I7** No lock is held across an await; an Allocate that finds a slot touches neither engine nor kernel network.
 //! - **I8** An answered Allocate survives kill -9 of the daemon: the ledger was written first. A failed write undoes the lease.
-//! - **I9** A namespace with a live joiner is never removed or handed out, under any policy. Unknown is neither dead nor free: an EOF, a timeout, a
+//! - **I9** A namespace with a live joiner is never removed, renewed or handed out, under any policy. Unknown is neither dead nor free: an EOF, a timeout, a
 //!   5xx change no slot to free.
 //! - **I10** What is handed out is a fresh namespace, unless `reuse = "always"`.
 //! - **I11** Stop is bounded, and says what becomes of the slots: `remove` leaves nothing of ours but what has live joiners, each named; `keep` leaves all
 //!   for the next start to adopt.
 //! - **I12** Every queue, retry, wait, label, message and file has a bound.
 //!
-//! What is deliberately absent: anything that survives a reboot (buddies do not), engines other than Docker and podman. What is there and used by no
-//! pool yet: the renewal of a network namespace under its buddy ([`netns::Held::renew`], [`renewal`]).
+//! What is deliberately absent: anything that survives a reboot (buddies do not), engines other than Docker and podman.
 //!
 //! # Who may say what
 //! `bollard` only in `engine/docker*` · `governor` only in `engine/paced*` · netlink and other namespaces only in `netns/` · `tonic` only in
@@ -54,6 +54,7 @@
 //! # Reading order
 //! [`pool::state`] (the picture of a slot's life) → [`ledger`] (what survives the daemon) → [`nanny`] (the story of one slot) → [`engine`] (what an
 //! engine is asked) → [`audit`] (what must agree) → [`daemon`] (assembly and stop) → [`api`] (what callers are told) → [`process`] (sockets and signals).
+//! Networks of our own: [`netns::networks`] (addresses and links as nannies use them) → [`netns::managed`] (bridges, links, rules).
 //! Beneath all: [`level`] (a value that many follow), [`random`] (where chance comes from), `sync` (locks, as a model checker sees them).
 
 /// The examples in the README compile.

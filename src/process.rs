@@ -29,6 +29,10 @@ use crate::ledger::{Identity, Ledger, OpenError, Replayed, boot_id};
 use crate::level;
 use crate::nanny::Tools;
 use crate::netns::linux::Linux;
+use crate::netns::managed::host::Host;
+use crate::netns::managed::names::Names;
+use crate::netns::managed::{self, FurnishError, Furnisher, Worker};
+use crate::netns::networks::Links;
 use crate::netns::{Kernel, KernelError};
 use crate::systemd::{Notifier, SystemdError, inherited_listeners};
 use crate::telemetry::{self, LogHandle, TelemetryError, metric};
@@ -77,6 +81,9 @@ pub enum ProcessError {
     /// What tells one boot from another.
     #[error("the boot id cannot be read")]
     Boot(#[source] io::Error),
+    /// The thread for links.
+    #[error("the managed networks cannot be worked on; nspool needs root, or CAP_NET_ADMIN and CAP_SYS_ADMIN")]
+    Links(#[source] FurnishError),
     /// SIGTERM and the like.
     #[error("signals cannot be caught")]
     Signals(#[source] io::Error),
@@ -120,8 +127,17 @@ pub async fn run(
     let ledger = open_ledger(&config, &*kernel).await?;
     let ledger_error = ledger.0.health();
     let ledger = Some(ledger);
-    let parts =
-        Parts { engine: Arc::new(engine), kernel, source, listeners: sockets.listeners, locks: crate::lock::LOCKS.into(), ledger, keep };
+    let (worker, furnisher) = start_links(&config)?.unzip();
+    let parts = Parts {
+        engine: Arc::new(engine),
+        kernel,
+        links: furnisher.map(|furnisher| Arc::new(furnisher) as Arc<dyn Links>),
+        source,
+        listeners: sockets.listeners,
+        locks: crate::lock::LOCKS.into(),
+        ledger,
+        keep,
+    };
     let daemon = Daemon::assemble(config.clone(), parts);
     let tools = daemon.tools();
     let end = CancellationToken::new();
@@ -140,8 +156,24 @@ pub async fn run(
     Notifier.ready("filling");
     let outcome = daemon.run(told).await;
     end.cancel();
+    if let Some(worker) = worker {
+        worker.stop().await;
+    }
     drop(sockets.bound);
     outcome.map_err(ProcessError::Daemon)
+}
+
+/// The thread that works on links, where a network needs it.
+fn start_links(config: &Config) -> Result<Option<(Worker, Furnisher)>, ProcessError> {
+    if config.managed.is_empty() {
+        return Ok(None);
+    }
+    let host = Host {
+        names: Names::of(&config.pool.name),
+        networks: config.managed.iter().map(|managed| managed.network.clone()).collect(),
+        forwarding: config.forwarding(),
+    };
+    Worker::start(host, managed::Limits::default()).map(Some).map_err(ProcessError::Links)
 }
 
 /// A predecessor that is on its way out has it for a moment longer.
@@ -361,6 +393,7 @@ fn set_gauges(tools: &Tools, networks: &[String], ledger_error: &level::Receiver
             ("ready", usage.ready),
             ("leased", usage.leased),
             ("vacating", usage.vacating),
+            ("renewing", usage.renewing),
             ("quarantined", usage.quarantined),
             ("retiring", usage.retiring),
         ];

@@ -127,7 +127,9 @@ pub async fn recover(
     let mut recovered =
         Recovered { next_generation: ours.iter().map(|(_, owner)| owner.generation + 1).max().unwrap_or(0), ..Recovered::default() };
     let now = means.kernel.since_boot();
-    let ours = ours.into_iter().filter(|(found, owner)| !spare(&found.id, owner));
+    let (joiners, ours): (Vec<_>, Vec<_>) =
+        ours.into_iter().filter(|(found, owner)| !spare(&found.id, owner)).partition(|(found, _)| found.joins().is_some());
+    clear_probes(means, joiners).await;
     // Each is removed right after the look at it, so that what was seen is still true.
     let suspects = suspects.filter(|suspects| now < suspects.until);
     let clean_one = |(found, owner)| async move {
@@ -147,6 +149,16 @@ pub async fn recover(
         }
     }
     Ok(recovered)
+}
+
+/// Of our containers only a probe's joins another one ([`crate::renewal`]), and nobody was ever told of it: the buddy that it is in can go then.
+async fn clear_probes(means: &Means, joiners: Vec<(ContainerSummary, Ownership)>) {
+    for (found, _) in joiners {
+        match means.engine.remove(&found.id).await {
+            Ok(()) => tracing::info!(container = %found.id, name = found.name, "removed what a dead predecessor's probe left"),
+            Err(error) => tracing::warn!(container = %found.id, name = found.name, %error, "what a probe left could not be removed yet"),
+        }
+    }
 }
 
 /// Removes one buddy unless somebody is inside; answers its name, or the buddy as it stays.
@@ -173,7 +185,7 @@ impl Found {
     /// For the minder.
     pub(crate) fn detached(self, now: Moment) -> Detached {
         let Self { id, name, slot, generation, held, inside } = self;
-        Detached { id, name, slot, generation, held, since: now, joiners: inside, keep_until: Moment::ZERO }
+        Detached { id, name, slot, generation, held, link: None, since: now, joiners: inside, keep_until: Moment::ZERO }
     }
 }
 

@@ -308,6 +308,20 @@ fn config_show_says_where_values_are_from() {
 }
 
 #[test]
+fn config_show_shows_managed_networks() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(b"[pool]\nnetworks = [\"fast\"]\n[networks.fast]\nkind = \"managed\"\nmtu = 1400\n").unwrap();
+    let text = run(None, &["config", "show", file.path().to_str().unwrap()]);
+    let cells = |key: &str| {
+        let row = text.lines().find(|line| line.contains(key)).unwrap_or_else(|| panic!("no {key} in {text}"));
+        row.split_whitespace().skip_while(|cell| !cell.contains(key)).skip(1).map(str::to_owned).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(cells("pool.reuse"), "\"auto\" default");
+    assert_eq!(cells("networks.\"fast\".mtu"), format!("1400 {}:5", file.path().display()));
+    assert_eq!(cells("networks.\"fast\".bridge"), "\"ns-fast\" default");
+}
+
+#[test]
 fn a_reader_that_has_seen_enough_is_no_error() {
     let daemon = Running::start();
     let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_nspool"))

@@ -156,7 +156,7 @@ fn rules() -> Rules {
         networks: 1,
         ready: 0,
         max: 0,
-        afterwards: Afterwards::Retire,
+        afterwards: [Afterwards::Retire].into(),
         linger: Duration::from_secs(10),
         max_detached: 1,
         max_waiting: 10,

@@ -5,6 +5,8 @@
 
 #[path = "lives/audit.rs"]
 mod audit;
+#[path = "lives/renewals.rs"]
+mod renewals;
 #[path = "lives/simulation.rs"]
 mod simulation;
 #[path = "lives/story.rs"]

@@ -14,7 +14,7 @@ fn rules(networks: u32) -> Rules {
         networks,
         ready: 0,
         max: 0,
-        afterwards: Afterwards::Reuse,
+        afterwards: vec![Afterwards::Reuse; networks as usize].into(),
         linger: Duration::from_secs(10),
         max_detached: 8,
         max_waiting: 8,

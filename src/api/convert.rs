@@ -130,7 +130,7 @@ pub(super) fn usage(usage: &crate::pool::Usage) -> proto::Usage {
         ready: usage.ready,
         leased: usage.leased,
         vacating: usage.vacating,
-        renewing: 0,
+        renewing: usage.renewing,
         cooling: 0,
         quarantined: usage.quarantined,
         retiring: usage.retiring,

@@ -72,16 +72,20 @@ struct KeyView {
 }
 
 fn show(globals: &Globals, loaded: &Loaded, changed: bool) -> anyhow::Result<()> {
-    let keys = KEYS.iter().filter(|key| !changed || *loaded.origin(key.path) != raw::Origin::Default);
-    let view: BTreeMap<&str, KeyView> = keys
-        .map(|key| {
-            let value = key.value_toml(&loaded.config);
-            (key.path, KeyView { value, from: loaded.origin(key.path).to_string(), live: key.live })
-        })
+    let keys = KEYS.iter().map(|key| (key.path.to_owned(), key.value_toml(&loaded.config), key.live));
+    let networks = loaded.config.managed.iter().flat_map(|managed| {
+        let written = managed.written();
+        written.into_iter().map(|(key, value)| (managed.path(key), value, false))
+    });
+    let shown: Vec<(String, KeyView)> = keys
+        .chain(networks)
+        .map(|(path, value, live)| (loaded.origin(&path), path, value, live))
+        .filter(|(from, ..)| !changed || **from != raw::Origin::Default)
+        .map(|(from, path, value, live)| (path, KeyView { value, from: from.to_string(), live }))
         .collect();
-    globals.out().print(&view, |view| {
-        let rows = KEYS.iter().filter_map(|key| view.get(key.path).map(|shown| (key, shown)));
-        let row = |(key, shown): (&crate::config::keys::Key, &KeyView)| vec![key.path.to_owned(), shown.value.clone(), shown.from.clone()];
-        table(&["key", "value", "from"], rows.map(row).collect())
+    let view: BTreeMap<&str, &KeyView> = shown.iter().map(|(path, view)| (path.as_str(), view)).collect();
+    globals.out().print(&view, |_| {
+        let row = |(path, view): &(String, KeyView)| vec![path.clone(), view.value.clone(), view.from.clone()];
+        table(&["key", "value", "from"], shown.iter().map(row).collect())
     })
 }

@@ -1,7 +1,7 @@
 //! `purge`: removes what a dead pool left behind.
 //!
 //! It takes the pool's lock, as a daemon does: while one is alive nothing is looked at. Then it does what the pool's next daemon would do at its
-//! start ([`recovery`]). It does not read the daemon's configuration: it looks into every kind of namespace that a pool may share.
+//! start ([`recovery`]), and takes away what managed networks put on the host under the pool's name. It does not read the daemon's configuration: it looks into every kind of namespace that a pool may share.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -19,6 +19,9 @@ use crate::image::placeholder::IMAGE_LABEL;
 use crate::nanny::buddy::Breed;
 use crate::nanny::looks::Looks;
 use crate::netns::Kernel;
+use crate::netns::managed::host::{Forwarding, Host};
+use crate::netns::managed::names::Names;
+use crate::netns::managed::{FurnishError, Limits, Worker};
 use crate::recovery::{self, Means};
 
 /// What the purge is told.
@@ -71,7 +74,10 @@ pub async fn run(globals: &Globals, args: Purge) -> anyhow::Result<ExitCode> {
         TaskTracker::new(),
     );
     let means = means(&args.pool, Arc::new(engine), kernel).await?;
-    let view = purge(&args, &info, &means).await?;
+    let mut view = purge(&args, &info, &means).await?;
+    if view.left.is_empty() && !args.dry_run {
+        view.left = links_left(&args.pool).await;
+    }
     globals.out().print(&view, table)?;
     if view.left.is_empty() && !args.dry_run {
         // The pool is gone, and its lock with it.
@@ -129,6 +135,26 @@ async fn purge(args: &Purge, info: &EngineInfo, means: &Means) -> Result<View, F
     view.removed.sort();
     view.left.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(view)
+}
+
+/// What the pool's managed networks put on the host goes, too; answers what does not.
+async fn links_left(pool: &str) -> Vec<LeftView> {
+    let host = Host { names: Names::of(pool), networks: Vec::new(), forwarding: Forwarding::Told };
+    let failures = match Worker::start(host, Limits::default()) {
+        Ok((worker, furnisher)) => {
+            let failures = furnisher.tear_down().await.unwrap_or_else(|error| vec![error]);
+            worker.stop().await;
+            failures
+        }
+        Err(error) => vec![error],
+    };
+    let words = |error: &FurnishError| {
+        std::iter::once(error.to_string()).chain(std::error::Error::source(error).map(ToString::to_string)).collect()
+    };
+    failures
+        .iter()
+        .map(|error| LeftView { name: "networks on the host".to_owned(), container_id: String::new(), why: words(error) })
+        .collect()
 }
 
 fn table(view: &View) -> String {

@@ -71,7 +71,7 @@ async fn start(
 /// The exit code tells systemd, or a script, what to do about it.
 fn failure(error: ProcessError) -> anyhow::Error {
     let code = match &error {
-        ProcessError::Kernel(_) => exit::NOPERM,
+        ProcessError::Kernel(_) | ProcessError::Links(_) => exit::NOPERM,
         ProcessError::Engine(_) | ProcessError::Group(_) | ProcessError::Systemd(_) => exit::CONFIG,
         ProcessError::InUse(_)
         | ProcessError::Ledger(OpenError::Taken(_))

@@ -3,16 +3,18 @@
 //! Each check says what is allowed in words that fit an error message, and gives a reason where the refusal is a decision of ours rather
 //! than a typing mistake. Nothing here looks at the machine: whether a network or a directory exists is found out by who uses it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::value::Check;
+use crate::netns::managed::Subnet;
+use crate::netns::managed::network::is_link_name;
 
 /// `sun_path` holds 108 bytes with its end mark.
 const SOCKET_PATH_MAX: usize = 107;
 
-/// Engine networks.
+/// Networks of the engine, and ours.
 pub(super) const NETWORK: Check = Check {
-    allowed: "names of engine networks: 1 to 128 characters of a-z A-Z 0-9 _ . -, beginning with a letter or digit",
+    allowed: "names of networks: 1 to 128 characters of a-z A-Z 0-9 _ . -, beginning with a letter or digit",
     test: |text| {
         if text == "host" {
             return Err(Some("with the host's network there is no namespace of its own to hand out".into()));
@@ -21,6 +23,46 @@ pub(super) const NETWORK: Check = Check {
         let rest = text.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c));
         verdict(first && rest && text.len() <= 128)
     },
+};
+
+/// A managed network's bridge.
+pub(super) const BRIDGE: Check = Check {
+    allowed: "\"\" (\"ns-\" and the network's name), or a link's name: 1 to 15 characters of a-z A-Z 0-9 _ . -",
+    test: |text| verdict(text.is_empty() || is_link_name(text)),
+};
+
+/// All addresses of a managed network.
+pub(super) const SUBNET: Check =
+    Check { allowed: "an IPv4 subnet from a /16 to a /30, like \"10.213.0.0/16\"", test: |text| is_subnet(text, IpAddr::is_ipv4) };
+
+/// As above.
+pub(super) const SUBNET6: Check = Check {
+    allowed: "\"\" (none), or an IPv6 subnet like \"fd00:213::/64\"",
+    test: |text| if text.is_empty() { Ok(()) } else { is_subnet(text, IpAddr::is_ipv6) },
+};
+
+/// Those that slots get.
+pub(super) const PART: Check = Check {
+    allowed: "\"\" (all of the subnet), or a part of it like \"172.17.128.0/17\"",
+    test: |text| if text.is_empty() { Ok(()) } else { is_subnet(text, IpAddr::is_ipv4) },
+};
+
+/// As above.
+pub(super) const PART6: Check = Check {
+    allowed: "\"\" (all of subnet6), or a part of it like \"fd00:213:0:0:8000::/65\"",
+    test: |text| if text.is_empty() { Ok(()) } else { is_subnet(text, IpAddr::is_ipv6) },
+};
+
+/// The bridge's address.
+pub(super) const GATEWAY: Check = Check {
+    allowed: "\"\" (the first address of the subnet), or an IPv4 address like \"10.213.0.1\"",
+    test: |text| verdict(text.is_empty() || text.parse().is_ok_and(|address: IpAddr| address.is_ipv4())),
+};
+
+/// As above.
+pub(super) const GATEWAY6: Check = Check {
+    allowed: "\"\" (the first address of subnet6), or an IPv6 address like \"fd00:213::1\"",
+    test: |text| verdict(text.is_empty() || text.parse().is_ok_and(|address: IpAddr| address.is_ipv6())),
 };
 
 /// The pool's name is part of every buddy's name, which is a DNS label.
@@ -126,6 +168,11 @@ pub(super) const ACCOUNT: Check = Check {
 
 /// A file to read.
 pub(super) const FILE: Check = Check { allowed: "the absolute path of a readable file", test: |text| verdict(text.starts_with('/')) };
+
+fn is_subnet(text: &str, is_family: fn(&IpAddr) -> bool) -> Result<(), Option<String>> {
+    let subnet: Subnet = text.parse().map_err(|error: crate::netns::managed::SubnetError| Some(error.to_string()))?;
+    verdict(is_family(&subnet.first()))
+}
 
 fn verdict(good: bool) -> Result<(), Option<String>> {
     if good { Ok(()) } else { Err(None) }

@@ -4,8 +4,10 @@
 //! none of them can know a key that another does not. Defaults are not repeated here: they are what [`Config::default`] holds. This file
 //! deliberately does not know where a value was read from, nor rules between keys (`validate` has those).
 
+mod network;
 mod table;
 
+pub use network::NETWORK_KEYS;
 pub use table::KEYS;
 
 use super::value::{Kind, Value};
@@ -107,17 +109,14 @@ pub struct NamedKey {
 pub const NAMED_SECTIONS: &[NamedSection] = &[
     NamedSection {
         section: "networks",
-        header: "networks.bridge",
-        doc: "More about one of the networks in pool.networks. Networks of the engine need none.",
-        keys: &[NamedKey {
-            name: "kind",
-            example: "\"engine\"",
-            kind: Kind::Choice {
-                allowed: &["engine"],
-                refused: &[("managed", "networks that nspool furnishes itself come in a later release")],
-            },
-            doc: "Who furnishes it.",
-        }],
+        header: "networks.fast",
+        doc: "Who furnishes one of the networks in pool.networks. Without such a table it is the engine, which must have a network of that \
+              name. With kind = \"managed\" it is nspool: it makes a bridge and gives each slot its link, addresses and routes, so that a slot \
+              can get a new namespace under the same buddy after each use (reuse = \"fresh\"). All keys but kind are for managed networks \
+              only, and are shown with their defaults. With existing = true the slots go on a bridge of somebody else's: that needs bridge, \
+              subnet, gateway, and as addresses a part of the subnet that its owner gives to nobody (docker network create --subnet \
+              10.89.0.0/16 --ip-range 10.89.0.0/17 leaves 10.89.128.0/17). All of it changes with a restart only.",
+        keys: NETWORK_KEYS,
     },
     NamedSection {
         section: "registries",

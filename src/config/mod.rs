@@ -6,6 +6,7 @@
 mod checks;
 mod fn_env;
 pub mod keys;
+pub mod networks;
 pub mod raw;
 pub mod reload;
 pub mod sample;
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::engine::NamespaceKind;
+pub use networks::Managed;
 
 /// Everything that can be configured. The sections are those of `/etc/nspool/nspool.toml`; `systemd/nspool.toml` explains each key.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -24,6 +26,8 @@ pub struct Config {
     pub pool: Pool,
     /// `[placeholder]`
     pub placeholder: Placeholder,
+    /// `[networks.NAME]` of the kind `managed`; each is in [`Pool::networks`], in that order. The others there are the engine's.
+    pub managed: Vec<Managed>,
     /// `[registries."host:port"]`
     pub registries: Vec<Registry>,
     /// `[engine]`
@@ -53,6 +57,20 @@ pub enum Reuse {
     Once,
     /// The same namespace again, fenced only, as Fn does: the next tenant sees what the last one left.
     Always,
+    /// A new namespace under the same buddy; on managed networks only.
+    Fresh,
+}
+
+impl Reuse {
+    /// As it is written.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Once => "once",
+            Self::Always => "always",
+            Self::Fresh => "fresh",
+        }
+    }
 }
 
 /// `[pool]`
@@ -64,12 +82,12 @@ pub struct Pool {
     pub ready: u32,
     /// Buddies that may exist at once.
     pub max: u32,
-    /// Engine networks, the first is the default; never empty.
+    /// The engine's networks and ours, the first is the default; never empty.
     pub networks: Vec<String>,
     /// Always holds `Net`.
     pub namespaces: Vec<NamespaceKind>,
-    /// `auto` has been decided here.
-    pub reuse: Reuse,
+    /// `None`: `auto`. What it comes to on a network says [`Config::reuse_of`].
+    pub reuse: Option<Reuse>,
     /// How long a `joiners` lease waits for its first joiner, unless the caller says.
     pub join_by: Duration,
     /// How long a `joiners` lease outlives its last joiner.
@@ -104,7 +122,7 @@ impl Default for Pool {
             max: 64,
             networks: vec!["bridge".into()],
             namespaces: vec![NamespaceKind::Net],
-            reuse: Reuse::Once,
+            reuse: None,
             join_by: Duration::from_secs(60),
             linger: Duration::from_secs(10),
             longest: Duration::from_secs(24 * 3600),

@@ -16,7 +16,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::keys::{self, KEYS, Key, NAMED_SECTIONS, SECTIONS};
 use super::value::{Value, Wrong, shorten, show_toml};
-use super::{Config, Registry, fn_env, validate};
+use super::{Config, Registry, fn_env, networks, validate};
 
 /// Where the file is when nobody says.
 pub const DEFAULT_FILE: &str = "/etc/nspool/nspool.toml";
@@ -129,11 +129,11 @@ pub struct Loaded {
     pub file: Option<PathBuf>,
     /// What is understood, but should be written otherwise.
     pub warnings: Vec<String>,
-    origins: BTreeMap<&'static str, Origin>,
+    origins: BTreeMap<String, Origin>,
 }
 
 impl Loaded {
-    /// Where the value of a key (`section.name`) was read.
+    /// Where the value of a key (`section.name`, or [`Managed::path`](super::Managed::path)) was read.
     #[must_use]
     pub fn origin(&self, path: &str) -> &Origin {
         self.origins.get(path).unwrap_or(&Origin::Default)
@@ -152,7 +152,8 @@ pub fn load(sources: &Sources) -> Result<Loaded, Mistakes> {
     }
     let config = validate::build(&mut draft);
     if draft.mistakes.is_empty() {
-        let origins = draft.settings.into_iter().map(|(path, (_, origin))| (path, origin)).collect();
+        let of_networks = draft.networks.iter().flat_map(networks::Section::origins);
+        let origins = draft.settings.into_iter().map(|(path, (_, origin))| (path.to_owned(), origin)).chain(of_networks).collect();
         Ok(Loaded { config, file, warnings: draft.warnings, origins })
     } else {
         Err(Mistakes(draft.mistakes))
@@ -164,8 +165,8 @@ pub fn load(sources: &Sources) -> Result<Loaded, Mistakes> {
 pub(super) struct Draft {
     pub(super) settings: BTreeMap<&'static str, (Value, Origin)>,
     pub(super) registries: Vec<Registry>,
-    /// Names of `[networks.NAME]` sections and where they are.
-    pub(super) networks: Vec<(String, Origin)>,
+    /// `[networks.NAME]`, in the order of the file.
+    pub(super) networks: Vec<networks::Section>,
     pub(super) mistakes: Vec<Mistake>,
     pub(super) warnings: Vec<String>,
 }

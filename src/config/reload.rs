@@ -1,14 +1,13 @@
 //! What changed between two configurations, and which of it a running daemon can take over.
 
 use super::keys::KEYS;
-use super::{Config, Reuse};
-use crate::engine::NamespaceKind;
+use super::{Config, Managed};
 
 /// One key that differs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// `section.name`, or `registries`.
-    pub key: &'static str,
+    /// `section.name`, `networks."NAME".key`, or `registries`.
+    pub key: String,
     /// As written in TOML; empty for registries, whose values are secrets.
     pub old: String,
     /// See `old`.
@@ -23,10 +22,31 @@ pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
     let mut changes: Vec<Change> = KEYS
         .iter()
         .filter(|key| (key.get)(old) != (key.get)(new))
-        .map(|key| Change { key: key.path, old: key.value_toml(old), new: key.value_toml(new), live: key.live })
+        .map(|key| Change { key: key.path.to_owned(), old: key.value_toml(old), new: key.value_toml(new), live: key.live })
         .collect();
+    changes.extend(networks(old, new));
     if old.registries != new.registries {
-        changes.push(Change { key: "registries", old: String::new(), new: String::new(), live: false });
+        changes.push(Change { key: "registries".to_owned(), old: String::new(), new: String::new(), live: false });
+    }
+    changes
+}
+
+/// Each network lists the same keys; an engine's has only the first.
+fn networks(old: &Config, new: &Config) -> Vec<Change> {
+    let of = |config: &'_ Config, name: &str| config.managed.iter().find(|managed| managed.network.name == name).map(Managed::written);
+    let added = new.managed.iter().filter(|managed| of(old, &managed.network.name).is_none());
+    let mut changes = Vec::new();
+    for managed in old.managed.iter().chain(added) {
+        let name = &managed.network.name;
+        let mut change = |key, old, new| changes.push(Change { key: managed.path(key), old, new, live: false });
+        match (of(old, name), of(new, name)) {
+            (Some(old), Some(new)) => {
+                let differing = old.into_iter().zip(new).filter(|((_, old), (_, new))| old != new);
+                differing.for_each(|((key, old), (_, new))| change(key, old, new));
+            }
+            (Some(_), None) => change("kind", "\"managed\"".to_owned(), "\"engine\"".to_owned()),
+            (None, _) => change("kind", "\"engine\"".to_owned(), "\"managed\"".to_owned()),
+        }
     }
     changes
 }
@@ -55,8 +75,10 @@ pub fn reload(old: &Config, new: &Config) -> Reload {
 
 /// `new` keeps the rules between keys, and so does `old`, but a mixture of the two may break those between a live key and another.
 fn keep_rules(config: &mut Config) {
-    if config.pool.namespaces.contains(&NamespaceKind::Pid) {
-        config.pool.reuse = Reuse::Once;
+    // Bridges and addresses were laid out for as many as there could be at the start.
+    if let Some(slots) = config.managed.iter().map(|managed| managed.network.slots).min() {
+        config.pool.max = config.pool.max.min(slots);
+        config.pool.ready = config.pool.ready.min(config.pool.max);
     }
     config.pool.join_by = config.pool.join_by.min(config.pool.longest);
     config.pool.linger = config.pool.linger.min(config.pool.longest);
@@ -67,23 +89,25 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::{PlaceholderImage, Registry};
+    use crate::config::{PlaceholderImage, Registry, Reuse};
+    use crate::engine::NamespaceKind;
+    use crate::netns::managed::{Bridge, ManagedNetwork, Range};
 
     #[test]
     fn live_changes_are_taken_over_and_the_others_are_told() {
         let old = Config::default();
         let mut new = Config::default();
         new.pool.ready = 9;
-        new.pool.reuse = Reuse::Always;
+        new.pool.reuse = Some(Reuse::Always);
         new.pacer.rate = None;
         new.placeholder.image = PlaceholderImage::Reference("busybox".into());
         new.registries.push(Registry { host: "r".into(), username: "u".into(), password: "secret".into() });
 
         let changes = diff(&old, &new);
-        let told: Vec<_> = changes.iter().map(|change| (change.key, change.live)).collect();
+        let told: Vec<_> = changes.iter().map(|change| (change.key.as_str(), change.live)).collect();
         assert_eq!(
             told,
-            [("pool.ready", true), ("pool.reuse", true), ("placeholder.image", false), ("pacer.rate", true), ("registries", false)]
+            [("pool.ready", true), ("pool.reuse", false), ("placeholder.image", false), ("pacer.rate", true), ("registries", false)]
         );
         assert_eq!((changes[0].old.as_str(), changes[0].new.as_str()), ("8", "9"));
         assert!(!format!("{changes:?}").contains("secret"));
@@ -91,8 +115,11 @@ mod tests {
         let reload = reload(&old, &new);
         assert_eq!(reload.config.pool.ready, 9);
         assert_eq!(reload.config.placeholder.image, PlaceholderImage::Embedded);
-        assert_eq!(reload.needs_restart.iter().map(|change| change.key).collect::<Vec<_>>(), ["placeholder.image", "registries"]);
-        assert_eq!(reload.applied.len(), 3);
+        assert_eq!(
+            reload.needs_restart.iter().map(|change| &change.key).collect::<Vec<_>>(),
+            ["pool.reuse", "placeholder.image", "registries"]
+        );
+        assert_eq!(reload.applied.len(), 2);
     }
 
     #[test]
@@ -100,14 +127,61 @@ mod tests {
         let mut old = Config::default();
         old.pool.namespaces.push(NamespaceKind::Pid);
         let mut new = Config::default();
-        new.pool.reuse = Reuse::Always;
+        new.pool.reuse = Some(Reuse::Always);
         new.pool.longest = Duration::from_secs(7 * 24 * 3600);
         new.pool.join_by = Duration::from_secs(24 * 3600 + 1);
         let reload = reload(&old, &new);
-        assert_eq!(reload.config.pool.reuse, Reuse::Once, "pid is shared until the restart");
+        assert_eq!(reload.config.reuse_of(0), Reuse::Once, "pid is shared until the restart");
         assert_eq!(reload.config.pool.join_by, old.pool.longest);
-        let left: Vec<_> = reload.needs_restart.iter().map(|change| change.key).collect();
+        let left: Vec<_> = reload.needs_restart.iter().map(|change| &change.key).collect();
         assert_eq!(left, ["pool.namespaces", "pool.reuse", "pool.join_by", "pool.longest"]);
+    }
+
+    fn managed(name: &str) -> Managed {
+        let network = ManagedNetwork {
+            name: name.to_owned(),
+            bridge: Bridge::Own { name: format!("ns-{name}") },
+            slots: 64,
+            ipv4: Range::whole("10.213.0.0/16".parse().unwrap()),
+            ipv6: None,
+            mtu: 1500,
+            isolation: true,
+            nat: true,
+        };
+        Managed { network, rest: Duration::from_secs(10), forwarding: true }
+    }
+
+    #[test]
+    fn networks_change_with_a_restart_only() {
+        let (mut old, mut new) = (Config::default(), Config::default());
+        old.managed = vec![managed("a"), managed("b")];
+        new.managed = vec![managed("a"), managed("c")];
+        (new.managed[0].network.mtu, new.managed[0].rest) = (1400, Duration::ZERO);
+        let reload = reload(&old, &new);
+        assert_eq!((&reload.config, reload.applied.len()), (&old, 0));
+        let told: Vec<_> = reload.needs_restart.iter().map(|change| format!("{} {} {}", change.key, change.old, change.new)).collect();
+        assert_eq!(
+            told,
+            [
+                "networks.\"a\".mtu 1500 1400",
+                "networks.\"a\".rest \"10s\" \"0s\"",
+                "networks.\"b\".kind \"managed\" \"engine\"",
+                "networks.\"c\".kind \"engine\" \"managed\"",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_managed_network_has_no_more_slots_than_it_was_laid_out_for() {
+        let old = Config { managed: vec![managed("a")], ..Config::default() };
+        let mut new = old.clone();
+        (new.pool.ready, new.pool.max, new.managed[0].network.slots) = (80, 100, 100);
+        let reload = reload(&old, &new);
+        assert_eq!((reload.config.pool.ready, reload.config.pool.max), (64, 64));
+        assert_eq!(reload.needs_restart.iter().map(|change| &change.key).collect::<Vec<_>>(), ["pool.ready", "pool.max"]);
+        new.pool.max = 32;
+        new.pool.ready = 16;
+        assert_eq!(self::reload(&old, &new).config.pool.max, 32);
     }
 
     #[test]

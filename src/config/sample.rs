@@ -24,7 +24,7 @@ pub fn sample() -> String {
         }
     }
     for named in NAMED_SECTIONS {
-        _ = write!(text, "\n# {}\n#[{}]\n", named.doc, named.header);
+        _ = write!(text, "\n{}#[{}]\n", comment(named.doc), named.header);
         for key in named.keys {
             text.push_str(&comment(&format!("{} Allowed: {}.", key.doc, key.kind.allowed())));
             _ = writeln!(text, "#{} = {}", key.name, key.example);

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use super::keys::{self, KEYS};
 use super::raw::{Draft, Origin};
 use super::value::show_duration;
-use super::{Config, PlaceholderImage, Reuse};
+use super::{Config, PlaceholderImage, Reuse, networks};
 use crate::engine::NamespaceKind;
 
 /// Makes the configuration; mistakes go into the draft.
@@ -24,11 +24,13 @@ pub(super) fn build(draft: &mut Draft) -> Config {
         config.state.dir = PathBuf::from(format!("/run/nspool/{}", config.pool.name));
     }
     config.registries = std::mem::take(&mut draft.registries);
+    config.managed = networks::build(draft, &config.pool);
     let mut rules = Rules { draft, config: &config };
     rules.sizes();
     rules.namespaces();
     rules.durations();
     rules.networks();
+    rules.fresh();
     rules.placeholder();
     config
 }
@@ -41,12 +43,16 @@ struct Rules<'a> {
 impl Rules<'_> {
     /// `path` breaks a rule unless `good`. A value that was itself refused is not judged again: its default is.
     fn check(&mut self, good: bool, path: &str, allowed: String, hint: &str) {
-        if good || self.draft.mistakes.iter().any(|mistake| mistake.key == path) {
+        if good || self.was_refused(path) {
             return;
         }
         let read = keys::find(path).map_or_else(String::new, |key| key.value_toml(self.config));
         let origin = self.origin(path);
         self.draft.mistake(origin, path, format!("read {read}"), allowed, hint);
+    }
+
+    fn was_refused(&self, path: &str) -> bool {
+        self.draft.mistakes.iter().any(|mistake| mistake.key == path)
     }
 
     fn origin(&self, path: &str) -> Origin {
@@ -78,7 +84,7 @@ impl Rules<'_> {
         let kinds: BTreeSet<_> = pool.namespaces.iter().collect();
         let good = kinds.contains(&NamespaceKind::Net) && kinds.len() == pool.namespaces.len();
         self.check(good, "pool.namespaces", "each namespace once, and \"net\" always".into(), "");
-        let once = pool.reuse == Reuse::Once || !kinds.contains(&NamespaceKind::Pid);
+        let once = pool.reuse != Some(Reuse::Always) || !kinds.contains(&NamespaceKind::Pid);
         let allowed =
             format!("no \"pid\" unless pool.reuse is \"once\"; it is {}", self.other("pool.reuse").replace("pool.reuse, which is ", ""));
         self.check(once, "pool.namespaces", allowed, "a function can leave processes behind in a shared pid namespace, and end the buddy");
@@ -96,11 +102,46 @@ impl Rules<'_> {
     }
 
     fn networks(&mut self) {
-        for (name, origin) in std::mem::take(&mut self.draft.networks) {
-            if !self.config.pool.networks.contains(&name) {
-                self.draft.warnings.push(format!("{origin}: the network {name:?} is not in pool.networks, so no slot is on it"));
-            }
+        if self.was_refused("pool.networks") {
+            return;
         }
+        let allowed = self.other("pool.networks").replace("pool.networks, which is", "a name in pool.networks, which are");
+        let strangers = self.draft.networks.iter().filter(|section| !self.config.pool.networks.contains(&section.name));
+        let strangers: Vec<_> = strangers.map(|section| (section.origin.clone(), format!("networks.{:?}", section.name))).collect();
+        for (origin, path) in strangers {
+            self.draft.mistake(origin, &path, "not in pool.networks, so no slot is on it", allowed.clone(), "");
+        }
+    }
+
+    /// What `fresh` needs and does not find is told together: each is a decision of its own.
+    fn fresh(&mut self) {
+        let (pool, image) = (&self.config.pool, &self.config.placeholder.image);
+        if pool.reuse != Some(Reuse::Fresh) {
+            return;
+        }
+        let mut needs: Vec<(String, &str)> = Vec::new();
+        let engines: Vec<String> = pool.networks.iter().filter(|name| self.is_engines(name)).map(|name| format!("{name:?}")).collect();
+        if !engines.is_empty() && !self.was_refused("pool.networks") {
+            let allowed = format!("managed networks only; {} in pool.networks ({})", engines.join(", "), self.origin("pool.networks"));
+            needs
+                .push((allowed, "write [networks.NAME] with kind = \"managed\" for it, or \"auto\": fresh on managed networks, else once"));
+        }
+        if pool.namespaces != [NamespaceKind::Net] && !self.was_refused("pool.namespaces") {
+            let allowed = format!("only [\"net\"] as {}", self.other("pool.namespaces"));
+            needs.push((allowed, "shared ipc or pid would outlive the renewal: use \"once\""));
+        }
+        if *image != PlaceholderImage::Embedded && !self.was_refused("placeholder.image") {
+            let allowed = format!("only \"embedded\" as {}", self.other("placeholder.image"));
+            needs.push((allowed, "only the embedded init can be renewed: leave the image out, or use \"once\""));
+        }
+        let origin = self.origin("pool.reuse");
+        for (allowed, hint) in needs {
+            self.draft.mistake(origin.clone(), "pool.reuse", "read \"fresh\"", allowed, hint);
+        }
+    }
+
+    fn is_engines(&self, network: &str) -> bool {
+        self.draft.networks.iter().find(|section| section.name == network).is_none_or(networks::Section::is_engines)
     }
 
     fn placeholder(&mut self) {

@@ -20,6 +20,8 @@ pub enum Value {
     List(Vec<String>),
     /// Lists of numbers.
     Numbers(Vec<u32>),
+    /// Yes or no.
+    Switch(bool),
 }
 
 /// Accessors for who knows the key: a kind that does not fit is our own mistake in the table, which a test over all keys would find.
@@ -52,6 +54,11 @@ impl Value {
     pub(super) fn numbers(&self) -> &[u32] {
         let Self::Numbers(numbers) = self else { unreachable!("the key's kind gives no numbers: {self:?}") };
         numbers
+    }
+
+    pub(super) fn is_on(&self) -> bool {
+        let Self::Switch(is_on) = self else { unreachable!("the key's kind gives no switch: {self:?}") };
+        *is_on
     }
 }
 
@@ -122,6 +129,8 @@ pub enum Kind {
     },
     /// Permission bits, as an octal string like `"0660"`.
     Mode,
+    /// `true` or `false`.
+    Switch,
 }
 
 /// Why a value was not accepted.
@@ -158,6 +167,7 @@ impl Kind {
             Self::Words { item, max } => format!("{}; at most {max} words", item.allowed),
             Self::Numbers { max } => format!("a list of at most {max} whole numbers from 0 to {}", u32::MAX),
             Self::Mode => "permission bits as an octal string, \"0600\" to \"0777\"".to_owned(),
+            Self::Switch => "true or false".to_owned(),
         }
     }
 
@@ -197,6 +207,7 @@ impl Kind {
                 let mode = u64::from_str_radix(text.trim_start_matches("0o"), 8).map_err(|_| Wrong::PLAIN)?;
                 if (0o600..=0o777).contains(&mode) { Ok(Value::Number(mode)) } else { Err(Wrong::PLAIN) }
             }
+            Self::Switch => Ok(Value::Switch(text.trim().parse().map_err(|_| Wrong::PLAIN)?)),
         }
     }
 
@@ -211,6 +222,8 @@ impl Kind {
             (Self::Duration { .. }, DeValue::Integer(_)) => Err(Wrong::because("a duration needs a unit, and quotes")),
             (Self::Mode, DeValue::Integer(integer)) if integer.radix() == 8 => self.read_text(integer.as_str()),
             (Self::Mode, DeValue::Integer(_)) => Err(Wrong::because("without quotes it would be a decimal number")),
+            (Self::Switch, DeValue::Boolean(is_on)) => Ok(Value::Switch(*is_on)),
+            (Self::Switch, DeValue::String(_)) => Err(Wrong::because("true and false are written without quotes")),
             (Self::Numbers { max }, DeValue::Array(array)) => {
                 let number = |item: &toml::Spanned<DeValue<'_>>| {
                     let integer = item.get_ref().as_integer().filter(|integer| integer.radix() == 10);
@@ -245,7 +258,7 @@ impl Kind {
             Self::Number { .. } | Self::Size { .. } | Self::Duration { .. } | Self::Choice { .. } | Self::Text(_) => {
                 return Err(Wrong::PLAIN);
             }
-            Self::Numbers { .. } | Self::Mode => return Err(Wrong::PLAIN),
+            Self::Numbers { .. } | Self::Mode | Self::Switch => return Err(Wrong::PLAIN),
         };
         for text in &items {
             (item.test)(text).map_err(|because| Wrong { part: Some(format!("{text:?}")), because })?;
@@ -261,10 +274,11 @@ impl Kind {
                 Self::Mode => format!("\"{number:04o}\""),
                 Self::Size { .. } => format!("{:?}", show_size(*number)),
                 Self::Number { .. } | Self::Duration { .. } | Self::Choice { .. } | Self::Text(_) => number.to_string(),
-                Self::List { .. } | Self::Words { .. } | Self::Numbers { .. } => number.to_string(),
+                Self::List { .. } | Self::Words { .. } | Self::Numbers { .. } | Self::Switch => number.to_string(),
             },
             Value::Duration(duration) => format!("{:?}", show_duration(*duration)),
             Value::Text(text) => quote(text),
+            Value::Switch(is_on) => is_on.to_string(),
             Value::List(items) => format!("[{}]", items.iter().map(|item| quote(item)).collect::<Vec<_>>().join(", ")),
             Value::Numbers(numbers) => format!("[{}]", numbers.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")),
         }

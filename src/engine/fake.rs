@@ -13,6 +13,7 @@
 //! [`Engine`] side) → `kernel` → `renewal` → `outside` (acts and observations).
 
 mod kernel;
+mod links;
 mod machine;
 mod model;
 mod outside;
@@ -33,6 +34,7 @@ use super::{ContainerId, Engine};
 use crate::level;
 use crate::netns::{Kernel, KernelError};
 
+pub use links::LinkFault;
 pub use outside::{FunctionSpec, HalfCreated};
 pub use script::{Call, Fault, MembersFault, Operation, Phase, RenewalFault};
 
@@ -64,6 +66,8 @@ pub enum Violation {
     },
     /// A buddy got a name that another one, or itself, had before.
     NameUsedTwice(String),
+    /// An address was given to a namespace while another one had it.
+    AddressTwice(std::net::IpAddr),
     /// I3: the engine was told to change a container that was not made through [`Engine::create`].
     ForeignTouched {
         /// `start`, `rename`, `remove`.
@@ -104,6 +108,7 @@ enum EngineState {
 pub struct FakeWorld {
     model: Mutex<Model>,
     script: Mutex<Script>,
+    links: Mutex<links::LinkTable>,
     hook: Mutex<Option<Arc<Hook>>>,
     state: level::Sender<EngineState>,
     /// Owns the calls that take time, so that they go on when their caller is gone.
@@ -125,6 +130,7 @@ impl FakeWorld {
         Arc::new(Self {
             model: Mutex::new(Model::new(seed)),
             script: Mutex::new(Script::default()),
+            links: Mutex::default(),
             hook: Mutex::new(None),
             state: level::Sender::new(EngineState::Up),
             tasks: TaskTracker::new(),

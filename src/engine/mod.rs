@@ -196,6 +196,10 @@ pub struct Container {
     pub addresses: Vec<Address>,
     /// The host's path of the resolv.conf that joiners get; empty when the engine does not say.
     pub resolv_conf_path: String,
+    /// The same of /etc/hosts.
+    pub hosts_path: String,
+    /// The same of /etc/hostname.
+    pub hostname_path: String,
 }
 
 impl Container {

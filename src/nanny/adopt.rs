@@ -13,6 +13,7 @@ use std::time::Duration;
 use crate::engine::{Container, ContainerId, Engine, ErrorClass};
 use crate::nanny::kinds_held;
 use crate::netns::KernelError;
+use crate::netns::networks::{Link, NetworkError};
 use crate::observer::EngineState;
 use crate::pool::state::Order;
 use crate::pool::{Namespace, UseKey};
@@ -23,7 +24,7 @@ enum Seen {
     /// Ours, alive, and not as it was.
     Changed(Box<Buddy>, &'static str),
     /// Not alive as a buddy should be; to be minded.
-    Unfit(Detached),
+    Unfit(Box<Detached>),
     /// Nothing of ours has this id.
     Gone,
     /// Ask again.
@@ -43,8 +44,13 @@ impl Nanny {
             let view = state.slot_view(self.slot);
             (view.namespace, view.leased)
         });
+        tokio::select! {
+            biased;
+            () = self.until_order_is_not(&order) => return,
+            () = self.tools.networks.begun() => {}
+        }
         let seen = match &namespace {
-            Some(namespace) => self.look_at(key, namespace).await,
+            Some(namespace) => self.look_at(key, namespace, leased).await,
             None => Seen::Gone,
         };
         match seen {
@@ -54,6 +60,7 @@ impl Nanny {
                     Ok(who) => self.adopted(key, *buddy, &who),
                     Err(error) => {
                         self.tools.doubts.forget(&buddy.id);
+                        self.tools.networks.not_adopted(buddy.link);
                         self.ask_again(&order, error).await;
                     }
                 }
@@ -71,7 +78,7 @@ impl Nanny {
                     state.adopt_detached();
                     state.buddy_gone(now, key, "it ended while nspool was away");
                 });
-                place.send(buddy);
+                place.send(*buddy);
             }
             Seen::Gone => {
                 tracing::warn!(slot = self.slot, generation = key.generation, "a predecessor's buddy is gone");
@@ -102,7 +109,7 @@ impl Nanny {
         inside.map(Inside::all).map_err(|error| error.to_string())
     }
 
-    async fn look_at(&self, key: UseKey, namespace: &Namespace) -> Seen {
+    async fn look_at(&self, key: UseKey, namespace: &Namespace, leased: bool) -> Seen {
         let id = ContainerId::from(&*namespace.container_id);
         let container = match self.tools.engine.inspect(id.as_str()).await {
             Ok(container) => container,
@@ -116,19 +123,44 @@ impl Nanny {
         let (held, facts) = match self.prove(&id).await {
             Ok(proven) => proven,
             Err(FillError::Engine(error)) if error.class == ErrorClass::NotFound => return Seen::Gone,
-            Err(error @ (FillError::Engine(_) | FillError::Kernel(_) | FillError::Debris(_))) => return Seen::Unknown(error.to_string()),
+            Err(
+                error @ (FillError::Engine(_)
+                | FillError::Kernel(_)
+                | FillError::Debris(_)
+                | FillError::CannotRenew(_)
+                | FillError::Network(_)
+                | FillError::Files(_)),
+            ) => return Seen::Unknown(error.to_string()),
             Err(error @ (FillError::Unfit(_) | FillError::EndedAtOnce { .. })) => {
                 return self.unfit_one(key, container, error.to_string());
             }
         };
         let (started_at, name) = (facts.started_at.clone(), facts.name.clone());
-        let buddy = Box::new(self.buddy(key.generation, name.clone(), held, facts).await);
-        if started_at != namespace.started_at {
+        // A lease's function may have written into them; a ready buddy's are as they were at first.
+        let files = if leased { Ok(None) } else { self.baseline(&facts).await };
+        let Ok(link) = self.link_of(namespace).await else { return Seen::Unknown("its link cannot be looked for".to_owned()) };
+        let mut buddy = Box::new(self.buddy(key.generation, name.clone(), held, facts).await);
+        let unfurnished = link.is_none() && self.tools.networks.is_managed(self.network());
+        (buddy.link, buddy.files) = (link, files.unwrap_or_default());
+        if unfurnished {
+            Seen::Changed(buddy, "its link went while nspool was away")
+        } else if started_at != namespace.started_at {
             Seen::Changed(buddy, "it was restarted while nspool was away")
         } else if name != namespace.namespace_id {
             Seen::Changed(buddy, "it was renamed while nspool was away")
         } else {
             Seen::Well(buddy)
+        }
+    }
+
+    /// The one that the predecessor gave it.
+    async fn link_of(&self, namespace: &Namespace) -> Result<Option<Link>, NetworkError> {
+        let address = namespace.addresses.first().and_then(|own| own.address.split('/').next()?.parse().ok());
+        match address {
+            Some(address) if self.tools.networks.is_managed(self.network()) => {
+                self.tools.networks.adopt(self.network(), self.slot, address).await
+            }
+            _ => Ok(None),
         }
     }
 
@@ -141,15 +173,17 @@ impl Nanny {
                 Err(error) => return Seen::Unknown(error.to_string()),
             },
         };
-        Seen::Unfit(Detached {
+        Seen::Unfit(Box::new(Detached {
             id: container.id,
             name: container.name,
             slot: self.slot,
             generation: key.generation,
             held,
+            // A predecessor's: it goes with the namespace.
+            link: None,
             since: self.tools.pool.now(),
             joiners: vec![why],
             keep_until: Duration::ZERO,
-        })
+        }))
     }
 }

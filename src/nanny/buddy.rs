@@ -5,7 +5,11 @@
 
 use std::sync::Arc;
 
+use super::Buddy;
 use crate::engine::{BuddySpec, Container, Flavour, ImageId, Labels, NamespaceKind};
+use crate::netns::managed::network::Interface;
+use crate::netns::networks::Link;
+use crate::pool::state::Afterwards;
 use crate::pool::{Address, Namespace};
 
 /// Which pool; a label of every buddy.
@@ -29,7 +33,7 @@ pub struct Breed {
     /// This run of the daemon.
     pub instance: String,
     /// By index.
-    pub networks: Vec<String>,
+    pub networks: Vec<Wiring>,
     /// Which namespaces joiners may share.
     pub namespaces: Vec<NamespaceKind>,
     /// Entrypoint and arguments; empty: the image's own.
@@ -42,6 +46,25 @@ pub struct Breed {
     pub pids: i64,
     /// The placeholder may have children of its own (one that we do not know): they are not taken for joiners.
     pub may_fork: bool,
+}
+
+/// A network, as buddies are made for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wiring {
+    /// In the configuration; the engine's network too, unless it is managed.
+    pub name: String,
+    /// nspool furnishes it.
+    pub managed: bool,
+    /// What becomes of its buddies after a use.
+    pub afterwards: Afterwards,
+}
+
+impl Wiring {
+    /// One of the engine's, for buddies that serve once.
+    #[must_use]
+    pub fn engines(name: &str) -> Self {
+        Self { name: name.to_owned(), managed: false, afterwards: Afterwards::Retire }
+    }
 }
 
 /// The labels of a buddy, read back.
@@ -78,17 +101,22 @@ impl Breed {
         ]
         .map(|(key, value)| (key.to_owned(), value))
         .into();
-        BuddySpec {
+        let wiring = &self.networks[network];
+        let spec = BuddySpec {
             name: name.to_owned(),
             image: image.clone(),
             command: self.command.clone(),
             labels,
-            network: self.networks[network].clone(),
+            network: if wiring.managed { "none".to_owned() } else { wiring.name.clone() },
             namespaces: self.namespaces.clone(),
             user: self.user.clone(),
             memory_bytes: self.memory,
             pids: self.pids,
             flavour: Flavour::Fixed,
+        };
+        match wiring.afterwards {
+            Afterwards::Renew => spec.renewable(),
+            Afterwards::Retire | Afterwards::Reuse => spec,
         }
     }
 
@@ -105,9 +133,10 @@ impl Breed {
         (label(LABEL_POOL)? == self.pool && named_by_us).then_some(Ownership { instance, slot, generation })
     }
 
-    /// What a use by this name hands out. `last`: there will be no other use, so the container id may be told.
+    /// What the buddy's present use, by its present name, hands out.
     #[must_use]
-    pub fn namespace(&self, name: &str, buddy: &Container, resolv_conf: Arc<str>, last: bool) -> Namespace {
+    pub(super) fn namespace(&self, network: usize, buddy: &Buddy) -> Namespace {
+        let (name, facts) = (&buddy.name, &buddy.facts);
         let network_mode = format!("container:{name}");
         let mut host_config = serde_json::Map::new();
         for (kind, key) in [(NamespaceKind::Net, "NetworkMode"), (NamespaceKind::Ipc, "IpcMode"), (NamespaceKind::Pid, "PidMode")] {
@@ -117,20 +146,41 @@ impl Breed {
         }
         // With raw sockets a function could forge its neighbours' packets on the bridge.
         host_config.insert("CapDrop".to_owned(), serde_json::json!(["NET_RAW"]));
+        let once = self.networks[network].afterwards == Afterwards::Retire;
+        if !once && let Some(binds) = read_only(facts) {
+            host_config.insert("Binds".to_owned(), binds);
+        }
         let merge = serde_json::json!({ "HostConfig": host_config, "Labels": { LABEL_NAMESPACE_ID: name } });
         Namespace {
             namespace_id: name.to_owned(),
             network_mode,
             host_config: merge.to_string(),
-            container_id: Arc::clone(&buddy.id.0),
-            tell_container_id: last,
-            addresses: buddy.addresses.iter().map(|own| Address { address: own.address.clone(), gateway: own.gateway.clone() }).collect(),
-            resolv_conf: resolv_conf.to_string(),
-            mtu: 0,
-            pid: buddy.pid,
-            started_at: buddy.started_at.clone(),
+            container_id: Arc::clone(&facts.id.0),
+            // An id outlives the fence, so it is told only when there will be no other use.
+            tell_container_id: once,
+            addresses: match &buddy.link {
+                Some(link) => link.interfaces().map(address_of).collect(),
+                None => facts.addresses.iter().map(|own| Address { address: own.address.clone(), gateway: own.gateway.clone() }).collect(),
+            },
+            resolv_conf: buddy.resolv_conf.to_string(),
+            mtu: buddy.link.as_ref().map_or(0, Link::mtu),
+            pid: facts.pid,
+            started_at: facts.started_at.clone(),
         }
     }
+}
+
+/// The files that the engine would mount from the buddy, writable, mounted so that a function cannot write what the next one reads. `None`: the engine does
+/// not say where they are.
+fn read_only(buddy: &Container) -> Option<serde_json::Value> {
+    let files = [(&buddy.hosts_path, "hosts"), (&buddy.hostname_path, "hostname"), (&buddy.resolv_conf_path, "resolv.conf")];
+    let binds: Vec<String> =
+        files.iter().filter(|(path, _)| !path.is_empty()).map(|(path, name)| format!("{path}:/etc/{name}:ro")).collect();
+    (!binds.is_empty()).then(|| binds.into())
+}
+
+fn address_of(interface: &Interface) -> Address {
+    Address { address: format!("{}/{}", interface.address, interface.prefix), gateway: interface.gateway.to_string() }
 }
 
 #[cfg(test)]
@@ -141,7 +191,7 @@ mod tests {
         Breed {
             pool: "a-b".into(),
             instance: "i".into(),
-            networks: vec!["bridge".into()],
+            networks: vec![Wiring::engines("bridge")],
             namespaces: vec![NamespaceKind::Net, NamespaceKind::Ipc],
             command: Vec::new(),
             user: "1:1".into(),

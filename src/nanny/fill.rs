@@ -11,12 +11,15 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
+use super::files::SharedFiles;
+use super::renew::turn;
 use super::{Buddy, Nanny};
 use crate::engine::paced::PreparationPermit;
-use crate::engine::{Container, ContainerId, ContainerStatus, Engine, EngineError, ErrorClass, ImageId, NamespaceKind};
+use crate::engine::{Container, ContainerId, ContainerStatus, Engine, EngineError, ErrorClass, Flavour, ImageId, NamespaceKind};
+use crate::netns::networks::{NetworkError, Reserved};
 use crate::netns::{Held, KernelError};
 use crate::observer::EngineState;
-use crate::pool::state::Order;
+use crate::pool::state::{Afterwards, Order};
 
 /// How long a buddy must live before the first of its kind is handed out.
 pub const PROBATION: Duration = Duration::from_millis(300);
@@ -54,6 +57,12 @@ pub(super) struct Debris {
     missed: Option<tokio::time::Instant>,
 }
 
+impl Debris {
+    pub(super) fn of(name: String) -> Self {
+        Self { name, missed: None }
+    }
+}
+
 /// Why a slot could not be filled.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FillError {
@@ -67,19 +76,30 @@ pub(super) enum FillError {
     EndedAtOnce { code: i64 },
     #[error("containers of earlier tries could not be removed yet: {0}")]
     Debris(String),
+    #[error("buddies cannot be renewed on this engine, so reuse = \"fresh\" is not to be had: {0}")]
+    CannotRenew(String),
+    #[error("{0}")]
+    Network(NetworkError),
+    #[error("a file that joiners share with the buddy: {0}")]
+    Files(std::io::Error),
 }
 
 impl Nanny {
     pub(super) async fn fill(&mut self, generation: u64) {
         let began = self.tools.pool.now();
+        let reserved = if self.tools.networks.is_managed(self.network()) {
+            let Some(reserved) = self.address(&Order::Fill { generation }).await else { return };
+            Some(reserved)
+        } else {
+            None
+        };
         let Some((image, permit)) = self.admitted(generation).await else { return };
-        let prepared = self.prepare(generation, &image, &permit).await;
+        let prepared = self.prepare(generation, &image, &permit, reserved).await;
         drop(permit);
         match prepared {
             Ok(buddy) => {
                 let tools = Arc::clone(&self.tools);
-                let last = tools.settings.borrow().once;
-                let namespace = tools.breed.namespace(&buddy.name, &buddy.facts, Arc::clone(&buddy.resolv_conf), last);
+                let namespace = tools.breed.namespace(self.network(), &buddy);
                 let took = tools.pool.now().saturating_sub(began);
                 tracing::info!(
                     slot = self.slot, generation, namespace_id = buddy.name, container = %buddy.id, pid = buddy.facts.pid,
@@ -131,11 +151,19 @@ impl Nanny {
         }
     }
 
-    async fn prepare(&mut self, generation: u64, image: &ImageId, permit: &PreparationPermit) -> Result<Buddy, FillError> {
+    async fn prepare(
+        &mut self,
+        generation: u64,
+        image: &ImageId,
+        permit: &PreparationPermit,
+        reserved: Option<Reserved>,
+    ) -> Result<Buddy, FillError> {
         let tools = Arc::clone(&self.tools);
         let name = tools.breed.name(self.slot, generation, 1, self.dice());
-        let network = tools.pool.read(|state| state.network_of(self.slot));
-        let spec = tools.breed.spec(self.slot, generation, usize::from(network), &name, image);
+        let spec = tools.breed.spec(self.slot, generation, self.network(), &name, image);
+        if spec.flavour == Flavour::Renewable {
+            self.is_fit(generation, image).await?;
+        }
         let id = match tools.engine.create(&spec).await {
             Ok(id) => id,
             Err(error) => {
@@ -144,17 +172,17 @@ impl Nanny {
                 }
                 if error.class == ErrorClass::Unknown {
                     // It may exist, now or in a while: the engine carries out what it has begun.
-                    self.debris.push(Debris { name, missed: None });
+                    self.debris.push(Debris::of(name));
                 }
                 return Err(FillError::Engine(error));
             }
         };
-        let proven = match tools.engine.start(&id).await {
-            Ok(()) => self.prove(&id).await,
+        let buddy = match tools.engine.start(&id).await {
+            Ok(()) => self.furnished(generation, name.clone(), &id, reserved).await,
             Err(error) => Err(FillError::Engine(error)),
         };
-        match proven {
-            Ok((held, facts)) => Ok(self.buddy(generation, name, held, facts).await),
+        match buddy {
+            Ok(buddy) => Ok(buddy),
             Err(error) => {
                 self.undo(&id, name, permit).await;
                 Err(error)
@@ -162,10 +190,32 @@ impl Nanny {
         }
     }
 
+    /// Proven, and on a managed network with its link.
+    async fn furnished(&self, generation: u64, name: String, id: &ContainerId, reserved: Option<Reserved>) -> Result<Buddy, FillError> {
+        let (held, facts) = self.prove(id).await?;
+        let files = self.baseline(&facts).await.map_err(FillError::Files)?;
+        let mut buddy = self.buddy(generation, name, held, facts).await;
+        buddy.files = files;
+        if let Some(reserved) = reserved {
+            let (networks, now) = (&self.tools.networks, self.tools.pool.now());
+            let link = networks.furnish(reserved, self.slot, turn(generation, 1), buddy.held.as_ref(), now).await;
+            buddy.link = Some(link.map_err(FillError::Network)?);
+        }
+        Ok(buddy)
+    }
+
+    /// What the shared files are before anybody joins; nothing for a buddy that is not to be renewed.
+    pub(super) async fn baseline(&self, facts: &Container) -> std::io::Result<Option<SharedFiles>> {
+        match self.tools.breed.networks[self.network()].afterwards {
+            Afterwards::Renew => SharedFiles::of(facts).await.map(Some),
+            Afterwards::Retire | Afterwards::Reuse => Ok(None),
+        }
+    }
+
     async fn undo(&mut self, id: &ContainerId, name: String, permit: &PreparationPermit) {
         if let Err(error) = permit.undo(id).await {
             tracing::warn!(slot = self.slot, container = %id, %error, "what is half-made could not be removed yet");
-            self.debris.push(Debris { name, missed: None });
+            self.debris.push(Debris::of(name));
         }
     }
 
@@ -230,6 +280,9 @@ impl Nanny {
             fenced: None,
             depended_on: false,
             proven_empty: None,
+            link: None,
+            renewed: None,
+            files: None,
         }
     }
 

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::Tools;
 use crate::engine::{ContainerId, Engine, ErrorClass};
 use crate::netns::Held;
+use crate::netns::networks::Link;
 use crate::pool::Moment;
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -30,6 +31,8 @@ pub struct Detached {
     pub generation: u64,
     /// `None`: it has no process any more.
     pub held: Option<Box<dyn Held>>,
+    /// Its link, whose address is nobody else's while it is here.
+    pub link: Option<Link>,
     /// Detached since.
     pub since: Moment,
     /// Who is inside, for people.
@@ -125,6 +128,9 @@ async fn look_after(tools: &Tools, minded: Vec<Detached>) -> Vec<Detached> {
         match tools.engine.remove(&buddy.id).await {
             Ok(()) => {
                 tracing::info!(slot = buddy.slot, generation = buddy.generation, container = %buddy.id, "detached buddy removed");
+                if let Some(link) = buddy.link.take() {
+                    tools.networks.leave(link, tools.pool.now()).await;
+                }
                 tools.pool.with(|state, _| state.detached_removed());
                 None
             }

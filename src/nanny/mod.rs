@@ -7,6 +7,7 @@
 //!  Adopt: prove (I4) what a predecessor had in the slot ─► proven, or given up
 //!  Tend: wait for the first of: its end (pidfd, then the engine's wait, then a doubt from the event stream, each settled by looking), a new order
 //!  Vacate: put up the fence (rename), see that nobody is left ─► vacated | occupied | spoiled
+//!  Renew: take its link away, have it move into a new network namespace, furnish that, look again ─► renewed | occupied | spoiled
 //!  Await: somebody is inside: look again until nobody is ─► vacated; too long ─► detached, the slot goes on without this buddy
 //!  Retire: fence, see that nobody is left, remove, believe it when the pidfd says so ─► removed
 //! ```
@@ -18,9 +19,12 @@
 mod adopt;
 pub mod backoff;
 pub mod buddy;
+mod files;
 pub mod fill;
+pub mod fitness;
 pub mod looks;
 pub mod minder;
+mod renew;
 mod vacate;
 
 use std::sync::Arc;
@@ -34,6 +38,7 @@ use crate::engine::paced::Paced;
 use crate::engine::{ContainerId, ContainerStatus, Engine, ErrorClass, WaitOutcome};
 use crate::image::gate::Gate;
 use crate::level;
+use crate::netns::networks::{Link, Networks};
 use crate::netns::{Held, Kernel};
 use crate::observer::{Doubts, EngineState};
 use crate::pool::state::Order;
@@ -41,6 +46,7 @@ use crate::pool::{Moment, Pool, SlotIndex, UseKey};
 use crate::telemetry::metric;
 use backoff::Backoff;
 use buddy::Breed;
+use files::SharedFiles;
 pub(crate) use fill::kinds_held;
 use looks::Looks;
 use minder::Detached;
@@ -54,8 +60,6 @@ pub struct Settings {
     pub settle: Duration,
     /// How long a quarantined buddy keeps its slot.
     pub detach_after: Duration,
-    /// No later use: a holder may know the container id.
-    pub once: bool,
 }
 
 /// What all nannies share.
@@ -72,6 +76,10 @@ pub struct Tools {
     pub looks: Arc<Looks>,
     /// What buddies are made of.
     pub breed: Arc<Breed>,
+    /// Those that nspool furnishes.
+    pub networks: Arc<Networks>,
+    /// Whether this engine's buddies can be renewed.
+    pub fitness: fitness::Fitness,
     /// Live settings.
     pub settings: level::Receiver<Settings>,
     /// Whether the engine answers.
@@ -108,6 +116,12 @@ pub(crate) struct Buddy {
     depended_on: bool,
     /// The use after which it was proven that nobody is inside.
     proven_empty: Option<u64>,
+    /// On a managed network, while it is furnished.
+    link: Option<Link>,
+    /// The use after which it moved on.
+    renewed: Option<u64>,
+    /// Those that joiners share with it, as they were; only of one that is to be renewed.
+    files: Option<SharedFiles>,
 }
 
 /// Why a nanny looks up from its buddy.
@@ -181,6 +195,7 @@ impl Nanny {
                 }
                 Order::Tend(key) => self.tend(key).await,
                 Order::Vacate(key) => self.vacate(key).await,
+                Order::Renew(key) => self.renew(key).await,
                 Order::Await(key) => self.await_empty(key).await,
                 Order::Retire(key) => self.retire(key).await,
             }
@@ -197,6 +212,10 @@ impl Nanny {
         while self.tools.pool.order(self.slot) == *order {
             self.nudge.notified().await;
         }
+    }
+
+    fn network(&self) -> usize {
+        usize::from(self.tools.pool.read(|state| state.network_of(self.slot)))
     }
 
     fn dice(&self) -> u32 {

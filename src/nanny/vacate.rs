@@ -22,7 +22,7 @@ const SETTLE_STEP: Duration = Duration::from_millis(50);
 const EXIT_AFTER_REMOVAL: Duration = Duration::from_secs(5);
 
 /// What the search for joiners came to.
-enum Left {
+pub(super) enum Left {
     Nobody,
     /// Live joiners.
     Somebody(Vec<String>),
@@ -53,24 +53,28 @@ impl Nanny {
     }
 
     fn vacated(&mut self, key: UseKey) {
+        let network = self.network();
         let Some(buddy) = &mut self.buddy else {
             // Only a bug gets here; the slot must not stay as it is.
             return self.spoiled(key, "its nanny has no buddy".to_owned());
         };
         buddy.proven_empty = Some(key.use_number);
         self.retries.reset();
-        let last = self.tools.settings.borrow().once;
-        let next = self.tools.breed.namespace(&buddy.name, &buddy.facts, Arc::clone(&buddy.resolv_conf), last);
+        let next = self.tools.breed.namespace(network, buddy);
         self.tools.pool.with(|state, now| state.vacated(now, key, Arc::new(next)));
     }
 
     /// The use cannot end in another one: the buddy goes.
-    fn spoiled(&self, key: UseKey, why: String) {
+    pub(super) fn spoiled(&mut self, key: UseKey, why: String) {
+        if let Some(buddy) = &mut self.buddy {
+            // Somebody may have come in since the look: the way out looks again.
+            buddy.proven_empty = None;
+        }
         tracing::warn!(slot = self.slot, generation = key.generation, use_number = key.use_number, why, "the buddy serves no other lease");
         self.tools.pool.with(|state, now| state.spoiled(now, key, why));
     }
 
-    fn occupied(&self, key: UseKey, who: Vec<String>) {
+    pub(super) fn occupied(&self, key: UseKey, who: Vec<String>) {
         tracing::warn!(
             slot = self.slot, generation = key.generation, use_number = key.use_number, lease_id = %key,
             joiners = who.join(", "), "somebody is still inside after the lease"
@@ -113,6 +117,7 @@ impl Nanny {
                 slot: self.slot,
                 generation: buddy.generation,
                 held: Some(buddy.held),
+                link: buddy.link,
                 since: self.tools.pool.now(),
                 joiners: Vec::new(),
                 keep_until: Duration::ZERO,
@@ -151,7 +156,9 @@ impl Nanny {
                 Ok(()) => {
                     self.tools.doubts.forget(&buddy.id);
                     tracing::info!(slot = self.slot, generation = buddy.generation, container = %buddy.id, "buddy removed");
-                    self.buddy = None;
+                    if let Some(link) = self.buddy.take().and_then(|buddy| buddy.link) {
+                        self.tools.networks.leave(link, self.tools.pool.now()).await;
+                    }
                     self.retries.reset();
                     return self.tools.pool.with(|state, now| state.removed(now, key));
                 }
@@ -231,7 +238,7 @@ impl Nanny {
     }
 
     /// Looks until it can be told who is left; configured joiners have `settle` to go away or to turn into live ones.
-    async fn who_is_left(&mut self, order: &Order, settle: Duration) -> Left {
+    pub(super) async fn who_is_left(&mut self, order: &Order, settle: Duration) -> Left {
         let deadline = tokio::time::Instant::now() + settle;
         loop {
             let Some(buddy) = &self.buddy else { return Left::Nobody };

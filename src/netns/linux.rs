@@ -181,6 +181,13 @@ impl Held for HeldProcess {
         self.0.held(kind).map(|namespace| namespace.id)
     }
 
+    fn open_network(&self) -> Result<OwnedFd, KernelError> {
+        let held = self.0.held(NamespaceKind::Net).ok_or(KernelError::Gone { pid: self.0.pid })?;
+        let failed =
+            |error: std::io::Error| KernelError::Failed { what: "a network namespace's descriptor".to_owned(), message: error.to_string() };
+        held.open.try_clone().map(OwnedFd::from).map_err(failed)
+    }
+
     fn renew(&self, use_number: u64, within: Duration) -> BoxFuture<'_, Result<Renewed, RenewError>> {
         let process = Arc::clone(&self.0);
         async move {

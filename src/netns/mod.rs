@@ -7,9 +7,11 @@
 
 pub mod linux;
 pub mod managed;
+pub mod networks;
 pub mod renewal;
 
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -81,6 +83,11 @@ pub trait Held: Send + Sync + fmt::Debug {
     fn exited(&self) -> BoxFuture<'_, ()>;
     /// Of a kind it is held with; `Net` always. What is held, which after a renewal is the new one.
     fn namespace(&self, kind: NamespaceKind) -> Option<NamespaceId>;
+    /// A descriptor of the network namespace that is held.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    fn open_network(&self) -> Result<OwnedFd, KernelError>;
     /// Tells it to move into a new network namespace for this use (its next one, the first is 1), waits until it has, proves it, and holds the
     /// new namespace instead of the old one, whose descriptor is then closed: the caller has unmounted and taken away what else holds the old one,
     /// or means it to live on. `within` is for all of it. Nobody must be in the old one who is not to stay there (I9); this does not look.

@@ -30,7 +30,7 @@ impl State {
         let Some(place) = self.slots.get(slot as usize) else { return Err(Denied::UnknownSlot { slot }) };
         let (found, network) = (place.state, u32::from(place.network));
         match found {
-            SlotState::Ready => {
+            SlotState::Ready | SlotState::Renewing => {
                 self.doom(slot, "recycled");
                 self.set_state(now, slot, SlotState::Retiring);
             }
@@ -66,7 +66,8 @@ impl State {
         for slot in 0..self.slot_count() {
             match self.slots[slot as usize].state {
                 SlotState::Filling | SlotState::BackingOff => self.set_state(now, slot, SlotState::Idle),
-                SlotState::Ready => {
+                // What is renewed would only be waited for: for an address, say.
+                SlotState::Ready | SlotState::Renewing => {
                     self.doom(slot, "the daemon stops");
                     self.set_state(now, slot, SlotState::Retiring);
                 }
@@ -94,6 +95,7 @@ impl State {
                 | SlotState::Ready
                 | SlotState::Leased
                 | SlotState::Vacating
+                | SlotState::Renewing
                 | SlotState::Quarantined
                 | SlotState::Retiring => self.effects.push(Effect::Nudge(slot)),
             }

@@ -32,8 +32,8 @@ impl State {
     pub fn joined(&mut self, now: Moment, seen: &JoinerSeen) -> bool {
         let Some(&slot) = self.by_container.get(&seen.buddy) else { return true };
         let place = &mut self.slots[slot as usize];
-        if place.state == SlotState::Vacating {
-            // The look that is under way tells who is inside, unless they came in behind it.
+        if matches!(place.state, SlotState::Vacating | SlotState::Renewing) {
+            // The look that is under way, or the one before Ready, tells who is inside, unless they came in behind it.
             place.look_again |= seen.live;
             return true;
         }
@@ -93,6 +93,7 @@ impl State {
             SlotState::Ready => self.set_state(now, slot, SlotState::Retiring),
             SlotState::Adopting
             | SlotState::Vacating
+            | SlotState::Renewing
             | SlotState::Quarantined
             | SlotState::Retiring
             | SlotState::Idle

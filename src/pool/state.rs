@@ -4,7 +4,9 @@
 //! ```text
 //!  Vacant{Idle ⇄ Filling ⇄ BackingOff} ─registered─► Ready ─allocate─► Leased ─the lease ends─► Vacating ─vacated─► Ready (reuse = "always")
 //!      ▲                                              │ doom            │ died: lease LOST       │    │
-//!      │                                              ▼                 ▼                        │    └─ vacated (otherwise) ─► Retiring
+//!      │                                              ▼                 ▼                        │    ├─ vacated (reuse = "fresh") ─► Renewing ─renewed─► Ready
+//!      │                                              │                 │                        │    │                      └─ spoiled, doom ─► Retiring
+//!      │                                              │                 │                        │    └─ vacated (otherwise) ─► Retiring
 //!      ├──────────────── removed ───────────────── Retiring ◄───────────┘                        │ occupied
 //!      │                                              │ occupied ─► Quarantined ◄────────────────┘
 //!      └──────────────── detached ───────────────────────────────── Quarantined ─vacated─► Retiring
@@ -49,6 +51,8 @@ pub enum SlotState {
     Leased,
     /// The use is over: the fence goes up, and nobody may be left.
     Vacating,
+    /// Fenced and empty: the buddy moves into a new network namespace.
+    Renewing,
     /// Somebody is left inside.
     Quarantined,
     /// On its way out: fenced, proven empty, removed.
@@ -56,7 +60,7 @@ pub enum SlotState {
 }
 
 /// All states, in the order of their counters.
-pub const STATES: [SlotState; 9] = [
+pub const STATES: [SlotState; 10] = [
     SlotState::Adopting,
     SlotState::Idle,
     SlotState::Filling,
@@ -64,6 +68,7 @@ pub const STATES: [SlotState; 9] = [
     SlotState::Ready,
     SlotState::Leased,
     SlotState::Vacating,
+    SlotState::Renewing,
     SlotState::Quarantined,
     SlotState::Retiring,
 ];
@@ -78,6 +83,7 @@ impl SlotState {
             Self::Ready => "ready",
             Self::Leased => "leased",
             Self::Vacating => "vacating",
+            Self::Renewing => "renewing",
             Self::Quarantined => "quarantined",
             Self::Retiring => "retiring",
         }
@@ -91,7 +97,7 @@ impl SlotState {
     pub(super) fn has_buddy(self) -> bool {
         match self {
             Self::Idle | Self::Filling | Self::BackingOff => false,
-            Self::Adopting | Self::Ready | Self::Leased | Self::Vacating | Self::Quarantined | Self::Retiring => true,
+            Self::Adopting | Self::Ready | Self::Leased | Self::Vacating | Self::Renewing | Self::Quarantined | Self::Retiring => true,
         }
     }
 }
@@ -101,6 +107,8 @@ impl SlotState {
 pub enum Afterwards {
     /// Retired.
     Retire,
+    /// Ready again, in a network namespace that never was.
+    Renew,
     /// Ready again.
     Reuse,
 }
@@ -114,8 +122,8 @@ pub struct Rules {
     pub ready: u32,
     /// Buddies that may exist, over all networks.
     pub max: u32,
-    /// The reuse policy.
-    pub afterwards: Afterwards,
+    /// The reuse policy, by network; none is [`Afterwards::Retire`].
+    pub afterwards: Arc<[Afterwards]>,
     /// See `config::Pool`.
     pub linger: Duration,
     /// See `config::Pool`.
@@ -165,6 +173,8 @@ pub enum Order {
     Tend(UseKey),
     /// Put up the fence, see that nobody is left, say [`State::vacated`] or [`State::occupied`].
     Vacate(UseKey),
+    /// Move the buddy into a new network namespace, say [`State::renewed`].
+    Renew(UseKey),
     /// Wait until nobody is left, then say [`State::vacated`].
     Await(UseKey),
     /// Fence, see that nobody is left, remove, say [`State::removed`].
@@ -333,6 +343,7 @@ impl State {
             SlotState::BackingOff => Order::BackOff,
             SlotState::Ready | SlotState::Leased => Order::Tend(key),
             SlotState::Vacating => Order::Vacate(key),
+            SlotState::Renewing => Order::Renew(key),
             SlotState::Quarantined => Order::Await(key),
             SlotState::Retiring => Order::Retire(key),
         }
@@ -362,6 +373,7 @@ impl State {
             | SlotState::BackingOff
             | SlotState::Leased
             | SlotState::Vacating
+            | SlotState::Renewing
             | SlotState::Quarantined
             | SlotState::Retiring => {}
         }
@@ -380,6 +392,7 @@ impl State {
             | SlotState::BackingOff
             | SlotState::Leased
             | SlotState::Vacating
+            | SlotState::Renewing
             | SlotState::Quarantined
             | SlotState::Retiring => {}
         }
@@ -543,15 +556,16 @@ impl State {
             SlotState::Vacating | SlotState::Quarantined | SlotState::Retiring if never_adopted => {
                 self.set_state(now, key.slot, SlotState::Retiring);
             }
-            SlotState::Vacating | SlotState::Quarantined | SlotState::Retiring => {}
+            // Its nanny sees it as well, and says that the renewal failed.
+            SlotState::Renewing | SlotState::Vacating | SlotState::Quarantined | SlotState::Retiring => {}
             SlotState::Idle | SlotState::Filling | SlotState::BackingOff => unreachable!("slot {} has a buddy", key.slot),
         }
         self.slots[key.slot as usize].last_error = Some(why);
         self.rebalance(now, u32::from(self.slots[key.slot as usize].network));
     }
 
-    /// The fence is up and nobody is inside. `next` is what the next use hands out; the slot is Ready again if policy and doom allow it, else
-    /// it is on its way out. When somebody was seen meanwhile, it stays as it is: there is to be another look.
+    /// The fence is up and nobody is inside. `next` is what the next use hands out in this namespace, if policy and doom allow that. When somebody
+    /// was seen meanwhile, it stays as it is: there is to be another look.
     pub fn vacated(&mut self, now: Moment, key: UseKey, next: Arc<Namespace>) {
         if !self.is_present(key) {
             return;
@@ -560,17 +574,11 @@ impl State {
         let network = u32::from(place.network);
         match place.state {
             SlotState::Vacating if std::mem::take(&mut place.look_again) => self.effects.push(Effect::Nudge(key.slot)),
-            SlotState::Vacating => {
-                let reuse = place.doom.is_none() && self.rules.afterwards == Afterwards::Reuse && self.demand(network).excess() == 0;
-                let place = &mut self.slots[key.slot as usize];
-                if reuse {
-                    place.namespace = Some(next);
-                    place.use_number += 1;
-                    self.make_ready(now, key.slot);
-                } else {
-                    self.set_state(now, key.slot, SlotState::Retiring);
-                }
-            }
+            SlotState::Vacating => match self.afterwards(key.slot) {
+                Afterwards::Retire => self.set_state(now, key.slot, SlotState::Retiring),
+                Afterwards::Renew => self.set_state(now, key.slot, SlotState::Renewing),
+                Afterwards::Reuse => self.use_again(now, key.slot, next),
+            },
             SlotState::Quarantined => {
                 place.occupants = Arc::new([]);
                 self.set_state(now, key.slot, SlotState::Retiring);
@@ -581,11 +589,48 @@ impl State {
             | SlotState::BackingOff
             | SlotState::Ready
             | SlotState::Leased
+            | SlotState::Renewing
             | SlotState::Retiring => {
                 self.stale += 1;
             }
         }
         self.rebalance(now, network);
+    }
+
+    /// The buddy is in a new network namespace, proven and furnished, alone: `next` is what the next use hands out, if it is still wanted. When
+    /// somebody was seen meanwhile, it stays as it is: there is to be another look.
+    pub fn renewed(&mut self, now: Moment, key: UseKey, next: Arc<Namespace>) {
+        if !self.is_present(key) {
+            return;
+        }
+        let place = &mut self.slots[key.slot as usize];
+        if place.state != SlotState::Renewing {
+            self.stale += 1;
+            return;
+        }
+        if std::mem::take(&mut place.look_again) {
+            return self.effects.push(Effect::Nudge(key.slot));
+        }
+        match self.afterwards(key.slot) {
+            Afterwards::Retire => self.set_state(now, key.slot, SlotState::Retiring),
+            Afterwards::Renew | Afterwards::Reuse => self.use_again(now, key.slot, next),
+        }
+        self.rebalance(now, u32::from(self.slots[key.slot as usize].network));
+    }
+
+    /// By policy, doom and need.
+    fn afterwards(&self, slot: SlotIndex) -> Afterwards {
+        let place = &self.slots[slot as usize];
+        let wanted = place.doom.is_none() && self.demand(u32::from(place.network)).excess() == 0;
+        let policy = self.rules.afterwards.get(usize::from(place.network)).filter(|_| wanted);
+        policy.copied().unwrap_or(Afterwards::Retire)
+    }
+
+    fn use_again(&mut self, now: Moment, slot: SlotIndex, next: Arc<Namespace>) {
+        let place = &mut self.slots[slot as usize];
+        place.namespace = Some(next);
+        place.use_number += 1;
+        self.make_ready(now, slot);
     }
 
     /// Somebody is still inside: `who`, for people. Said again when that changes.
@@ -594,7 +639,7 @@ impl State {
             return;
         }
         match self.slots[key.slot as usize].state {
-            SlotState::Vacating | SlotState::Retiring => {
+            SlotState::Vacating | SlotState::Renewing | SlotState::Retiring => {
                 self.slots[key.slot as usize].occupants = who.into();
                 self.doom(key.slot, "somebody stayed inside after the lease");
                 self.set_state(now, key.slot, SlotState::Quarantined);
@@ -608,10 +653,10 @@ impl State {
         }
     }
 
-    /// A use cannot be ended as it should (a fence that fails, a joiner that stays configured): the buddy goes.
+    /// A use cannot be ended as it should (a fence that fails, a joiner that stays configured, a renewal that fails): the buddy goes.
     pub fn spoiled(&mut self, now: Moment, key: UseKey, why: impl Into<Words>) {
         let why = why.into();
-        if self.is_present(key) && self.slots[key.slot as usize].state == SlotState::Vacating {
+        if self.is_present(key) && matches!(self.slots[key.slot as usize].state, SlotState::Vacating | SlotState::Renewing) {
             self.doom(key.slot, why.clone());
             self.slots[key.slot as usize].last_error = Some(why);
             self.set_state(now, key.slot, SlotState::Retiring);

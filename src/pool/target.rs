@@ -11,7 +11,7 @@ pub struct Demand {
     pub ready: u32,
     /// On their way to ready.
     pub filling: u32,
-    /// Buddies that exist: ready, leased, vacating, quarantined, retiring.
+    /// Buddies that exist: ready, leased, vacating, renewing, quarantined, retiring.
     pub existing: u32,
     /// Of these, on their way out.
     pub retiring: u32,

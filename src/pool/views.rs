@@ -19,6 +19,8 @@ pub struct Usage {
     pub leased: u32,
     /// See the state's picture.
     pub vacating: u32,
+    /// Buddies that move into a new network namespace.
+    pub renewing: u32,
     /// See the state's picture.
     pub quarantined: u32,
     /// See the state's picture.
@@ -83,6 +85,7 @@ impl State {
             total.ready += part.ready;
             total.leased += part.leased;
             total.vacating += part.vacating;
+            total.renewing += part.renewing;
             total.quarantined += part.quarantined;
             total.retiring += part.retiring;
             total.target += part.target;
@@ -103,6 +106,7 @@ impl State {
             ready: demand.ready,
             leased: count(SlotState::Leased),
             vacating: count(SlotState::Vacating),
+            renewing: count(SlotState::Renewing),
             quarantined: count(SlotState::Quarantined),
             retiring: demand.retiring,
             target: share(self.rules.ready, network, self.rules.networks),

@@ -39,6 +39,14 @@ pub const MISSES: &str = "nspool_allocate_misses_total";
 pub const ALLOCATE_WAIT: &str = "nspool_allocate_wait_seconds";
 /// Histogram: from the decision to fill a slot to Ready.
 pub const FILL: &str = "nspool_fill_seconds";
+/// Histogram: from the order to move to the new network namespace, proven.
+pub const RENEWAL: &str = "nspool_renewal_seconds";
+/// Histogram: a namespace's link, addresses and routes.
+pub const FURNISHING: &str = "nspool_furnishing_seconds";
+/// Counter, label `outcome`: renewals (`ready`, or why the buddy was given up).
+pub const RENEWALS: &str = "nspool_renewals_total";
+/// Histogram: from an empty, fenced use to Ready in a new network namespace.
+pub const RENEWED: &str = "nspool_renewed_seconds";
 /// Counter, labels `operation`, `outcome`: engine calls (`ok`, or the error's class in lower case).
 pub const ENGINE_CALLS: &str = "nspool_engine_calls_total";
 /// Histogram, label `operation`: engine calls without the pacer's wait.
@@ -62,9 +70,19 @@ const ENGINE_BUCKETS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0
 const ALLOCATE_BUCKETS: &[f64] =
     &[0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0];
 
+/// Work of the kernel, from fractions of a millisecond on.
+const KERNEL_BUCKETS: &[f64] = &[0.000_25, 0.000_5, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.25, 1.0, 5.0];
+
 /// Bounds of each histogram, in seconds.
-pub const BUCKETS: &[(&str, &[f64])] =
-    &[(ALLOCATE_WAIT, ALLOCATE_BUCKETS), (FILL, ENGINE_BUCKETS), (ENGINE_CALL, ENGINE_BUCKETS), (PACER_WAIT, ENGINE_BUCKETS)];
+pub const BUCKETS: &[(&str, &[f64])] = &[
+    (ALLOCATE_WAIT, ALLOCATE_BUCKETS),
+    (FILL, ENGINE_BUCKETS),
+    (RENEWAL, KERNEL_BUCKETS),
+    (FURNISHING, KERNEL_BUCKETS),
+    (RENEWED, KERNEL_BUCKETS),
+    (ENGINE_CALL, ENGINE_BUCKETS),
+    (PACER_WAIT, ENGINE_BUCKETS),
+];
 
 /// What a metric is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +115,10 @@ pub const ALL: &[(&str, Kind, &str)] = &[
     (MISSES, Kind::Counter, "Allocate calls that found nothing ready at once."),
     (ALLOCATE_WAIT, Kind::Histogram, "From an Allocate call to its lease."),
     (FILL, Kind::Histogram, "From the decision to fill a slot until it is ready."),
+    (RENEWALS, Kind::Counter, "Renewals of a buddy's namespace by outcome."),
+    (RENEWAL, Kind::Histogram, "From the order to move until the buddy is proven to be in its new network namespace."),
+    (FURNISHING, Kind::Histogram, "A namespace's link, addresses and routes."),
+    (RENEWED, Kind::Histogram, "From an empty, fenced use until the slot is ready in a new namespace."),
     (ENGINE_CALLS, Kind::Counter, "Engine calls by operation and outcome."),
     (ENGINE_CALL, Kind::Histogram, "Engine calls by operation, without waiting for the pacer."),
     (PACER_WAIT, Kind::Histogram, "How long engine calls waited for the pacer."),

@@ -44,7 +44,7 @@ pub struct Running {
 impl House {
     pub fn new(seed: u64, reuse: Reuse) -> Arc<Self> {
         let mut config = Config::default();
-        (config.pool.ready, config.pool.max, config.pool.reuse) = (3, 6, reuse);
+        (config.pool.ready, config.pool.max, config.pool.reuse) = (3, 6, Some(reuse));
         config.pacer.rate = None;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("api.sock");
@@ -64,6 +64,7 @@ impl House {
         let parts = Parts {
             engine: Arc::new(MortalEngine { engine: self.world.engine(), life: Arc::clone(&life) }),
             kernel: self.world.kernel(),
+            links: Some(self.world.links()),
             source: Source::from_config(&self.config.placeholder, &[]).unwrap(),
             listeners: vec![UnixListener::bind(&self.path).unwrap()],
             locks: self.dir.path().to_owned(),

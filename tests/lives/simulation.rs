@@ -20,6 +20,8 @@ const PROGRESS: u64 = 10_000;
 const FAILED_ONCE: &str = include_str!("seeds");
 /// Without further notice.
 const SEEDS: u64 = 2_000;
+/// Of lives with renewals, which have more to do.
+const FRESH_SEEDS: u64 = 400;
 
 /// What a story comes to.
 #[derive(PartialEq)]
@@ -30,12 +32,25 @@ struct Told {
     ledger: Vec<u8>,
 }
 
-fn tell(seed: u64) -> Told {
+/// Which sort of life a seed is told as.
+#[derive(Clone, Copy)]
+enum Sort {
+    EnginesNetworks,
+    Fresh,
+}
+
+fn tell(sort: Sort, seed: u64) -> Told {
     nspool::random::begin(seed);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     runtime.block_on(async {
-        let mut story = Story::new(seed);
+        let mut story = match sort {
+            Sort::EnginesNetworks => Story::new(seed),
+            Sort::Fresh => Story::fresh(seed),
+        };
         for _ in 0..STEPS {
+            if matches!(sort, Sort::Fresh) {
+                story.trouble_a_renewal();
+            }
             story.step().await;
         }
         let (world, disk) = (Arc::clone(&story.world), story.disk.clone());
@@ -48,16 +63,30 @@ fn tell(seed: u64) -> Told {
 fn what_failed_once_does_not_fail_again() {
     for line in FAILED_ONCE.lines().filter(|line| !line.starts_with('#')) {
         let seed = line.split_whitespace().next().unwrap().parse().unwrap();
-        std::thread::Builder::new().name(line.to_owned()).spawn(move || drop(tell(seed))).unwrap().join().unwrap();
+        std::thread::Builder::new().name(line.to_owned()).spawn(move || drop(tell(Sort::EnginesNetworks, seed))).unwrap().join().unwrap();
     }
 }
 
 #[test]
 fn nothing_is_lost_doubled_or_left() {
+    tell_all(Sort::EnginesNetworks);
+}
+
+#[test]
+fn nothing_is_lost_doubled_or_left_with_fresh_namespaces() {
+    tell_all(Sort::Fresh);
+}
+
+fn tell_all(sort: Sort) {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     let seeds = match number("NSPOOL_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("NSPOOL_SEEDS").unwrap_or(SEEDS),
+        None => {
+            0..number("NSPOOL_SEEDS").unwrap_or(match sort {
+                Sort::EnginesNetworks => SEEDS,
+                Sort::Fresh => FRESH_SEEDS,
+            })
+        }
     };
     let next = AtomicU64::new(seeds.start);
     let work = || {
@@ -69,7 +98,7 @@ fn nothing_is_lost_doubled_or_left() {
             if seed > 0 && seed.is_multiple_of(PROGRESS) {
                 eprintln!("{seed} lives begun");
             }
-            if let Err(panic) = std::panic::catch_unwind(|| drop(tell(seed))) {
+            if let Err(panic) = std::panic::catch_unwind(|| drop(tell(sort, seed))) {
                 eprintln!("it was seed {seed}: NSPOOL_SEED={seed} cargo test --test nanny simulation");
                 std::panic::resume_unwind(panic);
             }
@@ -81,9 +110,9 @@ fn nothing_is_lost_doubled_or_left() {
 
 #[test]
 fn a_seed_tells_the_same_story_each_time() {
-    for seed in 0..20 {
+    for (sort, seed) in (0..20).flat_map(|seed| [(Sort::EnginesNetworks, seed), (Sort::Fresh, seed)]) {
         // On threads of their own, as what is random is the thread's.
-        let tell = || std::thread::spawn(move || tell(seed)).join().unwrap();
+        let tell = || std::thread::spawn(move || tell(sort, seed)).join().unwrap();
         let (first, second) = (tell(), tell());
         for (one, other) in first.calls.iter().zip(&second.calls) {
             assert_eq!(one, other, "seed {seed}");

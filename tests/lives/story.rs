@@ -11,11 +11,12 @@ use futures::FutureExt as _;
 
 use crate::support::disk::Disk;
 use crate::support::mortal::{Life, MortalEngine, MortalStore};
-use crate::support::rig::{Rig, config};
+use crate::support::rig::{Rig, config, fresh};
 use nspool::config::{Config, Reuse};
 use nspool::daemon::Signal;
-use nspool::engine::fake::{Containers, Events, FakeWorld, FunctionId};
+use nspool::engine::fake::{Containers, Events, FakeWorld, FunctionId, LinkFault, RenewalFault};
 use nspool::ledger::{Identity, Ledger};
+use nspool::netns::managed::FurnishError;
 use nspool::pool::Token;
 use nspool::proto;
 use nspool::proto::namespace_pool_server::NamespacePool as _;
@@ -63,7 +64,18 @@ pub(crate) struct Story {
 impl Story {
     pub(crate) fn new(seed: u64) -> Self {
         let mut dice = fastrand::Rng::with_seed(seed);
-        let mut config = config(if dice.bool() { Reuse::Once } else { Reuse::Always });
+        let config = config(if dice.bool() { Reuse::Once } else { Reuse::Always });
+        Self::of(seed, dice, config)
+    }
+
+    /// On a managed network, each use in a namespace of its own.
+    pub(crate) fn fresh(seed: u64) -> Self {
+        let mut config = fresh();
+        config.managed[0].network.slots = 6;
+        Self::of(seed, fastrand::Rng::with_seed(seed), config)
+    }
+
+    fn of(seed: u64, dice: fastrand::Rng, mut config: Config) -> Self {
         config.pool.max = 6;
         config.pacer.rate = None;
         config.pool.detach_after = Duration::from_secs(5);
@@ -358,6 +370,22 @@ impl Story {
         }
     }
 
+    /// What may go wrong with the next renewal, or the next link.
+    pub(crate) fn trouble_a_renewal(&mut self) {
+        match self.dice.u8(..24) {
+            0 => self.world.script_renewal(RenewalFault::Slow(Duration::from_millis(self.dice.u64(1..4000)))),
+            1 => self.world.script_renewal(RenewalFault::Never),
+            2 => self.world.script_renewal(RenewalFault::Refused),
+            3 => self.world.script_furnish(LinkFault::DoneUnknown),
+            4 => self.world.script_furnish(LinkFault::Error(FurnishError::QueueFull)),
+            5 => self.world.script_furnish(LinkFault::Slow(Duration::from_millis(self.dice.u64(1..4000)))),
+            6 => self.world.script_strips_fail(self.dice.u32(1..4)),
+            7 => self.world.set_network_trouble(Some("somebody's bridge")),
+            8..12 => self.world.set_network_trouble(None),
+            _ => {}
+        }
+    }
+
     pub(crate) fn check(&self) {
         let now = self.world.kernel().since_boot();
         for (lost, until) in &self.forgotten {
@@ -379,12 +407,21 @@ impl Story {
                 held.namespace_id,
                 lease.cause
             );
+            if lease.state() == proto::LeaseState::Active
+                && !self.config.managed.is_empty()
+                && !self.hurt.contains(&*held.container)
+                && let Some(address) = lease.ip_addresses.first()
+            {
+                let has = self.world.address_of(&held.container).map(|address| format!("{address}/16"));
+                assert_eq!(has.as_ref(), Some(address), "the link of the lease on {}", held.namespace_id);
+            }
         }
     }
 
     /// The faults stop: everything comes back, and goes.
     pub(crate) async fn end(mut self) {
         self.life.spare();
+        self.world.set_network_trouble(None);
         if self.engine != EngineIs::Up {
             self.engine_back(false);
         }
@@ -420,6 +457,7 @@ impl Story {
         assert_eq!(rig.ended().await.unwrap().left, []);
         assert_eq!(self.world.violations(), []);
         assert!(self.world.buddies().is_empty(), "left behind: {:#?}", self.world.buddies());
+        assert_eq!(self.world.link_count(), 0);
     }
 
     /// Until the pool is as it should be, or the daemon has ended.

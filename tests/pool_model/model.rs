@@ -464,7 +464,10 @@ impl Model {
             if self.slots[slot as usize].doomed {
                 self.to(now, slot, SlotState::Vacating);
             } else {
+                // The same use: whoever was seen in it was.
+                let use_since = self.slots[slot as usize].use_since;
                 self.make_ready(now, slot);
+                self.slots[slot as usize].use_since = use_since;
             }
         }
         self.settle(now);
@@ -609,12 +612,11 @@ impl Model {
             SlotState::Vacating => {
                 self.slots[key.slot as usize].occupants.clear();
                 let place = &self.slots[key.slot as usize];
-                if !place.doomed && self.rules.afterwards == Afterwards::Reuse && self.excess(place.network) == 0 {
-                    let place = &mut self.slots[key.slot as usize];
-                    (place.namespace, place.use_number) = (Some(next), place.use_number + 1);
-                    self.make_ready(now, key.slot);
-                } else {
-                    self.to(now, key.slot, SlotState::Retiring);
+                match self.rules.afterwards[place.network as usize] {
+                    _ if place.doomed || self.excess(place.network) > 0 => self.to(now, key.slot, SlotState::Retiring),
+                    Afterwards::Retire => self.to(now, key.slot, SlotState::Retiring),
+                    Afterwards::Renew => self.to(now, key.slot, SlotState::Renewing),
+                    Afterwards::Reuse => self.next_use(now, key.slot, next),
                 }
             }
             SlotState::Quarantined => {
@@ -626,12 +628,35 @@ impl Model {
         self.settle(now);
     }
 
+    pub fn renewed(&mut self, now: Moment, key: UseKey, next: Arc<Namespace>) {
+        if !self.present(key) {
+            return;
+        }
+        let place = &self.slots[key.slot as usize];
+        if place.state != SlotState::Renewing {
+            self.stale += 1;
+        } else if place.look_again {
+            self.slots[key.slot as usize].look_again = false;
+        } else if place.doomed || self.excess(place.network) > 0 || self.rules.afterwards[place.network as usize] == Afterwards::Retire {
+            self.to(now, key.slot, SlotState::Retiring);
+        } else {
+            self.next_use(now, key.slot, next);
+        }
+        self.settle(now);
+    }
+
+    fn next_use(&mut self, now: Moment, slot: u32, next: Arc<Namespace>) {
+        let place = &mut self.slots[slot as usize];
+        (place.namespace, place.use_number) = (Some(next), place.use_number + 1);
+        self.make_ready(now, slot);
+    }
+
     pub fn occupied(&mut self, now: Moment, key: UseKey, who: Vec<String>) {
         if !self.present(key) {
             return;
         }
         match self.slots[key.slot as usize].state {
-            SlotState::Vacating | SlotState::Retiring => {
+            SlotState::Vacating | SlotState::Renewing | SlotState::Retiring => {
                 self.slots[key.slot as usize].doomed = true;
                 self.slots[key.slot as usize].occupants = who;
                 self.to(now, key.slot, SlotState::Quarantined);
@@ -643,7 +668,7 @@ impl Model {
     }
 
     pub fn spoiled(&mut self, now: Moment, key: UseKey) {
-        if self.present(key) && self.slots[key.slot as usize].state == SlotState::Vacating {
+        if self.present(key) && matches!(self.slots[key.slot as usize].state, SlotState::Vacating | SlotState::Renewing) {
             let place = &mut self.slots[key.slot as usize];
             (place.doomed, place.errors) = (true, true);
             self.to(now, key.slot, SlotState::Retiring);
@@ -741,7 +766,7 @@ impl Model {
     pub fn recycle(&mut self, now: Moment, slot: u32, force: bool) -> Result<SlotState, &'static str> {
         let found = self.slots.get(slot as usize).ok_or("slot?")?.state;
         match found {
-            SlotState::Ready => {
+            SlotState::Ready | SlotState::Renewing => {
                 self.slots[slot as usize].doomed = true;
                 self.to(now, slot, SlotState::Retiring);
             }
@@ -768,7 +793,7 @@ impl Model {
         for slot in 0..self.slots.len() as u32 {
             match self.slots[slot as usize].state {
                 SlotState::Filling | SlotState::BackingOff => self.to(now, slot, SlotState::Idle),
-                SlotState::Ready => {
+                SlotState::Ready | SlotState::Renewing => {
                     self.slots[slot as usize].doomed = true;
                     self.to(now, slot, SlotState::Retiring);
                 }
@@ -788,7 +813,7 @@ impl Model {
 
     pub fn joined(&mut self, now: Moment, seen: &JoinerSeen) -> bool {
         let Some(slot) = self.slot_of(&seen.buddy) else { return true };
-        if self.slots[slot as usize].state == SlotState::Vacating {
+        if matches!(self.slots[slot as usize].state, SlotState::Vacating | SlotState::Renewing) {
             self.slots[slot as usize].look_again |= seen.live;
             return true;
         }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use nspool::pool::state::Afterwards;
 use proptest::prelude::*;
 
 /// How a story begins.
@@ -16,7 +17,8 @@ pub struct Start {
 /// Rules that may change under way.
 #[derive(Clone, Debug)]
 pub struct RuleSet {
-    pub reuse: bool,
+    /// By network.
+    pub afterwards: [Afterwards; 3],
     pub linger_ms: u64,
     pub max_detached: u32,
     pub max_waiting: u32,
@@ -94,6 +96,7 @@ pub enum Op {
     ConnectionClosed(u64),
     BuddyGone(usize, Age),
     Vacated(usize, Age),
+    Renewed(usize, Age),
     Occupied(usize, Age),
     Spoiled(usize, Age),
     Detach(usize, Age),
@@ -131,9 +134,11 @@ pub fn start() -> impl Strategy<Value = Start> {
 }
 
 fn rules() -> impl Strategy<Value = RuleSet> {
-    (any::<bool>(), 0u64..2000, 0u32..3, 0u32..4, prop::option::weighted(0.3, 1u32..3), 0u64..5000, 0u32..6, 1u64..3000).prop_map(
-        |(reuse, linger_ms, max_detached, max_waiting, quota, remember_ms, remember_max, trim_ms)| RuleSet {
-            reuse,
+    let one = || prop_oneof![Just(Afterwards::Retire), Just(Afterwards::Renew), Just(Afterwards::Reuse)];
+    let afterwards = [one(), one(), one()];
+    (afterwards, 0u64..2000, 0u32..3, 0u32..4, prop::option::weighted(0.3, 1u32..3), 0u64..5000, 0u32..6, 1u64..3000).prop_map(
+        |(afterwards, linger_ms, max_detached, max_waiting, quota, remember_ms, remember_max, trim_ms)| RuleSet {
+            afterwards,
             linger_ms,
             max_detached,
             max_waiting,
@@ -202,6 +207,7 @@ fn nannies() -> impl Strategy<Value = Op> {
     prop_oneof![
         2 => (pick(), age()).prop_map(|(slot, age)| Op::BuddyGone(slot, age)),
         2 => (pick(), age()).prop_map(|(slot, age)| Op::Vacated(slot, age)),
+        2 => (pick(), age()).prop_map(|(slot, age)| Op::Renewed(slot, age)),
         3 => (pick(), age()).prop_map(|(slot, age)| Op::Occupied(slot, age)),
         1 => (pick(), age()).prop_map(|(slot, age)| Op::Spoiled(slot, age)),
         2 => (pick(), age()).prop_map(|(slot, age)| Op::Detach(slot, age)),

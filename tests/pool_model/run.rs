@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nspool::ledger::Table;
-use nspool::pool::state::{Afterwards, Effect, Order, Rules, SlotState, State};
+use nspool::pool::state::{Effect, Order, Rules, SlotState, State};
 use nspool::pool::{
     Allocated, Cause, ConnectionId, GRACE, JoinerSeen, LeaseIndex, Lifetime, Moment, Namespace, PoolEvent, Released, Request, Token,
     UseKey, WaiterId,
@@ -53,7 +53,7 @@ fn rules(start: &Start, set: &RuleSet) -> Rules {
         networks: start.networks,
         ready: 0,
         max: 0,
-        afterwards: if set.reuse { Afterwards::Reuse } else { Afterwards::Retire },
+        afterwards: set.afterwards.into(),
         linger: ms(set.linger_ms),
         max_detached: set.max_detached,
         max_waiting: set.max_waiting,
@@ -116,8 +116,8 @@ impl Story {
         let left = (self.state.lease_views(None).len(), self.state.usage().waiting, self.state.usage().lost);
         assert_eq!(left, (0, 0, 0), "leases, waiters and losses after the end");
         for slot in 0..self.state.slot_count() {
-            // At most: a look, another one because somebody was seen meanwhile, and the removal.
-            for _ in 0..3 {
+            // At most: a look, a renewal, another look because somebody was seen during each, and the removal.
+            for _ in 0..5 {
                 self.step(&Op::Nanny(slot as usize));
             }
         }
@@ -404,6 +404,7 @@ impl Story {
                 self.model.buddy_gone(now, key);
             }
             Op::Vacated(pick, age) => self.vacated(self.pick_key(pick, age)),
+            Op::Renewed(pick, age) => self.renewed(self.pick_key(pick, age)),
             Op::Occupied(pick, age) => {
                 let key = self.pick_key(pick, age);
                 self.state.occupied(now, key, vec!["somebody".into()]);
@@ -475,6 +476,7 @@ impl Story {
             Order::Fill { generation } => self.registered(slot, generation),
             Order::BackOff => self.backoff_over(slot),
             Order::Vacate(key) | Order::Await(key) => self.vacated(key),
+            Order::Renew(key) => self.renewed(key),
             Order::Retire(key) => self.removed(key),
         }
     }
@@ -502,12 +504,22 @@ impl Story {
     }
 
     fn vacated(&mut self, key: UseKey) {
+        let next = self.next_use(key);
+        self.state.vacated(self.now, key, Arc::clone(&next));
+        self.model.vacated(self.now, key, next);
+    }
+
+    fn renewed(&mut self, key: UseKey) {
+        let next = self.next_use(key);
+        self.state.renewed(self.now, key, Arc::clone(&next));
+        self.model.renewed(self.now, key, next);
+    }
+
+    fn next_use(&self, key: UseKey) -> Arc<Namespace> {
         let next = UseKey { use_number: key.use_number + 1, ..key };
         let container =
             self.model.slots.get(key.slot as usize).and_then(|slot| slot.namespace.as_ref()).map(|n| Arc::clone(&n.container_id));
-        let next = self.namespace(next, &container.unwrap_or_else(|| "none".into()));
-        self.state.vacated(self.now, key, Arc::clone(&next));
-        self.model.vacated(self.now, key, next);
+        self.namespace(next, &container.unwrap_or_else(|| "none".into()))
     }
 
     fn removed(&mut self, key: UseKey) {
@@ -704,6 +716,7 @@ impl Story {
         assert_eq!(usage.leased, total(&[SlotState::Leased]));
         assert_eq!(usage.filling, total(&[SlotState::Filling]));
         assert_eq!(usage.vacating, total(&[SlotState::Vacating]));
+        assert_eq!(usage.renewing, total(&[SlotState::Renewing]));
         assert_eq!(usage.quarantined, total(&[SlotState::Quarantined]));
         assert_eq!(usage.retiring, total(&[SlotState::Retiring]));
         assert_eq!((usage.target, usage.max), (model.rules.ready, model.rules.max));

@@ -211,13 +211,13 @@ impl<'e> TestDaemon<'e> {
 
     /// Waits until exactly so many are ready and no slot is on its way to or from there.
     pub async fn settled(&self, ready: u32) -> proto::Usage {
-        let quiet = |u: &proto::Usage| u.filling + u.leased + u.vacating + u.quarantined + u.retiring == 0;
+        let quiet = |u: &proto::Usage| u.filling + u.leased + u.vacating + u.renewing + u.quarantined + u.retiring == 0;
         self.usage(&format!("{ready} ready and quiet"), |usage| usage.ready == ready && quiet(usage)).await
     }
 
     /// The same with so many leased, whatever is ready.
     pub async fn settled_but_leased(&self, leased: u32) -> proto::Usage {
-        let quiet = |u: &proto::Usage| u.filling + u.vacating + u.quarantined + u.retiring == 0;
+        let quiet = |u: &proto::Usage| u.filling + u.vacating + u.renewing + u.quarantined + u.retiring == 0;
         self.usage(&format!("{leased} leased and quiet"), |usage| usage.leased == leased && quiet(usage)).await
     }
 

@@ -62,7 +62,7 @@ async fn nanny(pool: Arc<Pool>, slot: u32, mut does: level::Receiver<Does>) {
             }
             Order::Adopt(key) => pool.with(|state, now| state.proven(now, key, true)),
             Order::Retire(key) => pool.with(|state, now| state.removed(now, key)),
-            Order::Rest | Order::Fill { .. } | Order::BackOff | Order::Tend(_) | Order::Vacate(_) | Order::Await(_) => {
+            Order::Rest | Order::Fill { .. } | Order::BackOff | Order::Tend(_) | Order::Vacate(_) | Order::Renew(_) | Order::Await(_) => {
                 tokio::select! {
                     () = nudge.notified() => {}
                     changed = does.changed() => if changed.is_err() { return },

@@ -5,13 +5,14 @@ use std::time::{Duration, SystemTime};
 
 use nspool::api::{About, Api, DaemonStatus, Limits, Local};
 use nspool::audit::Auditor;
-use nspool::config::{Config, Reuse};
+use nspool::config::{Config, Managed, Reuse};
 use nspool::daemon::{Daemon, DaemonError, Parts, Signal, Stopped};
 use nspool::engine::Engine;
 use nspool::engine::fake::FakeWorld;
 use nspool::image::gate::Source;
 use nspool::ledger::{Ledger, Replayed};
 use nspool::level;
+use nspool::netns::managed::{Bridge, ManagedNetwork, Range};
 use nspool::pool::{Grant, Lifetime, Pool, Released, Request};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -34,7 +35,25 @@ pub fn config(reuse: Reuse) -> Config {
     let mut config = Config::default();
     config.pool.ready = 2;
     config.pool.max = 4;
-    config.pool.reuse = reuse;
+    config.pool.reuse = Some(reuse);
+    config
+}
+
+/// The same on a managed network, each use in a namespace of its own.
+pub fn fresh() -> Config {
+    let mut config = config(Reuse::Fresh);
+    config.pool.networks = vec!["own".into()];
+    let network = ManagedNetwork {
+        name: "own".into(),
+        bridge: Bridge::Own { name: "nsbr0".into() },
+        slots: config.pool.max,
+        ipv4: Range::whole("10.213.0.0/16".parse().unwrap()),
+        ipv6: None,
+        mtu: 1400,
+        isolation: true,
+        nat: true,
+    };
+    config.managed = vec![Managed { network, rest: Duration::from_secs(10), forwarding: false }];
     config
 }
 
@@ -67,6 +86,7 @@ impl Rig {
         let parts = Parts {
             engine,
             kernel: world.kernel(),
+            links: Some(world.links()),
             source: Source::from_config(&config.placeholder, &[]).unwrap(),
             listeners: Vec::new(),
             locks: locks.path().to_owned(),
@@ -94,7 +114,7 @@ impl Rig {
     pub async fn settled(&self, ready: u32) {
         let quiet = |state: &nspool::pool::state::State| {
             let usage = state.usage();
-            usage.ready == ready && usage.leased + usage.vacating + usage.retiring + usage.quarantined + usage.filling == 0
+            usage.ready == ready && usage.leased + usage.vacating + usage.renewing + usage.retiring + usage.quarantined + usage.filling == 0
         };
         if tokio::time::timeout(Duration::from_secs(900), self.pool.until(quiet)).await.is_err() {
             panic!("not settled: {:#?}\n{:#?}", self.pool.read(|s| s.usage()), self.pool.read(|s| s.slot_views()));

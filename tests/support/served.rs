@@ -79,7 +79,7 @@ fn rules(config: &config::Pool, reuse: bool) -> Rules {
         networks: config.networks.len() as u32,
         ready: config.ready,
         max: config.max,
-        afterwards: if reuse { Afterwards::Reuse } else { Afterwards::Retire },
+        afterwards: vec![if reuse { Afterwards::Reuse } else { Afterwards::Retire }; config.networks.len()].into(),
         linger: config.linger,
         max_detached: config.max_detached,
         max_waiting: config.max_waiting,

@@ -17,7 +17,7 @@ use crate::config::Placeholder;
 use crate::engine::docker::Docker;
 use crate::engine::{ContainerId, Engine, EngineInfo, ImageId};
 use crate::lock::PoolLock;
-use crate::nanny::buddy::Breed;
+use crate::nanny::buddy::{Breed, Wiring};
 use crate::netns::Kernel;
 use crate::recovery;
 
@@ -45,7 +45,7 @@ impl Bare {
         let breed = Breed {
             pool: POOL.to_owned(),
             instance: uuid::Uuid::new_v4().to_string(),
-            networks: vec![network.to_owned()],
+            networks: vec![Wiring::engines(network)],
             namespaces: vec![crate::engine::NamespaceKind::Net],
             command: placeholder.command,
             user: placeholder.user,

@@ -18,8 +18,7 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 const HOUR: Duration = secs(3600);
 const DAY: Duration = secs(24 * 3600);
 const WEEK: Duration = secs(7 * 24 * 3600);
-const MANAGED_ONLY: &str = "renewal in place comes with managed networks, in a later release; \"auto\" means \"once\" here";
-const INSPECTION: &str = "the inspection of namespaces comes in a later release; \"auto\" means \"once\" here";
+const INSPECTION: &str = "the inspection of namespaces comes in a later release; \"auto\" shows nobody what another left, either";
 const NATIVE: &str = "the native engine comes in a later release";
 
 /// A row of the table, by what the value is: a general one, a number, an optional number with 0 for none, or a duration.
@@ -87,7 +86,7 @@ pub const KEYS: &[Key] = &[
         get | c | Value::List(c.pool.networks.clone()),
         set | c,
         value | c.pool.networks = value.list().to_vec(),
-        "Networks of the engine that the slots are on. The first is the default."
+        "Networks that the slots are on: the engine's, or with a table [networks.NAME] nspool's own. The first is the default."
     ),
     key!(
         "pool",
@@ -106,21 +105,15 @@ pub const KEYS: &[Key] = &[
         "pool",
         "reuse",
         "reuse",
-        live,
-        Kind::Choice { allowed: &["auto", "once", "always"], refused: &[("fresh", MANAGED_ONLY), ("verified", INSPECTION)] },
-        Some("\"auto\""),
-        get | c
-            | Value::Text(
-                match c.pool.reuse {
-                    Reuse::Once => "once",
-                    Reuse::Always => "always",
-                }
-                .into()
-            ),
+        restart,
+        Kind::Choice { allowed: &["auto", "once", "always", "fresh"], refused: &[("verified", INSPECTION)] },
+        None,
+        get | c | Value::Text(c.pool.reuse.map_or("auto", Reuse::word).to_owned()),
         set | c,
-        value | c.pool.reuse = if value.text() == "always" { Reuse::Always } else { Reuse::Once },
+        value | c.pool.reuse = [Reuse::Once, Reuse::Always, Reuse::Fresh].into_iter().find(|reuse| reuse.word() == value.text()),
         "What becomes of a buddy after a use. once: a new one for each use. always: the same namespace again, so that the next tenant can see \
-         what the last one left in it. auto: once."
+         what the last one left in it. fresh: a new namespace under the same buddy; with managed networks, namespaces = [\"net\"] and the \
+         embedded image only. auto: fresh where that can be, else once."
     ),
     key!(
         "pool", "join_by", "join-by", live, time secs(1), DAY, |c| c.pool.join_by,

@@ -9,6 +9,7 @@ use toml::de::DeValue;
 use super::{Draft, FileText, Origin, did_you_mean, in_order, read_bounded};
 use crate::config::Registry;
 use crate::config::keys::NamedSection;
+use crate::config::networks::Section;
 use crate::config::value::{Value, show_toml};
 
 impl Draft {
@@ -39,13 +40,11 @@ impl Draft {
                 Err(wrong) => self.wrong(file.origin(key_name), &key_path, show_toml(value.get_ref()), key.kind.allowed(), wrong),
             }
         }
-        if self.mistakes.len() > before {
-            return;
-        }
-        if named.section == "registries" {
-            self.registry(name.get_ref().as_ref(), &path, file.origin(name), &values);
-        } else {
-            self.networks.push((name.get_ref().as_ref().to_owned(), file.origin(name)));
+        let (name, origin, is_whole) = (name.get_ref().as_ref(), file.origin(name), self.mistakes.len() == before);
+        if named.section == "networks" {
+            self.networks.push(Section { name: name.to_owned(), origin, values, is_whole });
+        } else if is_whole {
+            self.registry(name, &path, origin, &values);
         }
     }
 

@@ -112,6 +112,8 @@ pub(super) struct Inspected {
     name: Option<String>,
     image: Option<String>,
     resolv_conf_path: Option<String>,
+    hosts_path: Option<String>,
+    hostname_path: Option<String>,
     state: State,
     host_config: Option<Modes>,
     config: Option<Config>,
@@ -195,6 +197,8 @@ pub(super) fn container(answer: Inspected) -> Container {
         pid_mode: modes.pid_mode.unwrap_or_default(),
         addresses: addresses(&answer.network_settings.and_then(|settings| settings.networks).unwrap_or_default()),
         resolv_conf_path: answer.resolv_conf_path.unwrap_or_default(),
+        hosts_path: answer.hosts_path.unwrap_or_default(),
+        hostname_path: answer.hostname_path.unwrap_or_default(),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The [`Kernel`] side.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,6 +47,10 @@ impl Held for FakeHeld {
 
     fn namespace(&self, kind: NamespaceKind) -> Option<NamespaceId> {
         self.0.pins.lock().iter().find(|(held, _, _)| *held == kind).map(|(_, _, id)| *id)
+    }
+
+    fn open_network(&self) -> Result<OwnedFd, KernelError> {
+        Err(KernelError::Failed { what: "a fake namespace".to_owned(), message: "has no descriptor".to_owned() })
     }
 
     fn renew(&self, use_number: u64, within: Duration) -> BoxFuture<'_, Result<Renewed, RenewError>> {

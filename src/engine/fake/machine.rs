@@ -188,6 +188,10 @@ impl Machine {
         self.id_of(key)
     }
 
+    pub(super) fn key_of(&self, id: NamespaceId) -> Option<NsKey> {
+        self.by_ino.get(&id.ino).copied().filter(|_| id.dev == DEV)
+    }
+
     pub(super) fn unpin(&mut self, key: NsKey) {
         if let Some(namespace) = self.namespaces.get_mut(&key) {
             namespace.pins -= 1;

@@ -365,6 +365,8 @@ impl Model {
             pid_mode: mode(NamespaceKind::Pid),
             addresses: self.address_of(item).into_iter().collect(),
             resolv_conf_path: String::new(),
+            hosts_path: String::new(),
+            hostname_path: String::new(),
         })
     }
 

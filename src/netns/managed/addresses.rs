@@ -26,6 +26,8 @@ pub struct AddressBook {
     not_used: BTreeSet<u32>,
     /// From here on none was given out by [`allocate`](Self::allocate).
     untouched: u32,
+    /// Before this none of those is.
+    not_before: Moment,
     /// What is not here was never given out, or is not used.
     states: HashMap<u32, State>,
     /// Of those, the resting ones by when that ends.
@@ -70,7 +72,7 @@ impl AddressBook {
     #[must_use]
     pub fn new(end: u32, not_used: BTreeSet<u32>) -> Self {
         let not_used = not_used.into_iter().filter(|place| *place < end).collect();
-        Self { end, not_used, untouched: 0, states: HashMap::new(), resting: BTreeSet::new(), taken: 0, held: 0 }
+        Self { end, not_used, untouched: 0, not_before: Moment::ZERO, states: HashMap::new(), resting: BTreeSet::new(), taken: 0, held: 0 }
     }
 
     /// How many can be given out at all.
@@ -103,15 +105,15 @@ impl AddressBook {
     /// # Errors
     /// When there is none.
     pub fn allocate(&mut self, now: Moment) -> Result<Place, Exhausted> {
-        let place = self.take_untouched().or_else(|| self.take_rested(now)).ok_or_else(|| self.exhausted())?;
+        let place = self.take_untouched(now).or_else(|| self.take_rested(now)).ok_or_else(|| self.exhausted())?;
         self.states.insert(place, State::Taken);
         self.taken += 1;
         Ok(Place(place))
     }
 
     /// Each place is passed once in the book's life.
-    fn take_untouched(&mut self) -> Option<u32> {
-        while self.untouched < self.end {
+    fn take_untouched(&mut self, now: Moment) -> Option<u32> {
+        while now >= self.not_before && self.untouched < self.end {
             let place = self.untouched;
             self.untouched += 1;
             if !self.not_used.contains(&place) && !self.states.contains_key(&place) {
@@ -129,7 +131,14 @@ impl AddressBook {
 
     fn exhausted(&self) -> Exhausted {
         let resting = u32::try_from(self.resting.len()).unwrap_or(u32::MAX);
-        Exhausted { taken: self.taken, resting, held: self.held, next: self.resting.first().map(|(until, _)| *until) }
+        let rested = self.resting.first().map(|(until, _)| *until);
+        let next = if self.untouched < self.end { rested.min(Some(self.not_before)).or(Some(self.not_before)) } else { rested };
+        Exhausted { taken: self.taken, resting, held: self.held, next }
+    }
+
+    /// Those that this book has not given out rest: somebody else did, and it is not known which.
+    pub fn rest_untouched(&mut self, until: Moment) {
+        self.not_before = until;
     }
 
     /// Takes one that somebody has already: a slot that outlived the daemon.
@@ -211,6 +220,19 @@ mod tests {
         assert_eq!(book.allocate(at(19)), Err(Exhausted { taken: 0, resting: 2, held: 0, next: Some(at(20)) }));
         assert_eq!((book.free(at(19)), book.free(at(20)), book.free(at(30))), (0, 1, 2));
         assert_eq!(book.allocate(at(40)), Ok(two), "it has rested longest");
+    }
+
+    #[test]
+    fn what_a_predecessor_may_have_given_out_rests() {
+        let mut book = AddressBook::new(2, BTreeSet::new());
+        book.rest_untouched(at(10));
+        book.claim(Place(0)).unwrap();
+        assert_eq!(book.allocate(at(9)).unwrap_err().next, Some(at(10)));
+        book.rest(Place(0), at(5)).unwrap();
+        assert_eq!(book.allocate(at(4)).unwrap_err().next, Some(at(5)));
+        assert_eq!(book.allocate(at(5)), Ok(Place(0)));
+        assert_eq!(book.allocate(at(10)), Ok(Place(1)));
+        assert_eq!(book.allocate(at(10)).unwrap_err().next, None);
     }
 
     #[test]

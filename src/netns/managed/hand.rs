@@ -119,6 +119,7 @@ impl Hand {
         let bridge = self.find(&plan.bridge)?.filter(|bridge| bridge.kind == "bridge" && bridge.is_up);
         let bridge = bridge.ok_or_else(|| FurnishError::NoBridge { name: plan.bridge.clone() })?;
         let mut batch = Batch::default();
+        let alias = self.host.names.alias(plan.ipv4.address);
         let pair = Pair {
             name,
             master: bridge.index,
@@ -127,6 +128,7 @@ impl Hand {
             peer: INSIDE,
             peer_mac: plan.mac,
             peer_namespace: namespace,
+            alias: &alias,
         };
         link::create_pair(&mut batch, &pair);
         match self.transact(&mut batch, name)?.first() {
@@ -168,6 +170,18 @@ impl Hand {
             }
         }
         ends.iter().map(|end| self.remove_one(end)).collect()
+    }
+
+    /// Nothing passes the slot's port any more. The link is not expected to be there any longer, and goes with its namespace or by
+    /// [`strip`](Self::strip).
+    pub(super) fn cut(&mut self, end: &HostEnd) -> Result<(), FurnishError> {
+        self.ports.remove(end);
+        let mut batch = Batch::default();
+        link::cut_port(&mut batch, end.as_str());
+        match self.transact(&mut batch, end.as_str())?.first() {
+            None | Some(Refusal { errno: Errno::NODEV, .. }) => Ok(()),
+            Some(refusal) => Err(FurnishError::refused(*refusal, end.as_str())),
+        }
     }
 
     /// Takes away what should not have come about. Why it should not is what the caller tells; that it is still there is said here, and an audit

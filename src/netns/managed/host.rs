@@ -160,7 +160,7 @@ impl Hand {
             let master = self.find(&port.bridge)?.map(|bridge| bridge.index);
             if master.is_some() && !is_port(&link, master, port.is_isolated) {
                 let mut batch = Batch::default();
-                link::port(&mut batch, end.as_str(), master, port.is_isolated);
+                link::port(&mut batch, end.as_str(), master, port.is_isolated, None);
                 // It may go with its namespace at any time, and the audit looks again.
                 self.transact(&mut batch, end.as_str())?;
             }
@@ -252,6 +252,13 @@ impl Hand {
         let there: std::collections::BTreeSet<HostEnd> = found.iter().map(|(end, _)| end.clone()).collect();
         found.extend(self.ports.keys().filter(|end| !there.contains(*end)).map(|end| (end.clone(), None)));
         Ok(found)
+    }
+
+    /// Links of slots that are there, whoever made them, each with the address that its slot has.
+    pub(super) fn links(&mut self) -> Result<Vec<(HostEnd, Option<IpAddr>)>, FurnishError> {
+        let names = self.host.names.clone();
+        let found = self.ports_found()?.into_iter();
+        Ok(found.filter_map(|(end, link)| Some((end, names.address_in(&link?.alias)))).collect())
     }
 
     fn audit_rules(&mut self, findings: &mut Vec<Finding>) -> Result<(), FurnishError> {

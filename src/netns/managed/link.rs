@@ -113,6 +113,7 @@ pub(super) struct Pair<'a> {
     pub(super) peer: &'a str,
     pub(super) peer_mac: [u8; 6],
     pub(super) peer_namespace: BorrowedFd<'a>,
+    pub(super) alias: &'a str,
 }
 
 /// Two messages: the second one, on its own, also puts right a port that was changed.
@@ -134,11 +135,11 @@ pub(super) fn create_pair(batch: &mut Batch, pair: &Pair<'_>) {
         });
         a.number(IFLA_MASTER, pair.master);
     });
-    port(batch, pair.name, None, pair.is_isolated);
+    port(batch, pair.name, None, pair.is_isolated, Some(pair.alias));
 }
 
 /// Sets how a port of a bridge is isolated, after it was put on `master`, if that is given, and brings it up.
-pub(super) fn port(batch: &mut Batch, name: &str, master: Option<u32>, is_isolated: bool) {
+pub(super) fn port(batch: &mut Batch, name: &str, master: Option<u32>, is_isolated: bool, alias: Option<&str>) {
     if let Some(master) = master {
         batch.push("putting the link on the bridge", NEWLINK, ACK, &header(0, false), |a| {
             a.text(IFLA_IFNAME, name);
@@ -147,9 +148,24 @@ pub(super) fn port(batch: &mut Batch, name: &str, master: Option<u32>, is_isolat
     }
     batch.push("bringing the port up", NEWLINK, ACK, &header(0, true), |a| {
         a.text(IFLA_IFNAME, name);
+        if let Some(alias) = alias {
+            // The kernel takes none with the creation.
+            a.put(IFLA_IFALIAS, alias.as_bytes());
+        }
         a.nest(IFLA_LINKINFO, |a| {
             a.text(INFO_SLAVE_KIND, "bridge");
             a.nest(INFO_SLAVE_DATA, |a| a.put(BRPORT_ISOLATED, &[u8::from(is_isolated)]));
+        });
+    });
+}
+
+/// From then on nothing passes the port, in either direction. Unlike all ways to take it off its bridge this waits for nobody.
+pub(super) fn cut_port(batch: &mut Batch, name: &str) {
+    batch.push("cutting the port off", NEWLINK, ACK, &header(0, false), |a| {
+        a.text(IFLA_IFNAME, name);
+        a.nest(IFLA_LINKINFO, |a| {
+            a.text(INFO_SLAVE_KIND, "bridge");
+            a.nest(INFO_SLAVE_DATA, |a| a.put(BRPORT_STATE, STATE_DISABLED));
         });
     });
 }

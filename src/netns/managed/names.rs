@@ -3,12 +3,15 @@
 //! | what | name | for pool `test` |
 //! |---|---|---|
 //! | the host's end of slot 42, use 7 | `ns`, five letters from the pool's name, slot, `-`, use modulo 36 | `ns7gqbi42-7` |
+//! | | the alias `nspool pool <pool> <address>` | |
 //! | a bridge of our own | as configured, and the alias `nspool pool <pool>` | `nsbr0` |
 //! | the table of rules | `nspool_<pool>`, family inet | `nspool_test` |
 //! | rules in `DOCKER-USER` | the comment `nspool pool <pool>` | |
 //!
 //! The use is in the name because the link of an old use stays as long as somebody pins its namespace. What can go wrong: a bridge of the
 //! configured name that lacks our alias is somebody else's, which is an error, and it stays as it is.
+
+use std::net::IpAddr;
 
 use sha2::{Digest, Sha256};
 
@@ -91,6 +94,18 @@ impl Names {
         format!("nspool pool {}", self.pool)
     }
 
+    /// On the host's end of a slot's link: which address the slot has, for whoever finds the link and nothing else.
+    #[must_use]
+    pub fn alias(&self, address: IpAddr) -> String {
+        format!("{} {address}", self.mark())
+    }
+
+    /// Read back.
+    #[must_use]
+    pub fn address_in(&self, alias: &str) -> Option<IpAddr> {
+        alias.strip_prefix(&self.mark())?.trim_start().parse().ok()
+    }
+
     /// A hardware address for one of our bridges: always the same, and no vendor's.
     pub(super) fn mac(&self, bridge: &str) -> [u8; 6] {
         let digest = Sha256::new().chain_update(&self.pool).chain_update([0]).chain_update(bridge).finalize();
@@ -128,5 +143,9 @@ mod tests {
         assert_eq!(Names::of("test").host_end(42, 7).as_str(), "ns7gqbi42-7");
         assert_eq!(Names::of("test").table(), "nspool_test");
         assert_eq!(Names::of("test").mark(), "nspool pool test");
+        let address = "10.0.0.7".parse().unwrap();
+        assert_eq!(Names::of("test").alias(address), "nspool pool test 10.0.0.7");
+        assert_eq!(Names::of("test").address_in("nspool pool test 10.0.0.7"), Some(address));
+        assert_eq!(Names::of("test").address_in("nspool pool test2 10.0.0.7"), None);
     }
 }

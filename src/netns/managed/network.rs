@@ -296,7 +296,9 @@ fn cuts(bridges: u32) -> u8 {
     u8::try_from(bridges.next_power_of_two().trailing_zeros()).unwrap_or(0)
 }
 
-fn is_link_name(name: &str) -> bool {
+/// Whether a link can have it, and a shell needs no quotes for it.
+#[must_use]
+pub fn is_link_name(name: &str) -> bool {
     let is_one = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     (1..=LONGEST_LINK).contains(&name.len()) && name != "." && name != ".." && name.bytes().all(is_one)
 }
@@ -306,22 +308,27 @@ fn is_link_name(name: &str) -> bool {
 pub fn mistakes(networks: &[ManagedNetwork]) -> Vec<String> {
     let mut mistakes: Vec<String> = networks.iter().flat_map(ManagedNetwork::mistakes).collect();
     for (at, one) in networks.iter().enumerate() {
-        for other in &networks[at + 1..] {
-            let ranges = |network: &ManagedNetwork| [Some(network.ipv4), network.ipv6].into_iter().flatten().collect::<Vec<_>>();
-            for (a, b) in ranges(one).iter().flat_map(|a| ranges(other).into_iter().map(move |b| (*a, b))) {
-                if a.part.overlaps(b.part) {
-                    mistakes.push(format!("networks {} and {}: {} and {} overlap", one.name, other.name, a.part, b.part));
-                }
-            }
-            let names =
-                |network: &ManagedNetwork| (0..network.bridges()).map(|number| network.bridge_name(number)).collect::<BTreeSet<_>>();
-            let both_existing = matches!((&one.bridge, &other.bridge), (Bridge::Existing { .. }, Bridge::Existing { .. }));
-            for name in names(one).intersection(&names(other)).filter(|_| !both_existing) {
-                mistakes.push(format!("networks {} and {}: both have the bridge {name}", one.name, other.name));
-            }
-        }
+        mistakes.extend(networks[at + 1..].iter().flat_map(|other| clashes(one, other)));
     }
     mistakes
+}
+
+/// What two networks cannot both have.
+#[must_use]
+pub fn clashes(one: &ManagedNetwork, other: &ManagedNetwork) -> Vec<String> {
+    let mut clashes = Vec::new();
+    let ranges = |network: &ManagedNetwork| [Some(network.ipv4), network.ipv6].into_iter().flatten().collect::<Vec<_>>();
+    for (a, b) in ranges(one).iter().flat_map(|a| ranges(other).into_iter().map(move |b| (*a, b))) {
+        if a.part.overlaps(b.part) {
+            clashes.push(format!("networks {} and {}: {} and {} overlap", one.name, other.name, a.part, b.part));
+        }
+    }
+    let names = |network: &ManagedNetwork| (0..network.bridges()).map(|number| network.bridge_name(number)).collect::<BTreeSet<_>>();
+    let both_existing = matches!((&one.bridge, &other.bridge), (Bridge::Existing { .. }, Bridge::Existing { .. }));
+    for name in names(one).intersection(&names(other)).filter(|_| !both_existing) {
+        clashes.push(format!("networks {} and {}: both have the bridge {name}", one.name, other.name));
+    }
+    clashes
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -54,15 +55,19 @@ pub struct Worker {
 pub struct Furnisher {
     jobs: mpsc::Sender<Job>,
     deadline: Duration,
+    /// As [`Worker::changes`].
+    pub(in crate::netns) changes: level::Receiver<u64>,
 }
 
 #[derive(Debug)]
 enum Job {
     Furnish { namespace: OwnedFd, plan: Box<Plan>, reply: Reply<Furnished> },
     Strip { end: HostEnd, reply: Reply<Stripped> },
+    Cut { end: HostEnd, reply: Reply<()> },
     Adopt { plans: Vec<Plan>, reply: Reply<()> },
     Mend { reply: Reply<Vec<Finding>> },
     Audit { reply: Reply<Vec<Finding>> },
+    Links { reply: Reply<Vec<(HostEnd, Option<IpAddr>)>> },
     TearDown { reply: Reply<Vec<FurnishError>> },
     End,
 }
@@ -118,7 +123,7 @@ impl Worker {
         let thread = std::thread::Builder::new().name("nspool-links".to_owned()).spawn(work).map_err(failed)?;
         let (sockets, host) = is_ready.recv().map_err(|_| FurnishError::Stopped)??;
         let watch = Watch::start(sockets, &host).map_err(|error| started("starting to watch links", &error))?;
-        let furnisher = Furnisher { jobs: jobs.clone(), deadline: limits.deadline };
+        let furnisher = Furnisher { jobs: jobs.clone(), deadline: limits.deadline, changes: watch.changes() };
         Ok((Self { jobs, thread, watch }, furnisher))
     }
 
@@ -166,6 +171,14 @@ impl Furnisher {
         self.ask("auditing the networks", |reply| Job::Audit { reply }).await
     }
 
+    /// The links of this pool's slots that are there, whoever made them, each with the address of its slot, if its alias tells.
+    ///
+    /// # Errors
+    /// When the kernel could not be asked.
+    pub async fn links(&self) -> Result<Vec<(HostEnd, Option<IpAddr>)>, FurnishError> {
+        self.ask("listing links", |reply| Job::Links { reply }).await
+    }
+
     /// Takes away all that is ours by name, links of slots included; gives what could not be.
     ///
     /// # Errors
@@ -201,6 +214,15 @@ impl Furnisher {
     /// See [`FurnishError::class`].
     pub async fn strip(&self, end: &HostEnd) -> Result<Stripped, FurnishError> {
         self.ask("removing a link", |reply| Job::Strip { end: end.clone(), reply }).await
+    }
+
+    /// Lets nothing more pass a slot's link, in a fraction of the time that it takes to remove it, which waits for all processors. The link is
+    /// there still: [`strip`](Self::strip) it, unless it goes with its namespace.
+    ///
+    /// # Errors
+    /// See [`FurnishError::class`].
+    pub async fn cut(&self, end: &HostEnd) -> Result<(), FurnishError> {
+        self.ask("cutting a link off", |reply| Job::Cut { end: end.clone(), reply }).await
     }
 
     async fn ask<T>(&self, what: &'static str, job: impl FnOnce(Reply<T>) -> Job) -> Result<T, FurnishError> {
@@ -243,6 +265,8 @@ fn run(mut hand: Hand, mut queue: mpsc::Receiver<Job>) {
                 }
                 strip(&mut hand, waiting);
             }
+            // Also when nobody waits any more: what is to be cut off, is.
+            Job::Cut { end, reply } => drop(reply.send(hand.cut(&end))),
             Job::Adopt { plans, reply } => {
                 plans.iter().for_each(|plan| hand.adopt(plan));
                 reply.send(Ok(()));
@@ -250,8 +274,9 @@ fn run(mut hand: Hand, mut queue: mpsc::Receiver<Job>) {
             Job::Mend { reply } if reply.is_awaited() => drop(reply.send(hand.mend())),
             Job::Audit { reply } if reply.is_awaited() => drop(reply.send(hand.audit())),
             Job::TearDown { reply } if reply.is_awaited() => drop(reply.send(Ok(hand.tear_down()))),
+            Job::Links { reply } if reply.is_awaited() => drop(reply.send(hand.links())),
             // Nobody waits for them any more, so they are not begun.
-            Job::Furnish { .. } | Job::Mend { .. } | Job::Audit { .. } | Job::TearDown { .. } => {}
+            Job::Furnish { .. } | Job::Links { .. } | Job::Mend { .. } | Job::Audit { .. } | Job::TearDown { .. } => {}
             Job::End => return,
         }
     }

@@ -173,7 +173,7 @@ fn rules(slots: u32) -> Rules {
         networks: 1,
         ready: slots,
         max: slots,
-        afterwards: Afterwards::Reuse,
+        afterwards: [Afterwards::Reuse].into(),
         linger: Duration::from_secs(10),
         max_detached: 1,
         max_waiting: 8,
@@ -207,6 +207,10 @@ async fn nanny(pool: Arc<Pool>, slot: SlotIndex, stop: CancellationToken) {
             Order::Vacate(key) => {
                 let next = namespace(slot, key.generation, key.use_number + 1);
                 pool.with(|state, now| state.vacated(now, key, next));
+            }
+            Order::Renew(key) => {
+                let next = namespace(slot, key.generation, key.use_number + 1);
+                pool.with(|state, now| state.renewed(now, key, next));
             }
             Order::Retire(key) => pool.with(|state, now| state.removed(now, key)),
             // As if the backoff were over at once.

@@ -1,0 +1,246 @@
+//! Networks that nspool furnishes itself: from `[networks.NAME]` to [`ManagedNetwork`], and which policy each network of the pool has.
+//!
+//! What the kernel and the bridge need of a network is judged by [`crate::netns::managed::network`]; here are the rules between the keys,
+//! and where a mistake is. This file deliberately does not look at the machine: whether a bridge exists is found out by who uses it.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::keys::NETWORK_KEYS;
+use super::raw::{Draft, Origin};
+use super::value::Value;
+use super::{Config, PlaceholderImage, Pool, Reuse};
+use crate::engine::NamespaceKind;
+use crate::netns::managed::host::Forwarding;
+use crate::netns::managed::network::{clashes, is_link_name};
+use crate::netns::managed::{Bridge, ManagedNetwork, Range, Subnet};
+
+const SUBNET: &str = "10.213.0.0/16";
+const MTU: u32 = 1500;
+const REST: Duration = Duration::from_secs(10);
+
+/// `[networks.NAME]` with `kind = "managed"`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Managed {
+    /// Without mistakes. It has the name that is in `pool.networks`, and as many slots as `pool.max` was at the start.
+    pub network: ManagedNetwork,
+    /// How long an address rests before another use gets it.
+    pub rest: Duration,
+    /// Whether the host's forwarding may be switched on for it.
+    pub forwarding: bool,
+}
+
+impl Managed {
+    /// A key's place: `networks."fast".mtu`.
+    #[must_use]
+    pub fn path(&self, key: &str) -> String {
+        path(&self.network.name, key)
+    }
+
+    /// All its keys, each with the value that is in force, as it is written in TOML.
+    #[must_use]
+    pub fn written(&self) -> Vec<(&'static str, String)> {
+        NETWORK_KEYS.iter().map(|key| (key.name, key.kind.to_toml(&self.value(key.name)))).collect()
+    }
+
+    fn value(&self, key: &str) -> Value {
+        let network = &self.network;
+        let is_existing = matches!(network.bridge, Bridge::Existing { .. });
+        let text = |text: Option<String>| Value::Text(text.unwrap_or_default());
+        let part = |range: Range| is_existing.then(|| range.part.to_string());
+        match key {
+            "kind" => text(Some("managed".to_owned())),
+            "bridge" => text(Some(network.bridge.name().to_owned())),
+            "existing" => Value::Switch(is_existing),
+            "subnet" => text(Some(network.ipv4.subnet.to_string())),
+            "gateway" => text(Some(network.ipv4.gateway.to_string())),
+            "addresses" => text(part(network.ipv4)),
+            "subnet6" => text(network.ipv6.map(|range| range.subnet.to_string())),
+            "gateway6" => text(network.ipv6.map(|range| range.gateway.to_string())),
+            "addresses6" => text(network.ipv6.and_then(part)),
+            "mtu" => Value::Number(u64::from(network.mtu)),
+            "isolation" => Value::Switch(network.isolation),
+            "nat" => Value::Switch(network.nat),
+            "forwarding" => Value::Switch(self.forwarding),
+            "rest" => Value::Duration(self.rest),
+            _ => unreachable!("not a key of a network: {key}"),
+        }
+    }
+}
+
+impl Config {
+    /// A network of the pool, by its place in [`Pool::networks`]; `None`: it is the engine's.
+    #[must_use]
+    pub fn managed_of(&self, network: usize) -> Option<&Managed> {
+        let name = self.pool.networks.get(network)?;
+        self.managed.iter().find(|managed| managed.network.name == *name)
+    }
+
+    /// What becomes of a buddy on that network after a use; `auto` is decided here.
+    #[must_use]
+    pub fn reuse_of(&self, network: usize) -> Reuse {
+        let auto = if self.can_renew(network) { Reuse::Fresh } else { Reuse::Once };
+        self.pool.reuse.unwrap_or(auto)
+    }
+
+    /// A new network link is ours to give on managed networks only, shared ipc or pid would outlive the renewal, and only the embedded init
+    /// knows how to leave its namespace.
+    fn can_renew(&self, network: usize) -> bool {
+        self.pool.namespaces == [NamespaceKind::Net]
+            && self.placeholder.image == PlaceholderImage::Embedded
+            && self.managed_of(network).is_some()
+    }
+
+    /// Of the host, which has one for all networks.
+    #[must_use]
+    pub fn forwarding(&self) -> Forwarding {
+        if self.managed.iter().any(|managed| managed.forwarding) { Forwarding::SwitchedOn } else { Forwarding::Told }
+    }
+}
+
+/// A `[networks.NAME]` section as it was read.
+#[derive(Debug)]
+pub(super) struct Section {
+    pub(super) name: String,
+    pub(super) origin: Origin,
+    /// Those that were accepted.
+    pub(super) values: BTreeMap<&'static str, (Value, Origin)>,
+    /// Whether those are all.
+    pub(super) is_whole: bool,
+}
+
+impl Section {
+    /// Of each key, by its [`path`].
+    pub(super) fn origins(&self) -> impl Iterator<Item = (String, Origin)> {
+        self.values.iter().map(|(key, (_, origin))| (path(&self.name, key), origin.clone()))
+    }
+
+    /// Neither this nor managed when the kind could not be read.
+    pub(super) fn is_engines(&self) -> bool {
+        self.values.get("kind").map_or(self.is_whole, |(kind, _)| kind.text() == "engine")
+    }
+
+    fn path(&self) -> String {
+        format!("networks.{:?}", self.name)
+    }
+
+    /// An empty one is as none.
+    fn text(&self, key: &str) -> Option<&str> {
+        self.values.get(key).map(|(value, _)| value.text()).filter(|text| !text.is_empty())
+    }
+
+    fn is_on(&self, key: &str, default: bool) -> bool {
+        self.values.get(key).map_or(default, |(value, _)| value.is_on())
+    }
+
+    fn range(&self, [subnet, gateway, part]: [&str; 3], default: Option<&str>) -> Option<Range> {
+        let whole = Range::whole(self.text(subnet).or(default)?.parse().ok()?);
+        let parsed = |key| self.text(key).and_then(|text| text.parse::<IpAddr>().ok());
+        let part = self.text(part).and_then(|text| text.parse::<Subnet>().ok());
+        Some(Range { gateway: parsed(gateway).unwrap_or(whole.gateway), part: part.unwrap_or(whole.part), ..whole })
+    }
+
+    /// What is written, and does not fit the rest.
+    fn check_keys(&self, draft: &mut Draft) {
+        let is_existing = self.is_on("existing", false);
+        let has_ipv6 = self.text("subnet6").is_some();
+        let with = |only: &str, good: bool, keys: &[&'static str], draft: &mut Draft| {
+            for key in keys.iter().filter(|key| !good && self.text(key).is_some()) {
+                let (origin, read) = (self.values[key].1.clone(), format!("read {:?}", self.text(key).unwrap_or_default()));
+                draft.mistake(origin, &path(&self.name, key), read, format!("\"\" without {only}"), "");
+            }
+        };
+        with("existing = true", is_existing, &["addresses"], draft);
+        with("subnet6", has_ipv6, &["gateway6"], draft);
+        with("existing = true and subnet6", is_existing && has_ipv6, &["addresses6"], draft);
+        let wanted = ["bridge", "subnet", "gateway", "addresses"]
+            .iter()
+            .chain(has_ipv6.then_some(&["gateway6", "addresses6"]).into_iter().flatten());
+        for key in wanted.filter(|key| is_existing && self.text(key).is_none()) {
+            let hint = "nothing is assumed about a bridge of somebody else's";
+            draft.mistake(self.origin.clone(), &path(&self.name, key), "missing", "a value, with existing = true", hint);
+        }
+    }
+
+    /// All keys are for managed networks, but the kind.
+    fn check_engines(&self, draft: &mut Draft) {
+        for (key, (_, origin)) in self.values.iter().filter(|(key, _)| **key != "kind") {
+            let hint = "write kind = \"managed\" for a network that nspool furnishes itself";
+            draft.mistake(origin.clone(), &path(&self.name, key), "written for a network of the engine", "kind only", hint);
+        }
+    }
+
+    fn bridge(&self, draft: &mut Draft) -> Option<Bridge> {
+        let name = self.text("bridge").map_or_else(|| format!("ns-{}", self.name), str::to_owned);
+        if self.is_on("existing", false) {
+            return Some(Bridge::Existing { name });
+        }
+        if !is_link_name(&name) {
+            let hint = format!("{name:?}, which it would be, is no name for a link");
+            draft.mistake(self.origin.clone(), &path(&self.name, "bridge"), "missing", "1 to 15 characters of a-z A-Z 0-9 _ . -", hint);
+            return None;
+        }
+        Some(Bridge::Own { name })
+    }
+
+    /// Nothing, when its keys do not say what it is. A network with mistakes may have some together with others, too.
+    fn managed(&self, draft: &mut Draft, slots: u32) -> Option<Managed> {
+        let before = draft.mistakes.len();
+        self.check_keys(draft);
+        let bridge = self.bridge(draft);
+        if draft.mistakes.len() > before {
+            return None;
+        }
+        let network = ManagedNetwork {
+            name: self.name.clone(),
+            bridge: bridge?,
+            slots,
+            ipv4: self.range(["subnet", "gateway", "addresses"], Some(SUBNET))?,
+            ipv6: self.range(["subnet6", "gateway6", "addresses6"], None),
+            mtu: self.values.get("mtu").map_or(MTU, |(mtu, _)| mtu.small()),
+            isolation: self.is_on("isolation", true),
+            nat: self.is_on("nat", !self.is_on("existing", false)),
+        };
+        for mistake in network.mistakes() {
+            // The key says which network it is.
+            let what = mistake.strip_prefix(&format!("network {}: ", self.name)).unwrap_or(&mistake);
+            draft.mistake(self.origin.clone(), &self.path(), what, "", "");
+        }
+        let rest = self.values.get("rest").map_or(REST, |(rest, _)| rest.duration());
+        Some(Managed { network, rest, forwarding: self.is_on("forwarding", true) })
+    }
+}
+
+/// Makes the managed networks; mistakes go into the draft.
+pub(super) fn build(draft: &mut Draft, pool: &Pool) -> Vec<Managed> {
+    let sections = std::mem::take(&mut draft.networks);
+    let mut built: Vec<(Managed, &Section)> = Vec::new();
+    for section in &sections {
+        if section.is_engines() {
+            section.check_engines(draft);
+        } else if section.is_whole
+            && let Some(managed) = section.managed(draft, pool.max)
+        {
+            built.push((managed, section));
+        }
+    }
+    for (at, (one, _)) in built.iter().enumerate() {
+        for (other, section) in &built[at + 1..] {
+            for clash in clashes(&one.network, &other.network) {
+                draft.mistake(section.origin.clone(), &section.path(), clash, "", "");
+            }
+        }
+    }
+    let mut managed: Vec<Managed> = built.into_iter().map(|(managed, _)| managed).collect();
+    managed.sort_by_key(|managed| pool.networks.iter().position(|name| *name == managed.network.name));
+    draft.networks = sections;
+    managed
+}
+
+fn path(name: &str, key: &str) -> String {
+    format!("networks.{name:?}.{key}")
+}
+
+#[cfg(test)]
+mod tests;

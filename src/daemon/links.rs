@@ -1,0 +1,132 @@
+//! The care for managed networks: what a predecessor left is found, bridges and rules are made, mended when somebody changes them, and taken away
+//! with the pool.
+//!
+//! What can go wrong: something of another's is in the way (said again only when it changes; no slot of a managed network is filled meanwhile) · a
+//! firewall is reloaded under us (noticed, and mended within [`AT_MOST_EVERY`]) · somebody removes a slot's link (its buddy is given up: a lease on it is
+//! LOST, as a function without a network is none).
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::nanny::Tools;
+use crate::netns::managed::host::Finding;
+use crate::netns::managed::names::HostEnd;
+
+/// Our own changes are told, too, and looking costs as much as some links.
+const AT_MOST_EVERY: Duration = Duration::from_secs(1);
+/// What nobody tells of: forwarding, and whatever the kernel's news did not say.
+const AT_LEAST_EVERY: Duration = Duration::from_secs(30);
+
+/// Until `stop`. `predecessor`: a daemon of this pool ran before on this boot.
+pub(super) async fn run(tools: Arc<Tools>, predecessor: bool, stop: CancellationToken) {
+    let networks = &tools.networks;
+    let Some(mut changes) = networks.changes() else { return };
+    while let Err(error) = networks.begin(tools.pool.now(), predecessor).await {
+        tracing::error!(%error, "what is left of the managed networks cannot be looked at");
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(AT_MOST_EVERY) => {}
+        }
+    }
+    let mut said = Said::default();
+    loop {
+        let _seen = *changes.borrow_and_update();
+        let looked = networks.mend().await;
+        let longest = if looked.is_ok() { AT_LEAST_EVERY } else { AT_MOST_EVERY };
+        match looked {
+            Ok(findings) => said.found(&tools, &findings),
+            Err(error) => said.failed(error.to_string()),
+        }
+        if let Err(error) = networks.tidy(tools.pool.now()).await {
+            tracing::debug!(%error, "links cannot be tidied up");
+        }
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(AT_MOST_EVERY) => {}
+        }
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            Ok(()) = changes.changed() => {}
+            () = tokio::time::sleep(longest.saturating_sub(AT_MOST_EVERY)) => {}
+        }
+    }
+}
+
+/// Gives the addresses back of links that have gone, and takes those away that somebody pins, until `stop`.
+pub(super) async fn tidy(tools: Arc<Tools>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = tools.networks.until_untidy() => {}
+        }
+        if let Err(error) = tools.networks.tidy(tools.pool.now()).await {
+            tracing::debug!(%error, "links cannot be tidied up");
+        }
+    }
+}
+
+/// After the slots are gone: nothing of the pool stays on the host.
+pub(super) async fn tear_down(tools: &Tools) {
+    if !tools.networks.any() {
+        return;
+    }
+    match tools.networks.tear_down().await {
+        Ok(failures) => failures.iter().for_each(|error| {
+            let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+            tracing::warn!(%error, cause, "a part of the managed networks stays");
+        }),
+        Err(error) => tracing::warn!(%error, "the managed networks stay"),
+    }
+}
+
+/// What was said, so that it is said once; and links that were gone at the last look.
+#[derive(Debug, Default)]
+struct Said {
+    findings: BTreeSet<Finding>,
+    failure: String,
+    gone: BTreeSet<HostEnd>,
+}
+
+impl Said {
+    fn failed(&mut self, why: String) {
+        if self.failure != why {
+            tracing::error!(why, "the managed networks cannot be set up");
+        }
+        self.failure = why;
+    }
+
+    fn found(&mut self, tools: &Tools, findings: &[Finding]) {
+        if !std::mem::take(&mut self.failure).is_empty() {
+            tracing::info!("the managed networks are set up");
+        }
+        let now: BTreeSet<Finding> = findings.iter().cloned().collect();
+        let is_news = |finding: &&Finding| !matches!(finding, Finding::Stray(end) if tools.networks.is_left(end));
+        for finding in now.difference(&self.findings).filter(is_news) {
+            tracing::warn!(%finding, "a managed network is not as it should be");
+        }
+        let gone: BTreeSet<HostEnd> =
+            now.iter().filter_map(|finding| if let Finding::PortGone(end) = finding { Some(end.clone()) } else { None }).collect();
+        // Twice, since a slot may just be moving on.
+        for end in gone.intersection(&self.gone) {
+            give_up(tools, end);
+        }
+        (self.findings, self.gone) = (now, gone);
+    }
+}
+
+fn give_up(tools: &Tools, end: &HostEnd) {
+    let Some(slot) = tools.networks.slot_of(end) else { return };
+    tools.pool.with(|state, now| {
+        if slot < state.slot_count() {
+            let key = state.slot_view(slot).key;
+            state.buddy_gone(now, key, format!("its link {end} was removed"));
+        }
+    });
+}

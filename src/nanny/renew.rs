@@ -1,0 +1,193 @@
+//! Renew: from an empty, fenced use to the next one, in a network namespace that never was, under the same buddy.
+//!
+//! ```text
+//!  address ─► the old link is cut off ─► the init is told to move ─► proven ─► the shared files ─► furnished ─► look again ─► Ready
+//! ```
+//!
+//! The old link is cut off first: what pins the old namespace (a descriptor, a socket that was passed on) keeps it, and must reach nobody by it. It is
+//! not removed here, which takes ten times as long as all the rest: the kernel does that with the namespace, or the pool a little later. The look
+//! at the end is for whoever came meanwhile: the engine resolves the name that a container is to join early, and lists the container late.
+//!
+//! What can go wrong, and what is done about it: no address has rested long enough (waited for) · the init does not answer, or answers wrong · the
+//! link cannot be made · the buddy is not the one it was · somebody is inside: in each case this buddy serves no other lease (I10). A daemon that ends
+//! in the middle leaves a buddy that its ledger does not tell as ready, so its successor removes it.
+
+use std::time::Duration;
+
+use super::Nanny;
+use super::vacate::Left;
+use crate::engine::{ContainerStatus, Engine, ErrorClass};
+use crate::netns::RenewError;
+use crate::netns::networks::{NetworkError, Reserved};
+use crate::pool::UseKey;
+use crate::pool::state::Order;
+use crate::telemetry::metric;
+
+/// A renewal takes a millisecond; a buddy that needs this long is not worth waiting for.
+pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// Between two looks for an address, if nothing tells earlier.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Why a buddy cannot be renewed.
+#[derive(Debug, thiserror::Error)]
+enum RenewalError {
+    #[error("{}", words(.0))]
+    Move(RenewError),
+    #[error("{0}")]
+    Network(NetworkError),
+    #[error("a file that its joiners share could not be replaced: {0}")]
+    Files(std::io::Error),
+    #[error("{0}")]
+    Changed(&'static str),
+    #[error("{0} could still start")]
+    Configured(String),
+}
+
+impl RenewalError {
+    /// For the metrics.
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Move(RenewError::Gone { .. }) => "ended",
+            Self::Move(RenewError::NoAnswer { .. }) => "no_answer",
+            Self::Move(RenewError::Wrong { .. }) => "wrong_answer",
+            Self::Move(RenewError::Kernel(_)) => "kernel",
+            Self::Network(_) => "network",
+            Self::Files(_) => "files",
+            Self::Changed(_) => "changed",
+            Self::Configured(_) => "configured",
+        }
+    }
+}
+
+fn count(outcome: &'static str) {
+    metrics::counter!(metric::RENEWALS, "outcome" => outcome).increment(1);
+}
+
+/// With its cause: it is shown where only one line is.
+fn words(error: &RenewError) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
+}
+
+impl Nanny {
+    pub(super) async fn renew(&mut self, key: UseKey) {
+        let order = Order::Renew(key);
+        let began = self.tools.pool.now();
+        if self.buddy.as_ref().is_none_or(|buddy| buddy.renewed != Some(key.use_number)) {
+            let Some(reserved) = self.address(&order).await else { return };
+            if let Err(error) = self.move_on(key, reserved).await {
+                return self.not_renewed(key, &error);
+            }
+        }
+        if let Err(error) = self.same_as_before(&order).await {
+            return self.not_renewed(key, &error);
+        }
+        let settle = self.tools.settings.borrow().settle;
+        match self.who_is_left(&order, settle).await {
+            Left::Nobody => self.renewed(key, began),
+            Left::Somebody(who) => {
+                count("occupied");
+                self.occupied(key, who);
+            }
+            Left::Configured(who) => self.not_renewed(key, &RenewalError::Configured(who.join(", "))),
+            Left::NewOrder => {}
+        }
+    }
+
+    fn not_renewed(&mut self, key: UseKey, error: &RenewalError) {
+        count(error.word());
+        self.spoiled(key, error.to_string());
+    }
+
+    /// Waits for one; `None` when the order changes meanwhile.
+    pub(super) async fn address(&mut self, order: &Order) -> Option<Reserved> {
+        let network = self.network();
+        let mut trouble = self.tools.networks.trouble();
+        loop {
+            let now = self.tools.pool.now();
+            let (wait, error) = match self.tools.networks.reserve(network, now) {
+                Ok(reserved) => return Some(reserved),
+                Err(error @ NetworkError::Exhausted { .. }) => (error.retry_after(now), error),
+                Err(error) => (None, error),
+            };
+            tracing::debug!(slot = self.slot, %error, ?wait, "waiting for an address");
+            self.tools.pool.with(|state, _| state.note_error(self.slot, error.to_string()));
+            let mended = async {
+                match wait {
+                    Some(wait) => tokio::time::sleep(wait).await,
+                    None => {
+                        if trouble.changed().await.is_err() {
+                            std::future::pending().await
+                        }
+                    }
+                }
+            };
+            tokio::select! {
+                biased;
+                () = self.until_order_is_not(order) => return None,
+                () = mended => {}
+                // Others give addresses back, and nobody says so.
+                () = tokio::time::sleep(LOOK_AGAIN) => {}
+            }
+        }
+    }
+
+    async fn move_on(&mut self, key: UseKey, reserved: Reserved) -> Result<(), RenewalError> {
+        let tools = &self.tools;
+        let Some(buddy) = &mut self.buddy else { return Err(RenewalError::Changed("its nanny has no buddy")) };
+        // That was the old namespace: should the slot be given up meanwhile, it is looked into the new one as well.
+        buddy.proven_empty = None;
+        if let Some(link) = &buddy.link {
+            tools.networks.cut(link).await.map_err(RenewalError::Network)?;
+        }
+        let renewed = buddy.held.renew(key.use_number + 1, ANSWER_WITHIN).await.map_err(RenewalError::Move)?;
+        if let Some(link) = buddy.link.take() {
+            tools.networks.leave(link, tools.pool.now()).await;
+        }
+        metrics::histogram!(metric::RENEWAL).record(renewed.took);
+        let files = buddy.files.as_ref().ok_or(RenewalError::Changed("what it shared with its joiners at first is not known any more"))?;
+        files.renew().await.map_err(RenewalError::Files)?;
+        let (turn, began) = (turn(buddy.generation, key.use_number + 1), tools.pool.now());
+        let link = tools.networks.furnish(reserved, self.slot, turn, buddy.held.as_ref(), began).await;
+        buddy.link = Some(link.map_err(RenewalError::Network)?);
+        metrics::histogram!(metric::FURNISHING).record(tools.pool.now().saturating_sub(began));
+        buddy.renewed = Some(key.use_number);
+        Ok(())
+    }
+
+    /// The engine's container is the one that was proven, and runs (I4); the pidfd tells the rest.
+    async fn same_as_before(&mut self, order: &Order) -> Result<(), RenewalError> {
+        loop {
+            let Some(buddy) = &self.buddy else { return Err(RenewalError::Changed("its nanny has no buddy")) };
+            let changed = match self.tools.engine.inspect(buddy.id.as_str()).await {
+                Ok(now) if now.status != ContainerStatus::Running || now.pid != buddy.held.pid() => "it does not run any more",
+                Ok(now) if now.started_at != buddy.started_at => "it was restarted",
+                Ok(_) if !buddy.held.is_alive() => "its process ended",
+                Ok(_) => return Ok(()),
+                Err(error) if error.class == ErrorClass::NotFound => "it was removed",
+                Err(error) => {
+                    self.tools.pool.with(|state, _| state.note_error(self.slot, error.to_string()));
+                    if self.retry_later(order).await {
+                        continue;
+                    }
+                    return Err(RenewalError::Changed("it could not be looked at"));
+                }
+            };
+            return Err(RenewalError::Changed(changed));
+        }
+    }
+
+    fn renewed(&mut self, key: UseKey, began: crate::pool::Moment) {
+        let network = self.network();
+        let Some(buddy) = &mut self.buddy else { return };
+        buddy.proven_empty = Some(key.use_number);
+        let next = self.tools.breed.namespace(network, buddy);
+        count("ready");
+        metrics::histogram!(metric::RENEWED).record(self.tools.pool.now().saturating_sub(began));
+        self.tools.pool.with(|state, now| state.renewed(now, key, std::sync::Arc::new(next)));
+    }
+}
+
+/// Tells a slot's links apart: those of a use from the last one's, and those of a buddy from an earlier one's that somebody stays in.
+pub(super) fn turn(generation: u64, use_number: u64) -> u64 {
+    generation.wrapping_add(use_number)
+}
