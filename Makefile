@@ -71,7 +71,7 @@ upgrade: packages-test ## from the daemon of revision FROM (default: the last re
 	tests/upgrade.sh $(FROM)
 
 bench: packages-test ## what the daemon costs, against an empty gRPC handler and over pool sizes, what holders see of bad days, and a renewal beside a new buddy
-	$(CARGO) bench --locked --bench api --bench pool --bench daemon --bench furnish
+	$(CARGO) bench --locked --bench api --bench pool --bench daemon --bench furnish --bench inspection
 	$(CARGO) bench --locked --bench engine --bench renewal --bench fresh --no-run
 	deploy/setup.sh engine run $(CARGO) bench --offline --locked --bench engine --bench renewal --bench fresh
 

@@ -44,7 +44,8 @@
 //!   for the next start to adopt.
 //! - **I12** Every queue, retry, wait, label, message and file has a bound.
 //!
-//! What is deliberately absent: anything that survives a reboot (buddies do not), engines other than Docker and podman.
+//! What is deliberately absent: anything that survives a reboot (buddies do not), engines other than Docker and podman. What is there and used by no
+//! pool yet: the proof that a network namespace is as it was when it was ready ([`netns::inspection`]).
 //!
 //! # Who may say what
 //! `bollard` only in `engine/docker*` · `governor` only in `engine/paced*` · netlink and other namespaces only in `netns/` · `tonic` only in

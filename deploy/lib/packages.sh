@@ -15,6 +15,7 @@ needed_by_test() {
   needed_by_demo
   cat <<'END'
 nft | nftables
+ipset | ipset
 podman | podman
 busybox | busybox-static
 htpasswd | apache2-utils

@@ -5,10 +5,13 @@
 //! *held*: a pidfd for its process and an open descriptor per namespace. While the descriptors are open the inode numbers cannot be given to
 //! another namespace, which is what makes [`NamespaceId`] comparable.
 
+pub mod inspection;
 pub mod linux;
 pub mod managed;
 pub mod networks;
 pub mod renewal;
+mod socket;
+mod wire;
 
 use std::fmt;
 use std::os::fd::OwnedFd;

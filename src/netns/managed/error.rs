@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::socket::Refusal;
+use crate::netns::socket::Refusal;
 
 /// Why something was not done. What was begun for a slot has been undone then, if that was possible.
 #[derive(Clone, Debug, thiserror::Error)]

@@ -25,8 +25,8 @@ use super::link::{self, Pair};
 use super::names::HostEnd;
 use super::network::Plan;
 use super::nft;
-use super::socket::{Refusal, Socket};
-use super::wire::Batch;
+use crate::netns::socket::{Refusal, Socket};
+use crate::netns::wire::Batch;
 
 /// The name of the link inside.
 pub const INSIDE: &str = "eth0";

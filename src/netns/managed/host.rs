@@ -13,8 +13,8 @@ use super::names::{HostEnd, Names};
 use super::network::{Bridge, ManagedNetwork, Segment};
 use super::nft;
 use super::rules::rules;
-use super::socket::Refusal;
-use super::wire::Batch;
+use crate::netns::socket::Refusal;
+use crate::netns::wire::Batch;
 
 /// A pool's networks.
 #[derive(Clone, Debug)]

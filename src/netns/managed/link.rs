@@ -8,8 +8,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::io::Errno;
 
-use super::socket::Socket;
-use super::wire::{ACK, Attributed, Attributes, Batch, CREATE, EXCLUSIVE, Message, REPLACE, word};
+use crate::netns::socket::Socket;
+use crate::netns::wire::{ACK, Attributed, Attributes, Batch, CREATE, EXCLUSIVE, Message, REPLACE, word};
 
 const NEWLINK: u16 = 16;
 const DELLINK: u16 = 17;

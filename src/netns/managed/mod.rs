@@ -10,7 +10,7 @@
 //!
 //! [`network`] says what a network is, and plans a slot's link; [`addresses`] keeps the book of who has which address; [`Worker`] does it,
 //! in one thread, asked through a [`Furnisher`]; [`host`] tells what is not as it should be. Below them `rules` and `nft` for the firewall,
-//! `link` for links, `wire` and `socket` for netlink.
+//! `link` for links; netlink itself is [`super::socket`] and [`super::wire`].
 //!
 //! What it promises: only links, bridges, tables and rules that are ours by name ([`names`]) are made, changed or removed · a slot has all
 //! of its network, or none · addresses can be used at once (no duplicate detection) · when a link is said to be gone, it is · everything
@@ -34,10 +34,8 @@ pub mod names;
 pub mod network;
 mod nft;
 mod rules;
-mod socket;
 mod subnet;
 mod watch;
-mod wire;
 mod worker;
 
 pub use error::{Class, FurnishError};

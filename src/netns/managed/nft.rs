@@ -13,9 +13,9 @@ use rustix::net::netlink::NETFILTER;
 
 use super::names::Names;
 use super::rules::{CHAINS, Chain, Expression, Rule, family_of};
-use super::socket::{Refusal, Socket};
 use super::subnet::Subnet;
-use super::wire::{ACK, APPEND, Attributed, Attributes, Batch, CREATE, Message};
+use crate::netns::socket::{Refusal, Socket};
+use crate::netns::wire::{ACK, APPEND, Attributed, Attributes, Batch, CREATE, Message};
 
 const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 16;

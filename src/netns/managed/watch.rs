@@ -22,9 +22,9 @@ use super::host::Host;
 use super::link::{ADDRESS_NEWS, LINK_NEWS, read_address, read_link};
 use super::names::Names;
 use super::nft;
-use super::socket::Socket;
-use super::wire::Message;
 use crate::level;
+use crate::netns::socket::Socket;
+use crate::netns::wire::Message;
 
 /// RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR.
 const LINK_GROUPS: u32 = 1 | 1 << 4 | 1 << 8;

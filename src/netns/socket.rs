@@ -2,7 +2,7 @@
 //!
 //! It belongs for ever to the network namespace in which it was opened, wherever its thread goes. The kernel works on a request while it is
 //! being sent, and has queued all answers by then: so no wait is needed, and what is missing afterwards will not come. How long sending
-//! takes is up to the kernel's lock on links, which cannot be waited for with a deadline: hence a thread of its own (`worker.rs`).
+//! takes is up to the kernel's lock on links, which cannot be waited for with a deadline: hence a thread of its own (`managed/worker.rs`).
 //!
 //! What can go wrong: the kernel refuses (an errno for each message) · a list that changes while it is read, which is read again, a bounded
 //! number of times · more answers than the socket holds, which is an error.
