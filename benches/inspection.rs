@@ -25,13 +25,12 @@ const REST: Duration = Duration::from_millis(50);
 const WITHIN: Duration = Duration::from_secs(5);
 
 /// The same facts, by as few programs as it takes.
-const BY_TOOLS: &str = "ip -batch - <<'END'
--d link show
+const BY_TOOLS: &str = "set -e
+ip -d -batch - <<'END'
+link show
 addr show
 route show table all
--6 route show table all
 rule show
--6 rule show
 nexthop show
 neigh show nud all
 neigh show proxy
@@ -40,6 +39,10 @@ maddr show
 xfrm state
 xfrm policy
 tcp_metrics show
+END
+ip -6 -batch - <<'END'
+route show table all
+rule show
 END
 tc qdisc show
 bridge fdb show

@@ -1,7 +1,7 @@
 //! What there is in a namespace, as a list of facts by kind, and where two such lists differ.
 //!
 //! A fact is a message of the kernel without what counts or passes by itself, or a line of text. Two of them are the same when their bytes
-//! are; what they mean is asked only of those that differ ([`shown`](super::shown)). The order does not matter.
+//! are; what they mean is asked only of those that differ ([`shown`]). The order does not matter.
 
 use std::collections::BTreeMap;
 

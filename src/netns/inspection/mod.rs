@@ -46,6 +46,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore, oneshot};
 pub use verdict::{Difference, InspectError, Kind, Leftover, LeftoverKind, Verdict};
 
 use facts::Section;
+use generic::Opens;
 use netfilter::Ruleset;
 use place::Place;
 use sockets::Sockets;
@@ -72,6 +73,7 @@ pub enum Depth {
 pub struct Baseline {
     structure: Structure,
     sockets: Sockets,
+    opens: Opens,
     /// Held by an inspection, whose own sockets another one would find.
     turn: Arc<Mutex<()>>,
 }
@@ -96,7 +98,8 @@ impl Baseline {
         visit(namespace, Instant::now() + within, within, None, move |place| {
             let sockets = sockets::take(place)?;
             let (structure, _) = Structure::read(place, depth, None)?;
-            Ok(Arc::new(Self { structure, sockets, turn: Arc::default() }))
+            let opens = Opens::take(place, sockets.are_without_tcp())?;
+            Ok(Arc::new(Self { structure, sockets, opens, turn: Arc::default() }))
         })
         .await
     }
@@ -126,14 +129,9 @@ fn inspect_inside(place: &mut Place, baseline: &Baseline, depth: Depth) -> Resul
             return Ok(Verdict::Dirty(differences));
         }
     }
-    let found = Transients {
-        sockets,
-        neighbours: passing.neighbours,
-        learnt_routes: passing.learnt_routes,
-        metrics: generic::metrics(place)?,
-        tracked: netfilter::tracked(place)?,
-    };
-    let outcome = transient::clear(place, found, &baseline.sockets)?;
+    let (before, opens) = (&baseline.sockets, &baseline.opens);
+    let found = Transients::with(place, sockets, passing.neighbours, passing.learnt_routes, before, opens)?;
+    let outcome = transient::clear(place, found, before, opens)?;
     place.in_time()?;
     Ok(match outcome {
         Ok(removed) => Verdict::Clean { removed },

@@ -85,6 +85,8 @@ pub(super) struct Sockets {
     listed: Vec<Listed>,
     /// Those that no list shows.
     hidden: i64,
+    /// Of the keeper, or ending.
+    has_tcp: bool,
 }
 
 /// What is new.
@@ -104,6 +106,13 @@ impl Found {
     }
 }
 
+impl Sockets {
+    /// No connection that is known, and could end.
+    pub(super) fn are_without_tcp(&self) -> bool {
+        !self.has_tcp
+    }
+}
+
 /// As they are now; after a while, if some were just closed.
 pub(super) fn take(place: &mut Place) -> Result<Sockets, InspectError> {
     let begun = Instant::now();
@@ -112,7 +121,8 @@ pub(super) fn take(place: &mut Place) -> Result<Sockets, InspectError> {
         let (listed, orphans) = list(place, |_| true)?;
         let hidden = hidden(used, &listed, &orphans);
         if hidden <= 0 || begun.elapsed() > SETTLING {
-            return Ok(Sockets { used, listed: listed.into_iter().filter(|socket| socket.inode != 0).collect(), hidden });
+            let has_tcp = !orphans.is_empty() || listed.iter().any(|socket| socket.family == "tcp");
+            return Ok(Sockets { used, listed: listed.into_iter().filter(|socket| socket.inode != 0).collect(), hidden, has_tcp });
         }
         place.pause(PAUSE)?;
     }

@@ -5,6 +5,7 @@
 //! does that asks for us. After a few rounds that is a difference. Connections go first: closing one can make a neighbour known.
 
 use super::facts::Fact;
+use super::generic::Opens;
 use super::place::{Family, Place};
 use super::sockets::{self, Found, Sockets};
 use super::verdict::{Difference, InspectError, Kind, Leftover, LeftoverKind};
@@ -31,14 +32,25 @@ pub(super) struct Transients {
 }
 
 impl Transients {
-    fn read(place: &mut Place, before: &Sockets) -> Result<Self, InspectError> {
-        Ok(Self {
-            sockets: sockets::look(place, before)?,
-            neighbours: route::neighbours(place)?.1,
-            learnt_routes: route::routes(place)?.1,
-            metrics: generic::metrics(place)?,
-            tracked: netfilter::tracked(place)?,
-        })
+    fn read(place: &mut Place, before: &Sockets, opens: &Opens) -> Result<Self, InspectError> {
+        let sockets = sockets::look(place, before)?;
+        let (neighbours, learnt_routes) = (route::neighbours(place)?.1, route::routes(place)?.1);
+        Self::with(place, sockets, neighbours, learnt_routes, before, opens)
+    }
+
+    /// What is known already, and the rest.
+    pub(super) fn with(
+        place: &mut Place,
+        sockets: Found,
+        neighbours: Vec<Fact>,
+        learnt_routes: Vec<Fact>,
+        before: &Sockets,
+        opens: &Opens,
+    ) -> Result<Self, InspectError> {
+        // A connection that is there may be remembered later, when it ends.
+        let is_quiet = before.are_without_tcp() && sockets.connections() == 0 && sockets.hidden == 0 && sockets.differences.is_empty();
+        let metrics = opens.metrics(place, is_quiet)?;
+        Ok(Self { sockets, neighbours, learnt_routes, metrics, tracked: netfilter::tracked(place)? })
     }
 
     fn counts(&self) -> [(LeftoverKind, usize); 5] {
@@ -74,6 +86,7 @@ pub(super) fn clear(
     place: &mut Place,
     mut found: Transients,
     before: &Sockets,
+    opens: &Opens,
 ) -> Result<Result<Vec<Leftover>, Vec<Difference>>, InspectError> {
     let mut removed: Vec<Leftover> = Vec::new();
     for _ in 0..ROUNDS {
@@ -95,7 +108,7 @@ pub(super) fn clear(
             }
         }
         found.remove(place)?;
-        found = Transients::read(place, before)?;
+        found = Transients::read(place, before, opens)?;
     }
     if found.sockets.hidden > 0 {
         found.sockets = sockets::look_settled(place, before)?;
