@@ -139,13 +139,14 @@ impl Nanny {
         if let Some(link) = &buddy.link {
             tools.networks.cut(link).await.map_err(RenewalError::Network)?;
         }
-        let renewed = buddy.held.renew(key.use_number + 1, ANSWER_WITHIN).await.map_err(RenewalError::Move)?;
+        let files = buddy.files.as_ref().ok_or(RenewalError::Changed("what it shared with its joiners at first is not known any more"))?;
+        let (renewed, replaced) = tokio::join!(buddy.held.renew(key.use_number + 1, ANSWER_WITHIN), files.renew());
+        let renewed = renewed.map_err(RenewalError::Move)?;
+        replaced.map_err(RenewalError::Files)?;
+        metrics::histogram!(metric::RENEWAL).record(renewed.took);
         if let Some(link) = buddy.link.take() {
             tools.networks.leave(link, tools.pool.now()).await;
         }
-        metrics::histogram!(metric::RENEWAL).record(renewed.took);
-        let files = buddy.files.as_ref().ok_or(RenewalError::Changed("what it shared with its joiners at first is not known any more"))?;
-        files.renew().await.map_err(RenewalError::Files)?;
         let (turn, began) = (turn(buddy.generation, key.use_number + 1), tools.pool.now());
         let link = tools.networks.furnish(reserved, self.slot, turn, buddy.held.as_ref(), began).await;
         buddy.link = Some(link.map_err(RenewalError::Network)?);
