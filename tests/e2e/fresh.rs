@@ -54,6 +54,12 @@ fn run(command: &[&str]) -> String {
     text(&output.stdout)
 }
 
+/// Waits until so many are on the bridge: the kernel takes a while to take away those that were left.
+async fn links(daemon: &TestDaemon<'_>, bridge: &str, expected: usize) {
+    let count = |_| async { (run(&["ip", "-o", "link", "show", "master", bridge]).lines().count() == expected).then_some(()) };
+    daemon.level(&format!("{expected} links on the bridge"), count).await;
+}
+
 /// Everything that a function can change in the namespace and in what it shares with the buddy, as root with NET_ADMIN.
 const DIRT: &str = "ip addr add 192.0.2.7/32 dev lo && ip link add d0 type veth peer name d1 && ip route add 198.51.100.0/24 dev eth0 \
     && echo 6.6.6.6 bank >> /etc/hosts && echo nameserver 6.6.6.6 > /etc/resolv.conf && echo evil > /etc/hostname && (nc -l -p 4444 &) && sleep 0.1";
@@ -116,7 +122,7 @@ async fn functions_reach_what_they_should(engine: &TestEngine) {
     client.release(&one.token, false).await.unwrap();
     let again = daemon.allocate(&client).await;
     assert!(reaches(&again, &again.gateways[0]));
-    assert!(run(&["ip", "-o", "link", "show", "master", &bridge]).lines().count() == 2, "a link for each slot, and no more");
+    links(&daemon, &bridge, 2).await;
 }
 
 async fn a_killed_daemon_loses_no_lease_and_no_link(engine: &TestEngine) {
@@ -234,6 +240,6 @@ async fn many_uses_leave_nothing_behind(engine: &TestEngine) {
         "{then_descriptors} {descriptors} {then_threads} {threads}"
     );
     assert_eq!(rules, then_rules);
-    assert_eq!(run(&["ip", "-o", "link", "show", "master", &bridge]).lines().count(), 1);
+    links(&daemon, &bridge, 1).await;
     assert_eq!(daemon.slots().await.remove(0).r#use, 301, "all of it under one buddy:\n{}", text(daemon.log().as_bytes()));
 }
