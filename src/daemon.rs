@@ -460,7 +460,7 @@ fn api_of(
     let about = About {
         pool: config.pool.name.clone(),
         networks: config.pool.networks.clone(),
-        reuse: config.reuse_of(0).word().to_owned(),
+        reuse: policies(config),
         at_stop: if shows.keep { "keep" } else { "remove" }.to_owned(),
         state_dir: config.state.dir.to_string_lossy().into_owned(),
         incarnation: shows.incarnation,
@@ -576,6 +576,16 @@ fn afterwards(reuse: Reuse) -> Afterwards {
         Reuse::Always => Afterwards::Reuse,
         Reuse::Fresh => Afterwards::Renew,
     }
+}
+
+/// One word where all networks have the same, else each network's.
+fn policies(config: &Config) -> String {
+    let words: Vec<&str> = (0..config.pool.networks.len()).map(|network| config.reuse_of(network).word()).collect();
+    if words.iter().all(|word| *word == words[0]) {
+        return words[0].to_owned();
+    }
+    let each: Vec<String> = config.pool.networks.iter().zip(words).map(|(name, word)| format!("{name}: {word}")).collect();
+    each.join(", ")
 }
 
 fn networks(config: &Config, links: Option<Arc<dyn Links>>) -> Networks {

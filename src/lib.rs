@@ -75,6 +75,7 @@ pub mod recovery;
 pub mod renewal;
 pub mod supervisor;
 
+mod causes;
 pub mod coalesce;
 pub mod engine;
 pub mod image;

@@ -38,6 +38,18 @@ fn every_directive_has_its_reason_near() {
     }
 }
 
+/// systemd adds a drop-in's capabilities to the unit's; written out, so that the file says all that the daemon has then.
+#[test]
+fn the_drop_in_for_managed_networks_takes_nothing_from_the_unit() {
+    let capabilities = |file: &str| {
+        let text = std::fs::read_to_string(here("systemd").join(file)).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).unwrap();
+        line.split(' ').map(str::to_owned).collect::<std::collections::BTreeSet<_>>()
+    };
+    let (unit, more) = (capabilities("nspool.service"), capabilities("managed-networks.conf"));
+    assert!(more.is_superset(&unit) && more.contains("CAP_NET_ADMIN") && more.contains("CAP_SYS_ADMIN"), "{more:?}");
+}
+
 #[test]
 fn the_units_stop_is_longer_than_the_daemons() {
     let text = std::fs::read_to_string(here("systemd/nspool.service")).unwrap();

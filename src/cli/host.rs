@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::exit::{self, Failure};
+use crate::causes::with_causes;
 use crate::config;
 use crate::engine::docker::Docker;
 use crate::engine::{Engine as _, EngineError, EngineInfo, ErrorClass, NamespaceKind, discover};
@@ -69,6 +70,5 @@ pub(super) fn lock_failure(error: &LockError) -> Failure {
         LockError::Taken { .. } => exit::TEMPFAIL,
         LockError::Io { .. } => exit::NOPERM,
     };
-    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
-    Failure::new(code, format!("{error}{cause}"))
+    Failure::new(code, with_causes(error))
 }

@@ -1,7 +1,8 @@
 //! `purge`: removes what a dead pool left behind.
 //!
 //! It takes the pool's lock, as a daemon does: while one is alive nothing is looked at. Then it does what the pool's next daemon would do at its
-//! start ([`recovery`]), and takes away what managed networks put on the host under the pool's name. It does not read the daemon's configuration: it looks into every kind of namespace that a pool may share.
+//! start ([`recovery`]), and takes away what managed networks put on the host under the pool's name. It does not read the daemon's configuration:
+//! it looks into every kind of namespace that a pool may share.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use super::exit::Failure;
 use super::{Globals, exit, host, output};
+use crate::causes::with_causes;
 use crate::config::{self, Config};
 use crate::engine::paced::{Deadlines, Paced};
 use crate::engine::{Engine, EngineInfo, NamespaceKind};
@@ -21,7 +23,7 @@ use crate::nanny::looks::Looks;
 use crate::netns::Kernel;
 use crate::netns::managed::host::{Forwarding, Host};
 use crate::netns::managed::names::Names;
-use crate::netns::managed::{FurnishError, Limits, Worker};
+use crate::netns::managed::{Limits, Worker};
 use crate::recovery::{self, Means};
 
 /// What the purge is told.
@@ -148,13 +150,8 @@ async fn links_left(pool: &str) -> Vec<LeftView> {
         }
         Err(error) => vec![error],
     };
-    let words = |error: &FurnishError| {
-        std::iter::once(error.to_string()).chain(std::error::Error::source(error).map(ToString::to_string)).collect()
-    };
-    failures
-        .iter()
-        .map(|error| LeftView { name: "networks on the host".to_owned(), container_id: String::new(), why: words(error) })
-        .collect()
+    let left = |error| LeftView { name: "networks on the host".to_owned(), container_id: String::new(), why: vec![with_causes(error)] };
+    failures.iter().map(|error| left(error)).collect()
 }
 
 fn table(view: &View) -> String {

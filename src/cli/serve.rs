@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::args::ConfigFlags;
 use super::exit;
+use crate::causes::with_causes;
 use crate::config::raw::{self, Sources};
 use crate::daemon::DaemonError;
 use crate::ledger::OpenError;
@@ -81,7 +82,5 @@ fn failure(error: ProcessError) -> anyhow::Error {
         ProcessError::Listen { .. } | ProcessError::Metrics(_) => exit::CONFIG,
         ProcessError::Placeholder(_) | ProcessError::Boot(_) | ProcessError::Signals(_) | ProcessError::Daemon(_) => exit::SOFTWARE,
     };
-    let causes = std::iter::successors(std::error::Error::source(&error), |cause| cause.source());
-    let words = causes.fold(error.to_string(), |words, cause| format!("{words}: {cause}"));
-    exit::Failure::new(code, words).into()
+    exit::Failure::new(code, with_causes(&error)).into()
 }

@@ -11,9 +11,11 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::causes::with_causes;
 use crate::nanny::Tools;
 use crate::netns::managed::host::Finding;
 use crate::netns::managed::names::HostEnd;
+use crate::pool::Address;
 
 /// Our own changes are told, too, and looking costs as much as some links.
 const AT_MOST_EVERY: Duration = Duration::from_secs(1);
@@ -41,8 +43,8 @@ pub(super) async fn run(tools: Arc<Tools>, predecessor: bool, stop: Cancellation
             Ok(findings) => said.found(&tools, &findings),
             Err(error) => said.failed(error.to_string()),
         }
-        if let Err(error) = networks.tidy(tools.pool.now()).await {
-            tracing::debug!(%error, "links cannot be tidied up");
+        if let Err(error) = networks.forget_gone(tools.pool.now()).await {
+            tracing::debug!(%error, "it cannot be told which of a dead daemon's links are gone");
         }
         tokio::select! {
             biased;
@@ -66,9 +68,7 @@ pub(super) async fn tidy(tools: Arc<Tools>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             () = tools.networks.until_untidy() => {}
         }
-        if let Err(error) = tools.networks.tidy(tools.pool.now()).await {
-            tracing::debug!(%error, "links cannot be tidied up");
-        }
+        tools.networks.tidy(tools.pool.now()).await;
     }
 }
 
@@ -79,8 +79,7 @@ pub(super) async fn tear_down(tools: &Tools) {
     }
     match tools.networks.tear_down().await {
         Ok(failures) => failures.iter().for_each(|error| {
-            let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
-            tracing::warn!(%error, cause, "a part of the managed networks stays");
+            tracing::warn!(error = with_causes(error), "a part of the managed networks stays");
         }),
         Err(error) => tracing::warn!(%error, "the managed networks stay"),
     }
@@ -107,7 +106,12 @@ impl Said {
             tracing::info!("the managed networks are set up");
         }
         let now: BTreeSet<Finding> = findings.iter().cloned().collect();
-        let is_news = |finding: &&Finding| !matches!(finding, Finding::Stray(end) if tools.networks.is_left(end));
+        // A link whose namespace goes is on its way out, and one that is still there is to be taken away: neither is news.
+        let is_news = |finding: &&Finding| {
+            let stray_of_ours = matches!(finding, Finding::Stray(end) if tools.networks.is_left(end));
+            let going = matches!(finding, Finding::PortGone(end) if tools.networks.address_of(end).is_none());
+            !stray_of_ours && !going
+        };
         for finding in now.difference(&self.findings).filter(is_news) {
             tracing::warn!(%finding, "a managed network is not as it should be");
         }
@@ -121,12 +125,17 @@ impl Said {
     }
 }
 
+/// Only the buddy that uses it: the slot may have another one by now.
 fn give_up(tools: &Tools, end: &HostEnd) {
-    let Some(slot) = tools.networks.slot_of(end) else { return };
+    let (Some(slot), Some(address)) = (tools.networks.slot_of(end), tools.networks.address_of(end)) else { return };
     tools.pool.with(|state, now| {
-        if slot < state.slot_count() {
-            let key = state.slot_view(slot).key;
-            state.buddy_gone(now, key, format!("its link {end} was removed"));
+        if slot >= state.slot_count() {
+            return;
+        }
+        let view = state.slot_view(slot);
+        let uses = |own: &Address| own.address.split('/').next() == Some(&address.to_string());
+        if view.namespace.is_some_and(|namespace| namespace.addresses.first().is_some_and(uses)) {
+            state.buddy_gone(now, view.key, format!("its link {end} was removed"));
         }
     });
 }

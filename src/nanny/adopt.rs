@@ -8,6 +8,7 @@ use super::fill::FillError;
 use super::looks::Inside;
 use super::minder::Detached;
 use super::{Buddy, Nanny};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::engine::{Container, ContainerId, Engine, ErrorClass};
@@ -138,10 +139,17 @@ impl Nanny {
         let (started_at, name) = (facts.started_at.clone(), facts.name.clone());
         // A lease's function may have written into them; a ready buddy's are as they were at first.
         let files = if leased { Ok(None) } else { self.baseline(&facts).await };
-        let Ok(link) = self.link_of(namespace).await else { return Seen::Unknown("its link cannot be looked for".to_owned()) };
+        let files = files.unwrap_or_else(|error| {
+            tracing::warn!(slot = self.slot, %error, "what a predecessor's buddy shares with its joiners cannot be read: it serves one more lease");
+            None
+        });
+        let link = match self.link_of(namespace).await {
+            Ok(link) => link,
+            Err(error) => return Seen::Unknown(error.to_string()),
+        };
+        let unfurnished = link.is_none() && self.address_of(namespace).is_some();
         let mut buddy = Box::new(self.buddy(key.generation, name.clone(), held, facts).await);
-        let unfurnished = link.is_none() && self.tools.networks.is_managed(self.network());
-        (buddy.link, buddy.files) = (link, files.unwrap_or_default());
+        (buddy.link, buddy.files) = (link, files);
         if unfurnished {
             Seen::Changed(buddy, "its link went while nspool was away")
         } else if started_at != namespace.started_at {
@@ -155,13 +163,16 @@ impl Nanny {
 
     /// The one that the predecessor gave it.
     async fn link_of(&self, namespace: &Namespace) -> Result<Option<Link>, NetworkError> {
-        let address = namespace.addresses.first().and_then(|own| own.address.split('/').next()?.parse().ok());
-        match address {
-            Some(address) if self.tools.networks.is_managed(self.network()) => {
-                self.tools.networks.adopt(self.network(), self.slot, address).await
-            }
-            _ => Ok(None),
+        match self.address_of(namespace) {
+            Some(address) => self.tools.networks.adopt(self.network(), self.slot, address).await,
+            None => Ok(None),
         }
+    }
+
+    /// If it is one of ours: the network may have been the engine's when the buddy was made.
+    fn address_of(&self, namespace: &Namespace) -> Option<IpAddr> {
+        let address = namespace.addresses.first()?.address.split('/').next()?.parse().ok()?;
+        self.tools.networks.is_ours(self.network(), address).then_some(address)
     }
 
     fn unfit_one(&self, key: UseKey, container: Container, why: String) -> Seen {

@@ -3,7 +3,6 @@
 //! What can go wrong: they cannot, and then no slot that depends on it is filled, with the reason in its last error; the engine does not answer, which
 //! says nothing, and the next preparation tries again.
 
-use std::error::Error as _;
 use std::time::Duration;
 
 use tokio::sync::Mutex;
@@ -12,6 +11,7 @@ use tokio::time::Instant;
 use super::Nanny;
 use super::fill::{Debris, FillError};
 use super::renew::ANSWER_WITHIN;
+use crate::causes::with_causes;
 use crate::engine::{BuddySpec, ErrorClass, Flavour, ImageId};
 use crate::renewal::{self, Unfit};
 
@@ -57,7 +57,7 @@ impl Nanny {
         };
         // Whatever could not be removed; no engine removes what another one joins.
         self.debris.extend([joining, name].map(Debris::of));
-        let why = words(&unfit);
+        let why = with_causes(&unfit);
         if is_final(&unfit) {
             tracing::error!(why, "buddies cannot be renewed here: reuse = \"fresh\" is not to be had");
             *known = Known::Unfit { why: why.clone(), ask_again: Instant::now() + ASK_AGAIN_AFTER };
@@ -85,16 +85,4 @@ fn is_final(unfit: &Unfit) -> bool {
         Unfit::Kernel { .. } => false,
         Unfit::Ended { .. } | Unfit::TheHosts | Unfit::Renewal(_) | Unfit::JoinerElsewhere(_) => true,
     }
-}
-
-/// With its causes: it is shown where only one line is.
-fn words(unfit: &Unfit) -> String {
-    let mut words = unfit.to_string();
-    let mut cause = unfit.source();
-    while let Some(error) = cause {
-        words.push_str(": ");
-        words.push_str(&error.to_string());
-        cause = error.source();
-    }
-    words
 }

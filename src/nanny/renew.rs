@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use super::Nanny;
 use super::vacate::Left;
+use crate::causes::with_causes;
 use crate::engine::{ContainerStatus, Engine, ErrorClass};
 use crate::netns::RenewError;
 use crate::netns::networks::{NetworkError, Reserved};
@@ -31,7 +32,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Why a buddy cannot be renewed.
 #[derive(Debug, thiserror::Error)]
 enum RenewalError {
-    #[error("{}", words(.0))]
+    #[error("{}", with_causes(.0))]
     Move(RenewError),
     #[error("{0}")]
     Network(NetworkError),
@@ -61,11 +62,6 @@ impl RenewalError {
 
 fn count(outcome: &'static str) {
     metrics::counter!(metric::RENEWALS, "outcome" => outcome).increment(1);
-}
-
-/// With its cause: it is shown where only one line is.
-fn words(error: &RenewError) -> String {
-    std::error::Error::source(error).map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
 }
 
 impl Nanny {

@@ -24,7 +24,9 @@ use super::managed::names::{HostEnd, Names};
 use super::managed::network::Interface;
 use super::managed::{FurnishError, Furnisher, ManagedNetwork, Plan};
 use super::{Held, KernelError};
+use crate::causes::with_causes;
 use crate::level;
+use crate::random::HashMap;
 
 /// Names that are tried, one after the other, when a link has that of another slot's use.
 const TURNS: u64 = 36;
@@ -69,7 +71,7 @@ pub enum NetworkError {
         error: Exhausted,
     },
     /// By the kernel, or the worker.
-    #[error("the slot's link: {}", chain(.0))]
+    #[error("the slot's link: {}", with_causes(.0))]
     Link(FurnishError),
     /// The namespace cannot be got at.
     #[error("the slot's namespace: {0}")]
@@ -88,11 +90,6 @@ impl NetworkError {
             Self::Link(_) | Self::Namespace(_) | Self::NotSetUp(_) => None,
         }
     }
-}
-
-/// With its cause: it is shown where only one line is.
-fn chain(error: &FurnishError) -> String {
-    std::error::Error::source(error).map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
 }
 
 /// A network's addresses.
@@ -159,6 +156,10 @@ pub struct Networks {
     begun: level::Sender<bool>,
     /// Why they are not set up; empty when they are.
     trouble: level::Sender<String>,
+    /// Links that slots use, with their addresses.
+    used: Mutex<HashMap<HostEnd, IpAddr>>,
+    /// Whoever takes links away has it.
+    taking_away: tokio::sync::Mutex<()>,
     /// Links that are not gone yet, the oldest first.
     left: Mutex<VecDeque<Link>>,
     /// Rung when there is one more.
@@ -182,6 +183,8 @@ impl Networks {
             links,
             begun: level::Sender::new(!any),
             trouble: level::Sender::new(trouble.to_owned()),
+            used: Mutex::default(),
+            taking_away: tokio::sync::Mutex::default(),
             left: Mutex::default(),
             more_left: Notify::new(),
             found: Mutex::default(),
@@ -270,12 +273,21 @@ impl Networks {
         };
         let Some(link) = link else { return Ok(None) };
         match self.links()?.adopt(vec![link.plan.clone()]).await {
-            Ok(()) => Ok(Some(link)),
+            Ok(()) => {
+                self.used.lock().insert(link.plan.host_end.clone(), address);
+                Ok(Some(link))
+            }
             Err(error) => {
                 self.not_adopted(Some(link));
                 Err(error)
             }
         }
+    }
+
+    /// Whether an address is one that this network gives out.
+    #[must_use]
+    pub fn is_ours(&self, network: usize, address: IpAddr) -> bool {
+        self.managed(network).is_ok_and(|managed| managed.network.place_of(address).is_some())
     }
 
     /// It is still to be adopted.
@@ -318,7 +330,10 @@ impl Networks {
         let mut link = Link { managed, place, plan, stuck: false };
         loop {
             let error = match links.furnish(held, &link.plan).await {
-                Ok(()) => return Ok(link),
+                Ok(()) => {
+                    self.used.lock().insert(link.plan.host_end.clone(), link.plan.ipv4.address);
+                    return Ok(link);
+                }
                 Err(error) => error,
             };
             match (&error, next()) {
@@ -338,15 +353,41 @@ impl Networks {
     }
 
     /// Takes the link away; its address rests. What cannot be taken away now keeps its address, and is tried again.
-    pub async fn strip(&self, mut link: Link, now: Moment) {
-        match self.remove(&link).await {
-            Ok(()) => link.managed.rest(link.place, now + link.managed.rest),
-            Err(error) => {
-                if !std::mem::replace(&mut link.stuck, true) {
-                    tracing::warn!(link = link.plan.host_end.as_str(), %error, "a slot's link is not gone yet: its address is kept");
+    pub async fn strip(&self, link: Link, now: Moment) {
+        let end = link.plan.host_end.clone();
+        self.no_longer_used(link);
+        self.take_away(vec![end], now).await;
+    }
+
+    /// From here on its name and address are nobody's until it is gone.
+    fn no_longer_used(&self, link: Link) {
+        self.used.lock().remove(&link.plan.host_end);
+        self.left.lock().push_back(link);
+        self.more_left.notify_one();
+    }
+
+    /// One at a time, and only what is still left: a name that is free again may be another link's by the time that it is asked for.
+    async fn take_away(&self, ends: Vec<HostEnd>, now: Moment) {
+        let _turn = self.taking_away.lock().await;
+        let ends: Vec<HostEnd> = {
+            let left = self.left.lock();
+            ends.into_iter().filter(|end| left.iter().any(|link| link.plan.host_end == *end)).collect()
+        };
+        // All at once: the worker removes those that wait together at the price of one.
+        let taken = futures::future::join_all(ends.iter().map(|end| self.remove(end))).await;
+        let mut left = self.left.lock();
+        for (end, taken) in ends.iter().zip(taken) {
+            let Some(at) = left.iter().position(|link| link.plan.host_end == *end) else { continue };
+            match taken {
+                Ok(()) => {
+                    if let Some(link) = left.remove(at) {
+                        link.managed.rest(link.place, now + link.managed.rest);
+                    }
                 }
-                self.left.lock().push_back(link);
-                self.more_left.notify_one();
+                Err(error) if !std::mem::replace(&mut left[at].stuck, true) => {
+                    tracing::warn!(link = end.as_str(), %error, "a slot's link is not gone yet: its address is kept");
+                }
+                Err(_) => {}
             }
         }
     }
@@ -356,6 +397,7 @@ impl Networks {
     /// # Errors
     /// Something may still pass.
     pub async fn cut(&self, link: &Link) -> Result<(), NetworkError> {
+        self.used.lock().remove(&link.plan.host_end);
         self.links()?.cut(&link.plan.host_end).await
     }
 
@@ -363,16 +405,15 @@ impl Networks {
     /// is gone. Waits when there are as many of its slot's already as may be.
     pub async fn leave(&self, link: Link, now: Moment) {
         let slot = self.slot_of(&link.plan.host_end);
+        self.no_longer_used(link);
         let oldest = {
-            let mut left = self.left.lock();
-            left.push_back(link);
-            let of_slot = |link: &Link| self.slot_of(&link.plan.host_end) == slot;
-            let too_many = left.iter().filter(|link| of_slot(link)).count() > MOST_LEFT;
-            left.iter().position(of_slot).filter(|_| too_many).and_then(|at| left.remove(at))
+            let left = self.left.lock();
+            let mut of_slot = left.iter().map(|link| &link.plan.host_end).filter(|end| self.slot_of(end) == slot);
+            let oldest = of_slot.next().cloned();
+            oldest.filter(|_| of_slot.count() >= MOST_LEFT)
         };
-        self.more_left.notify_one();
-        if let Some(link) = oldest {
-            self.strip(link, now).await;
+        if let Some(end) = oldest {
+            self.take_away(vec![end], now).await;
         }
     }
 
@@ -384,15 +425,17 @@ impl Networks {
         tokio::time::sleep(BY_ITSELF).await;
     }
 
-    /// Tries again what could not be taken away, and gives the addresses back of those links of a dead daemon that have gone with their
-    /// namespaces.
+    /// Takes away what is left, and gives the addresses back of what has gone by itself.
+    pub async fn tidy(&self, now: Moment) {
+        let ends = self.left.lock().iter().map(|link| link.plan.host_end.clone()).collect();
+        self.take_away(ends, now).await;
+    }
+
+    /// Gives the addresses back of those links of a dead daemon that have gone with their namespaces.
     ///
     /// # Errors
     /// The links cannot be listed.
-    pub async fn tidy(&self, now: Moment) -> Result<(), NetworkError> {
-        let left = std::mem::take(&mut *self.left.lock());
-        // All at once: the worker removes those that wait together at the price of one.
-        futures::future::join_all(left.into_iter().map(|link| self.strip(link, now))).await;
+    pub async fn forget_gone(&self, now: Moment) -> Result<(), NetworkError> {
         if self.found.lock().is_empty() {
             return Ok(());
         }
@@ -428,8 +471,14 @@ impl Networks {
         self.links.as_ref().map(|links| links.changes())
     }
 
-    async fn remove(&self, link: &Link) -> Result<(), NetworkError> {
-        self.links()?.strip(&link.plan.host_end).await
+    async fn remove(&self, end: &HostEnd) -> Result<(), NetworkError> {
+        self.links()?.strip(end).await
+    }
+
+    /// The address that goes with a link which a slot uses now.
+    #[must_use]
+    pub fn address_of(&self, end: &HostEnd) -> Option<IpAddr> {
+        self.used.lock().get(end).copied()
     }
 
     /// It is a slot's whose address is not given back yet, and nothing is wrong with that.

@@ -61,7 +61,7 @@ async fn links(daemon: &TestDaemon<'_>, bridge: &str, expected: usize) {
 }
 
 /// Everything that a function can change in the namespace and in what it shares with the buddy, as root with NET_ADMIN.
-const DIRT: &str = "ip addr add 192.0.2.7/32 dev lo && ip link add d0 type veth peer name d1 && ip route add 198.51.100.0/24 dev eth0 \
+const DIRT: &str = "ip addr add 192.0.2.7/32 dev lo && ip link add dirt0 type veth peer name dirt1 && ip route add 198.51.100.0/24 dev eth0 \
     && echo 6.6.6.6 bank >> /etc/hosts && echo nameserver 6.6.6.6 > /etc/resolv.conf && echo evil > /etc/hostname && (nc -l -p 4444 &) && sleep 0.1";
 
 async fn each_use_sees_nothing_of_the_last_one(engine: &TestEngine) {
@@ -80,7 +80,7 @@ async fn each_use_sees_nothing_of_the_last_one(engine: &TestEngine) {
             |command: &str| daemon.function(&["run", "--rm", "--cap-add", "NET_ADMIN"], &lease.network_mode, &["sh", "-c", command]);
         let seen = function("ip -o addr; ip -o link; ip route; cat /etc/hosts /etc/resolv.conf /etc/hostname; netstat -lnt").unwrap();
         assert!(seen.contains(&lease.ip_addresses[0]) && seen.contains(&format!("default via {}", lease.gateways[0])), "{seen}");
-        for trace in ["192.0.2.7", "d0", "198.51.100.0", "bank", "6.6.6.6", "evil", ":4444"] {
+        for trace in ["192.0.2.7", "dirt0", "198.51.100.0", "bank", "6.6.6.6", "evil", ":4444"] {
             assert!(!seen.contains(trace), "use {number} sees {trace} of the one before:\n{seen}");
         }
         function(DIRT).unwrap();

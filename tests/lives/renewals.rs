@@ -138,6 +138,38 @@ async fn a_link_that_stays_keeps_its_address_until_it_is_gone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_link_that_somebody_removes_costs_the_lease() {
+    let (world, rig) = started(one_slot()).await;
+    let grant = rig.allocate().await;
+    world.remove_links();
+    rig.pool.until(|state| state.slot_view(0).state != SlotState::Leased).await;
+    rig.settled(1).await;
+    let slot = rig.pool.read(|state| state.slot_view(0));
+    assert!(slot.key.generation > grant.lease.key.generation, "another buddy: {slot:?}");
+    ended(&world, rig, "a removed link").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_buddys_link_does_not_cost_the_next_one() {
+    let (world, rig) = started(one_slot()).await;
+    // It goes with its namespace, and that it is gone cannot be learnt.
+    world.script_strips_fail(1000);
+    world.kill(world.buddies()[0].id.as_str());
+    rig.pool.until(|state| state.slot_view(0).state != SlotState::Ready).await;
+    rig.settled(1).await;
+    let grant = rig.allocate().await;
+    let name = &grant.lease.namespace.namespace_id;
+    let function = world.run_function(name, Some(name), "").unwrap();
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    let slot = rig.pool.read(|state| state.slot_view(0));
+    assert_eq!((slot.key, slot.state), (grant.lease.key, SlotState::Leased), "{slot:?}");
+    world.script_strips_fail(0);
+    world.exit_function(&function, 0);
+    world.remove_function(&function);
+    ended(&world, rig, "a dead buddy's link").await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn nothing_is_filled_while_the_networks_cannot_be_set_up() {
     let world = FakeWorld::new(1);
     world.set_network_trouble(Some("nsbr0 is there, and it is not ours"));

@@ -1,11 +1,12 @@
 //! Links of managed networks on the fake machine: one per namespace, which it goes with.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use parking_lot::Mutex;
 
 use super::machine::NsKey;
 use super::{FakeWorld, Violation};
@@ -47,13 +48,17 @@ pub(super) struct LinkTable {
 }
 
 /// See [`FakeWorld::links`].
-struct FakeLinks(Arc<FakeWorld>);
+struct FakeLinks {
+    world: Arc<FakeWorld>,
+    /// Links that this daemon made or took over, and did not take away.
+    known: Mutex<BTreeSet<HostEnd>>,
+}
 
 impl FakeWorld {
     /// Managed networks' side.
     #[must_use]
     pub fn links(self: &Arc<Self>) -> Arc<dyn Links> {
-        Arc::new(FakeLinks(Arc::clone(self)))
+        Arc::new(FakeLinks { world: Arc::clone(self), known: Mutex::default() })
     }
 
     /// The next furnishing that no earlier script takes goes like this.
@@ -64,6 +69,11 @@ impl FakeWorld {
     /// So many strips fail, and nothing is taken away.
     pub fn script_strips_fail(&self, strips: u32) {
         self.links.lock().stuck = strips;
+    }
+
+    /// Somebody removes the links that are there.
+    pub fn remove_links(&self) {
+        self.links.lock().ends.clear();
     }
 
     /// The networks cannot be set up; `None`: they can.
@@ -111,21 +121,29 @@ impl FakeWorld {
     }
 }
 
+impl FakeLinks {
+    fn furnish_now(&self, namespace: NamespaceId, plan: &Plan) -> Result<(), NetworkError> {
+        self.world.furnish_now(namespace, plan)?;
+        self.known.lock().insert(plan.host_end.clone());
+        Ok(())
+    }
+}
+
 impl Links for FakeLinks {
     fn furnish<'a>(&'a self, held: &'a dyn Held, plan: &'a Plan) -> BoxFuture<'a, Result<(), NetworkError>> {
         Box::pin(async move {
             let namespace = held.namespace(NamespaceKind::Net).ok_or(NetworkError::Namespace(KernelError::Gone { pid: held.pid() }))?;
-            let fault = self.0.links.lock().furnishings.pop_front();
+            let fault = self.world.links.lock().furnishings.pop_front();
             match fault {
-                None => self.0.furnish_now(namespace, plan),
+                None => self.furnish_now(namespace, plan),
                 Some(LinkFault::Error(error)) => Err(NetworkError::Link(error)),
                 Some(LinkFault::DoneUnknown) => {
-                    self.0.furnish_now(namespace, plan)?;
+                    self.furnish_now(namespace, plan)?;
                     Err(NetworkError::Link(FurnishError::TimedOut { what: "furnishing a namespace", limit: Duration::ZERO }))
                 }
                 Some(LinkFault::Slow(slow)) => {
                     tokio::time::sleep(slow).await;
-                    self.0.furnish_now(namespace, plan)
+                    self.furnish_now(namespace, plan)
                 }
             }
         })
@@ -133,12 +151,13 @@ impl Links for FakeLinks {
 
     fn strip<'a>(&'a self, end: &'a HostEnd) -> BoxFuture<'a, Result<(), NetworkError>> {
         Box::pin(async move {
-            let mut table = self.0.links.lock();
+            let mut table = self.world.links.lock();
             if table.stuck > 0 {
                 table.stuck -= 1;
                 return Err(NetworkError::Link(FurnishError::QueueFull));
             }
             table.ends.remove(end);
+            self.known.lock().remove(end);
             Ok(())
         })
     }
@@ -148,28 +167,33 @@ impl Links for FakeLinks {
     }
 
     fn links(&self) -> BoxFuture<'_, Result<Found, NetworkError>> {
-        Box::pin(async move { Ok(self.0.links_there().into_iter().map(|(end, address)| (end, Some(address))).collect()) })
+        Box::pin(async move { Ok(self.world.links_there().into_iter().map(|(end, address)| (end, Some(address))).collect()) })
     }
 
-    fn adopt(&self, _plans: Vec<Plan>) -> BoxFuture<'_, Result<(), NetworkError>> {
+    fn adopt(&self, plans: Vec<Plan>) -> BoxFuture<'_, Result<(), NetworkError>> {
+        self.known.lock().extend(plans.into_iter().map(|plan| plan.host_end));
         Box::pin(async { Ok(()) })
     }
 
     fn mend(&self) -> BoxFuture<'_, Result<Vec<Finding>, NetworkError>> {
         Box::pin(async move {
-            let trouble = self.0.links.lock().trouble.clone();
-            trouble.map_or(Ok(Vec::new()), |why| Err(NetworkError::NotSetUp(why)))
+            let trouble = self.world.links.lock().trouble.clone();
+            if let Some(why) = trouble {
+                return Err(NetworkError::NotSetUp(why));
+            }
+            let there: BTreeSet<HostEnd> = self.world.links_there().into_iter().map(|(end, _)| end).collect();
+            Ok(self.known.lock().difference(&there).cloned().map(Finding::PortGone).collect())
         })
     }
 
     fn tear_down(&self) -> BoxFuture<'_, Result<Vec<FurnishError>, NetworkError>> {
         Box::pin(async move {
-            self.0.links.lock().ends.clear();
+            self.world.links.lock().ends.clear();
             Ok(Vec::new())
         })
     }
 
     fn changes(&self) -> level::Receiver<u64> {
-        self.0.links.lock().changes.subscribe()
+        self.world.links.lock().changes.subscribe()
     }
 }
