@@ -299,6 +299,7 @@ fn start_ours(servers: &Runtime, tasks: &mut JoinSet<()>, pool: Arc<Pool>, path:
         status: level::channel(status).1,
         limits: level::channel(Limits::of(&config.api, &config.pool)).1,
         detached: Arc::new(Vec::new),
+        inspect: Arc::new(|_, _| Box::pin(async { None })),
         audit: Arc::new(|_| Box::pin(async { Err(nspool::audit::NotNow::Starting) })),
         max_message: config.api.max_message,
         max_streams: config.api.max_streams,

@@ -33,11 +33,12 @@ const USES: u32 = 100;
 const HELD: Duration = Duration::from_millis(100);
 /// Starts at once while they are sustained, on as many slots.
 const AT_ONCE: u32 = 4;
-const SIDES: [Side; 4] = [Side::Fresh, Side::Always, Side::Once, Side::Bridge];
+const SIDES: [Side; 5] = [Side::Fresh, Side::Verified, Side::Always, Side::Once, Side::Bridge];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Side {
     Fresh,
+    Verified,
     Always,
     Once,
     /// No pool.
@@ -59,8 +60,10 @@ async fn main() {
             if side != Side::Bridge {
                 let (times, seen) = next_leases(&engine, side, uses).await;
                 again[at].extend(times);
-                if side == Side::Fresh {
-                    stages = seen;
+                match side {
+                    Side::Fresh => stages = seen,
+                    Side::Verified => stages.push_str(&format!("of a verified one:\n{seen}")),
+                    Side::Always | Side::Once | Side::Bridge => {}
                 }
             }
             rates[at].push(sustained(&engine, side, uses).await);
@@ -85,6 +88,7 @@ fn lines(side: Side, slots: u32, metrics: &str) -> Vec<String> {
             "networks.own.kind = \"managed\"".to_owned(),
             format!("networks.own.bridge = \"nb{:x}\"", unique()),
         ]),
+        Side::Verified => lines.push("pool.reuse = \"verified\"".to_owned()),
         Side::Always => lines.push("pool.reuse = \"always\"".to_owned()),
         Side::Once => lines.push("pool.reuse = \"once\"".to_owned()),
         Side::Bridge => {}
@@ -134,7 +138,8 @@ async fn stages(port: &str) -> String {
         Some(format!("  {name}{labels} {:.2} ms over {count}\n", sum / count * 1e3))
     };
     let engines = ["rename", "list", "inspect"].map(|operation| ("nspool_engine_call_seconds", format!("{{operation=\"{operation}\"}}")));
-    let ours = ["nspool_renewal_seconds", "nspool_furnishing_seconds", "nspool_renewed_seconds"].map(|name| (name, String::new()));
+    let ours = ["nspool_inspection_seconds", "nspool_renewal_seconds", "nspool_furnishing_seconds", "nspool_renewed_seconds"]
+        .map(|name| (name, String::new()));
     ours.into_iter().chain(engines).filter_map(|(name, labels)| mean(name, &labels)).collect()
 }
 
@@ -142,7 +147,7 @@ async fn stages(port: &str) -> String {
 async fn sustained(engine: &TestEngine, side: Side, uses: u32) -> f64 {
     let mut pool = match side {
         Side::Bridge => None,
-        Side::Fresh | Side::Always | Side::Once => Some(pool(engine, side, AT_ONCE).await.0),
+        Side::Fresh | Side::Verified | Side::Always | Side::Once => Some(pool(engine, side, AT_ONCE).await.0),
     };
     let docker = Docker::connect_with_unix(engine.socket.to_str().unwrap(), 120, bollard::API_DEFAULT_VERSION).unwrap();
     let left = Arc::new(AtomicU32::new(uses));
@@ -201,7 +206,7 @@ fn report(again: &mut [Vec<f64>], rates: &mut [Vec<f64>], rounds: usize, uses: u
         medians.push(at(times, 0.5));
         println!("  {side:8?} {:8.2} {:8.2} {:8.2}   n = {}", at(times, 0.5), at(times, 0.95), at(times, 1.0), times.len());
     }
-    println!("  once / fresh: {:.1}", medians[2] / medians[0]);
+    println!("  once / fresh: {:.1}, once / verified: {:.1}", medians[3] / medians[0], medians[3] / medians[1]);
     println!("\nfunction starts a second, {AT_ONCE} at once, median of rounds");
     let medians: Vec<f64> = rates.iter_mut().map(|rates| at(rates, 0.5)).collect();
     for (side, rate) in SIDES.iter().zip(&medians) {

@@ -8,6 +8,7 @@
 //! the next daemon, as it also does when a part of this one falls. Then the API ends. Bounded by `[stop] timeout`; a second signal cuts it short.
 //! What it deliberately does not know: how anything works.
 
+mod inspect;
 mod links;
 mod succession;
 
@@ -156,8 +157,7 @@ impl Daemon {
             Gate::new(Arc::clone(&engine) as Arc<dyn Engine>, parts.source, config.backoff.clone(), config.placeholder.prepare_timeout);
         let gate = Arc::new(gate);
         let may_fork = config.placeholder.image != PlaceholderImage::Embedded;
-        let bare = Arc::clone(&engine) as Arc<dyn Engine>;
-        let looks = Arc::new(Looks::new(bare, Arc::clone(&parts.kernel), config.pool.namespaces.clone(), may_fork));
+        let looks = Arc::new(looks_of(&config, &engine, &parts.kernel, may_fork));
         let breed = Arc::new(breed(&config, may_fork));
         let (settings, settings_rx) = level::channel(settings_of(&config));
         let (state, engine_state) = level::channel(EngineState::Starting { why: String::new() });
@@ -174,6 +174,9 @@ impl Daemon {
             engine_state,
             networks: Arc::new(networks(&config, parts.links)),
             fitness: Fitness::default(),
+            heard: Arc::default(),
+            snapshots: Arc::default(),
+            unbounded: config.pool.privileged,
             doubts: Arc::new(Doubts::default()),
             trust: Trust::default(),
             detached: detached_tx,
@@ -425,6 +428,7 @@ fn observer_of(config: &Config, tools: &Tools, state: level::Sender<EngineState>
         pool: Arc::clone(&tools.pool),
         gate: Arc::clone(&tools.gate),
         doubts: Arc::clone(&tools.doubts),
+        heard: Arc::clone(&tools.heard),
         state,
         probe_every: config.engine.probe_every,
         backoff: config.backoff.clone(),
@@ -478,6 +482,7 @@ fn api_of(
             let auditor = Arc::clone(&shows.auditor);
             Box::pin(async move { auditor.audit(fix).await })
         }),
+        inspect: inspect::inspections(&tools.snapshots),
         max_message: config.api.max_message,
         max_streams: config.api.max_streams,
         grace: END_OF_API,
@@ -544,6 +549,11 @@ fn rules(config: &Config) -> Rules {
     }
 }
 
+fn looks_of(config: &Config, engine: &Arc<Paced>, kernel: &Arc<dyn Kernel>, may_fork: bool) -> Looks {
+    let engine = Arc::clone(engine) as Arc<dyn Engine>;
+    Looks::new(engine, Arc::clone(kernel), config.pool.namespaces.clone(), may_fork)
+}
+
 fn settings_of(config: &Config) -> Settings {
     Settings { backoff: config.backoff.clone(), settle: config.pool.settle, detach_after: config.pool.detach_after }
 }
@@ -575,6 +585,7 @@ fn afterwards(reuse: Reuse) -> Afterwards {
         Reuse::Once => Afterwards::Retire,
         Reuse::Always => Afterwards::Reuse,
         Reuse::Fresh => Afterwards::Renew,
+        Reuse::Verified => Afterwards::Verify,
     }
 }
 

@@ -39,13 +39,12 @@
 //! - **I8** An answered Allocate survives kill -9 of the daemon: the ledger was written first. A failed write undoes the lease.
 //! - **I9** A namespace with a live joiner is never removed, renewed or handed out, under any policy. Unknown is neither dead nor free: an EOF, a timeout, a
 //!   5xx change no slot to free.
-//! - **I10** What is handed out is a fresh namespace, unless `reuse = "always"`.
+//! - **I10** What is handed out is a fresh namespace, or one that is proven to be as it was when it was ready, unless `reuse = "always"`.
 //! - **I11** Stop is bounded, and says what becomes of the slots: `remove` leaves nothing of ours but what has live joiners, each named; `keep` leaves all
 //!   for the next start to adopt.
 //! - **I12** Every queue, retry, wait, label, message and file has a bound.
 //!
-//! What is deliberately absent: anything that survives a reboot (buddies do not), engines other than Docker and podman. What is there and used by no
-//! pool yet: the proof that a network namespace is as it was when it was ready ([`netns::inspection`]).
+//! What is deliberately absent: anything that survives a reboot (buddies do not), engines other than Docker and podman.
 //!
 //! # Who may say what
 //! `bollard` only in `engine/docker*` · `governor` only in `engine/paced*` · netlink and other namespaces only in `netns/` · `tonic` only in

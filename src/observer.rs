@@ -9,6 +9,7 @@
 //! who joins what is told with the time it was asked for, and asked again where the pool finds that too old; and what an inspection found counts
 //! for nothing once the container's removal was told.
 
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -108,6 +109,61 @@ impl Doubts {
     }
 }
 
+/// Which of the fences that are up the event stream has told of.
+///
+/// A function that was there before the fence was told before it: its joiners' end may be all that is left of it. Whoever relies on what was
+/// heard of a use waits until its fence was.
+#[derive(Debug, Default)]
+pub struct Heard(Mutex<HashMap<ContainerId, (String, level::Sender<bool>)>>);
+
+impl Heard {
+    /// `true` once it was told that the container is called that now, and everybody who was told of before was looked at. To be called before the
+    /// rename.
+    pub fn expect(&self, container: &ContainerId, name: &str) -> level::Receiver<bool> {
+        let (sender, heard) = level::channel(false);
+        self.0.lock().insert(container.clone(), (name.to_owned(), sender));
+        heard
+    }
+
+    /// No longer.
+    pub fn forget(&self, container: &ContainerId) {
+        self.0.lock().remove(container);
+    }
+
+    fn is_expected(&self, container: &str, name: &str) -> bool {
+        self.0.lock().get(&ContainerId::from(container)).is_some_and(|(expected, _)| expected == name)
+    }
+
+    fn tell(&self, container: &str, name: &str) {
+        if let Some((_, heard)) = self.0.lock().get(&ContainerId::from(container)).filter(|(expected, _)| expected == name) {
+            heard.send_replace(true);
+        }
+    }
+}
+
+/// Inspections that are under way, and the fences that wait for them.
+#[derive(Debug, Default)]
+struct UnderWay {
+    next: u64,
+    asked: BTreeSet<u64>,
+    fences: VecDeque<(u64, String, String)>,
+}
+
+impl UnderWay {
+    fn ask(&mut self) -> u64 {
+        self.next += 1;
+        self.asked.insert(self.next);
+        self.next
+    }
+
+    /// Those fences before which nothing is under way any more.
+    fn passed(&mut self) -> impl Iterator<Item = (String, String)> + use<> {
+        let oldest = self.asked.first().copied().unwrap_or(u64::MAX);
+        let passed = self.fences.iter().take_while(|(asked, _, _)| *asked < oldest).count();
+        self.fences.drain(..passed).map(|(_, id, name)| (id, name)).collect::<Vec<_>>().into_iter()
+    }
+}
+
 /// See the module.
 pub struct Observer {
     /// The engine to listen to.
@@ -118,6 +174,8 @@ pub struct Observer {
     pub gate: Arc<Gate>,
     /// Told when something may have happened to a buddy.
     pub doubts: Arc<Doubts>,
+    /// Told which fences were heard of.
+    pub heard: Arc<Heard>,
     /// Where the engine's state is published.
     pub state: level::Sender<EngineState>,
     /// How often a silent engine is asked.
@@ -253,9 +311,9 @@ impl Observer {
 
     async fn follow(&self, connected: Connected) -> EngineError {
         let Connected { mut events, mut known, doubtful } = connected;
-        let mut inspections = FuturesUnordered::new();
+        let (mut inspections, mut under_way) = (FuturesUnordered::new(), UnderWay::default());
         for id in doubtful {
-            inspections.extend(self.ask(id, &mut known));
+            inspections.extend(self.ask(id, &mut known, &mut under_way));
         }
         let mut probe = tokio::time::interval(self.probe_every);
         probe.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -264,10 +322,12 @@ impl Observer {
             tokio::select! {
                 // What comes most often last: it keeps nothing else waiting.
                 biased;
-                Some((id, as_of, inspected)) = inspections.next() => {
+                Some((number, id, as_of, inspected)) = inspections.next() => {
                     if self.inspected(&id, as_of, inspected, &mut known) {
-                        inspections.extend(self.ask(id, &mut known));
+                        inspections.extend(self.ask(id, &mut known, &mut under_way));
                     }
+                    under_way.asked.remove(&number);
+                    under_way.passed().for_each(|(id, name)| self.heard.tell(&id, &name));
                 }
                 _ = probe.tick(), if ping.is_none() => {
                     let engine = Arc::clone(&self.engine);
@@ -281,8 +341,13 @@ impl Observer {
                 }
                 event = events.next() => match event {
                     Some(Ok(event)) => {
-                        if let Some(id) = self.handle(event, &mut known) {
-                            inspections.extend(self.ask(id, &mut known));
+                        if event.action == EventAction::Renamed {
+                            if self.heard.is_expected(&event.id, &event.name) {
+                                under_way.fences.push_back((under_way.next, event.id, event.name));
+                                under_way.passed().for_each(|(id, name)| self.heard.tell(&id, &name));
+                            }
+                        } else if let Some(id) = self.handle(event, &mut known) {
+                            inspections.extend(self.ask(id, &mut known, &mut under_way));
                         }
                     }
                     Some(Err(error)) => return error,
@@ -327,28 +392,41 @@ impl Observer {
                 }
             }
             EventAction::ImageGone => self.gate.image_gone(&event.id),
+            EventAction::Renamed => {}
         }
         None
     }
 
     /// Asks about a container that may have joined a buddy, unless that is under way.
-    fn ask(&self, id: String, known: &mut Known) -> Option<impl Future<Output = (String, Moment, Result<Container, EngineError>)> + use<>> {
+    fn ask(
+        &self,
+        id: String,
+        known: &mut Known,
+        under_way: &mut UnderWay,
+    ) -> Option<impl Future<Output = (u64, String, Moment, Result<Container, EngineError>)> + use<>> {
         let sight = known.entry(id.clone()).or_default();
         if std::mem::replace(&mut sight.asked, true) {
             sight.again = true;
             return None;
         }
-        let (engine, as_of) = (Arc::clone(&self.engine), self.pool.now());
+        let (engine, as_of, number) = (Arc::clone(&self.engine), self.pool.now(), under_way.ask());
         Some(async move {
             let inspected = engine.inspect(&id).await;
-            (id, as_of, inspected)
+            (number, id, as_of, inspected)
         })
     }
 
     /// `true`: it is to be asked about again.
     fn inspected(&self, id: &str, as_of: Moment, inspected: Result<Container, EngineError>, known: &mut Known) -> bool {
-        // Its removal was told meanwhile.
-        let Some(sight) = known.get_mut(id) else { return false };
+        let Some(sight) = known.get_mut(id) else {
+            // Its removal was told meanwhile: it is nobody's joiner any more, and it was.
+            self.pool.with(|state, _| match &inspected {
+                Ok(container) if container.bounded => {}
+                Ok(container) => container.joins().for_each(|buddy| state.joiner_was_unbounded(buddy)),
+                Err(_) => state.joiner_unknown(),
+            });
+            return false;
+        };
         sight.asked = false;
         let again = std::mem::take(&mut sight.again);
         let container = match inspected {
@@ -358,6 +436,7 @@ impl Observer {
                     // Whether it joined will be known from the list at the next reconnect, and before any namespace is given on.
                     tracing::warn!(%error, "cannot tell what a new container joins");
                 }
+                self.pool.with(|state, _| state.joiner_unknown());
                 known.remove(id);
                 return false;
             }
@@ -369,6 +448,7 @@ impl Observer {
                 joiner: Arc::clone(&container.id.0),
                 namespace_id: container.labels.get(LABEL_NAMESPACE_ID).cloned(),
                 live: container.status.is_live(),
+                bounded: container.bounded,
                 as_of,
             })
             .collect();
@@ -392,6 +472,7 @@ pub fn joiners(list: &[ContainerSummary], as_of: Moment) -> Vec<JoinerSeen> {
             joiner: Arc::clone(&container.id.0),
             namespace_id: container.labels.get(LABEL_NAMESPACE_ID).cloned(),
             live: container.status.is_live(),
+            bounded: false,
             as_of,
         })
     };

@@ -30,4 +30,5 @@ mod e2e {
     mod stops;
     mod systemd;
     mod upgrades;
+    mod verified;
 }

@@ -11,6 +11,8 @@ mod renewals;
 mod simulation;
 #[path = "lives/story.rs"]
 mod story;
+#[path = "lives/verified.rs"]
+mod verified;
 mod support {
     pub mod disk;
     pub mod mortal;

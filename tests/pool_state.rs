@@ -126,7 +126,7 @@ fn an_undone_lease_that_somebody_had_joined_was_lent_again() {
     let key = state.slot_view(0).key;
     state.vacated(NOW, key, namespace(0, "ns-2"));
     let granted = state.take_effects().find_map(|effect| if let Effect::Granted(_, index) = effect { Some(index) } else { None });
-    let seen = JoinerSeen { buddy: container(0), joiner: "guesser".into(), namespace_id: None, live: true, as_of: NOW };
+    let seen = JoinerSeen { buddy: container(0), joiner: "guesser".into(), namespace_id: None, live: true, bounded: true, as_of: NOW };
     assert!(state.joined(NOW, &seen));
     state.undo(NOW, granted.unwrap_or(first), token(2));
     let key = state.slot_view(0).key;
@@ -144,6 +144,7 @@ fn a_late_word_of_the_use_before_took_the_next_one_along() {
         joiner: "of-the-first".into(),
         namespace_id: label.map(str::to_owned),
         live: true,
+        bounded: true,
         as_of,
     };
     state.release(NOW, token(1), false).unwrap();

@@ -183,6 +183,15 @@ impl PoolAdmin for AdminService {
         })?;
         Ok(Response::new(convert::audit(&self.shared.about, audit)))
     }
+
+    async fn inspect(&self, request: Request<proto::InspectRequest>) -> Result<Response<proto::InspectResponse>, Status> {
+        self.admins_only()?;
+        let slot = request.into_inner().slot;
+        let view = self.shared.pool.read(|state| (slot < state.slot_count()).then(|| state.slot_view(slot)));
+        let view = view.ok_or(Refusal::Denied(Denied::UnknownSlot { slot }))?;
+        let seen = (self.shared.inspect)(slot, view.key.generation).await.ok_or(Refusal::NoSnapshot { slot })?;
+        Ok(Response::new(convert::inspection(&self.shared.about, view, seen)))
+    }
 }
 
 /// A drain that waits. Several may: the pool says DRAINING until the last of them is over (done, out of time, or its caller gone), CORDONED

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::{About, DaemonStatus};
+use super::{About, DaemonStatus, Differs, Inspected};
 use crate::audit::{Audit, Finding};
 use crate::engine::EngineInfo;
 use crate::pool::{Cause, LeaseNote, LeaseView, Lifetime, Moment, Released, SlotView, UseKey};
@@ -163,6 +163,16 @@ pub(super) fn slot(about: &About, view: SlotView, all: bool) -> proto::Slot {
         doomed: view.doom.is_some(),
         joiners: view.occupants.to_vec(),
         pid: namespace.map_or(0, |namespace| namespace.pid),
+    }
+}
+
+pub(super) fn inspection(about: &About, view: SlotView, seen: Inspected) -> proto::InspectResponse {
+    let difference = |Differs { kind, subject, was, is }: Differs| proto::Difference { kind: kind.to_owned(), subject, was, is };
+    let leftover = |(kind, count): (&str, u64)| proto::Leftover { kind: kind.to_owned(), count };
+    proto::InspectResponse {
+        slot: Some(slot(about, view, true)),
+        differences: seen.differences.into_iter().map(difference).collect(),
+        leftovers: seen.leftovers.into_iter().map(leftover).collect(),
     }
 }
 

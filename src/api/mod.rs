@@ -41,7 +41,7 @@ use crate::audit::{Audit, NotNow};
 use crate::config;
 use crate::engine::EngineInfo;
 use crate::level;
-use crate::pool::{ConnectionId, Moment, Pool};
+use crate::pool::{ConnectionId, Moment, Pool, SlotIndex};
 
 use counters::Counters;
 pub use local::Local;
@@ -60,6 +60,8 @@ pub struct Api {
     pub detached: Arc<dyn Fn() -> Vec<Detached> + Send + Sync>,
     /// Audits, and mends when told to.
     pub audit: Audits,
+    /// Looks at what became of a buddy.
+    pub inspect: Inspections,
     /// Largest message taken, in bytes (`[api] max_message`).
     pub max_message: usize,
     /// Calls in flight per connection (`[api] max_streams`).
@@ -71,6 +73,31 @@ pub struct Api {
 /// Makes an audit, with or without repairs.
 pub type Audits = Arc<dyn Fn(bool) -> BoxFuture<'static, Result<Audit, NotNow>> + Send + Sync>;
 
+/// Looks at a slot's buddy of that generation; `None`: what it was is not known.
+pub type Inspections = Arc<dyn Fn(SlotIndex, u64) -> BoxFuture<'static, Option<Inspected>> + Send + Sync>;
+
+/// What became of a buddy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inspected {
+    /// From what it was when it was ready; what cannot be read is one, too.
+    pub differences: Vec<Differs>,
+    /// Kinds and counts of what passes, and is removed after a lease.
+    pub leftovers: Vec<(&'static str, u64)>,
+}
+
+/// One difference.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Differs {
+    /// A word for programs.
+    pub kind: &'static str,
+    /// Of what.
+    pub subject: String,
+    /// `None`: it was not there.
+    pub was: Option<String>,
+    /// `None`: it is gone.
+    pub is: Option<String>,
+}
+
 /// What does not change while the daemon runs.
 #[derive(Clone, Debug)]
 pub struct About {
@@ -78,7 +105,7 @@ pub struct About {
     pub pool: String,
     /// The networks' names, in the order of their indices in the pool.
     pub networks: Vec<String>,
-    /// The policy in force: `once` or `always`.
+    /// The policy in force: `once`, `always`, `fresh` or `verified`, for each network when they differ.
     pub reuse: String,
     /// What a stop does: `keep` or `remove`.
     pub at_stop: String,
@@ -216,6 +243,7 @@ struct Shared {
     limits: level::Receiver<Limits>,
     detached: Arc<dyn Fn() -> Vec<Detached> + Send + Sync>,
     audit: Audits,
+    inspect: Inspections,
     max_message: usize,
     max_streams: u32,
     counters: Counters,
@@ -237,6 +265,7 @@ impl Shared {
             limits: api.limits,
             detached: api.detached,
             audit: api.audit,
+            inspect: api.inspect,
             max_message: api.max_message,
             max_streams: api.max_streams,
             counters: Counters::new(),

@@ -39,10 +39,11 @@ pub(super) enum Reason {
     UnknownNetwork,
     SlowReader,
     Uncordoned,
+    NoSnapshot,
 }
 
 /// All of them, in the order of their discriminants.
-pub(super) const REASONS: [Reason; 18] = [
+pub(super) const REASONS: [Reason; 19] = [
     Reason::PoolEmpty,
     Reason::Quota,
     Reason::Starting,
@@ -61,6 +62,7 @@ pub(super) const REASONS: [Reason; 18] = [
     Reason::UnknownNetwork,
     Reason::SlowReader,
     Reason::Uncordoned,
+    Reason::NoSnapshot,
 ];
 
 impl Reason {
@@ -85,6 +87,7 @@ impl Reason {
             Self::UnknownNetwork => ("UNKNOWN_NETWORK", "unknown_network", Code::InvalidArgument),
             Self::SlowReader => ("SLOW_READER", "slow_reader", Code::Aborted),
             Self::Uncordoned => ("UNCORDONED", "uncordoned", Code::Aborted),
+            Self::NoSnapshot => ("NO_SNAPSHOT", "no_snapshot", Code::FailedPrecondition),
         }
     }
 
@@ -125,6 +128,8 @@ pub(super) enum Refusal {
     SlowReader,
     /// A drain was undone.
     Uncordoned,
+    /// There is nothing to compare a slot's buddy with.
+    NoSnapshot { slot: u32 },
 }
 
 impl From<Denied> for Refusal {
@@ -147,6 +152,7 @@ impl Refusal {
             Self::Stopping => Reason::Stopping,
             Self::SlowReader => Reason::SlowReader,
             Self::Uncordoned => Reason::Uncordoned,
+            Self::NoSnapshot { .. } => Reason::NoSnapshot,
         }
     }
 
@@ -167,6 +173,10 @@ impl Refusal {
             Self::Stopping => Denied::Stopping.to_string(),
             Self::SlowReader => "this watcher reads too slowly and has missed events: watch again for a new snapshot".to_owned(),
             Self::Uncordoned => "the pool was uncordoned before it was drained".to_owned(),
+            Self::NoSnapshot { slot } => format!(
+                "slot {slot} has no buddy of which it is known what it was at first: only those on networks with reuse = \"verified\" have, unless \
+                 they are leased since before the daemon's start"
+            ),
         }
     }
 
@@ -186,7 +196,7 @@ impl Refusal {
             Self::NotAllowed { uid } => {
                 facts.insert("uid".to_owned(), uid.to_string());
             }
-            Self::Stopping | Self::SlowReader | Self::Uncordoned => {}
+            Self::Stopping | Self::SlowReader | Self::Uncordoned | Self::NoSnapshot { .. } => {}
         }
         details.set_error_info(self.reason().word(), DOMAIN, facts);
         details

@@ -239,6 +239,7 @@ mod tests {
             failures: 0,
             last_error: None,
             occupants: Arc::new([]),
+            unbounded: false,
         }
     }
 

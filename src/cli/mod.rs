@@ -13,6 +13,7 @@ pub mod demo;
 mod engine_client;
 pub mod exit;
 mod host;
+mod inspect;
 mod lease;
 mod meta;
 mod output;
@@ -130,6 +131,8 @@ enum Command {
     Recycle(admin::Recycle),
     /// Compare slots, ledger, engine and kernel, and say what does not agree
     Audit(audit::AuditArgs),
+    /// Show what is different in a slot's namespaces from when it was ready
+    Inspect(inspect::InspectArgs),
     /// Say what a restart of the daemon would do to slots and leases
     RestartPlan(restart_plan::RestartPlan),
     /// Remove what a dead pool left behind
@@ -184,6 +187,7 @@ async fn dispatch(globals: Globals, command: Command) -> anyhow::Result<ExitCode
         Command::Drain(_) => admin::drain(&globals).await,
         Command::Recycle(args) => admin::recycle(&globals, args).await,
         Command::Audit(args) => audit::audit(&globals, args).await,
+        Command::Inspect(args) => inspect::inspect(&globals, args).await,
         Command::RestartPlan(args) => restart_plan::run(&globals, args).await,
         Command::Purge(args) => Box::pin(purge::run(&globals, args)).await,
         Command::Demo(args) => Box::pin(demo::run(&globals, args)).await,

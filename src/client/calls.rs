@@ -172,6 +172,11 @@ impl Client {
         unary!(self.admin.recycle_slot, "RecycleSlot", proto::RecycleSlotRequest { slot, force }).map(|response| response.state)
     }
 
+    /// What is different in a slot's buddy from what it was.
+    pub async fn inspect(&self, slot: u32) -> Result<proto::InspectResponse, ClientError> {
+        unary!(self.admin.inspect, "Inspect", proto::InspectRequest { slot })
+    }
+
     /// Ends a lease by its id.
     pub async fn force_release(&self, lease_id: &str) -> Result<proto::ReleaseOutcome, ClientError> {
         unary!(self.admin.force_release, "ForceRelease", proto::ForceReleaseRequest { lease_id: lease_id.to_owned() })

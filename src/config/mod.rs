@@ -59,6 +59,28 @@ pub enum Reuse {
     Always,
     /// A new namespace under the same buddy; on managed networks only.
     Fresh,
+    /// The same namespace again, after the proof that it is as it was.
+    Verified,
+}
+
+/// What becomes of a buddy under [`Reuse::Verified`] after somebody was inside who can do more than root with NET_ADMIN, or of whom that is not known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Unbounded {
+    /// It serves no other lease: nobody sees all that they can do.
+    Retire,
+    /// All settings are compared, too.
+    Inspect,
+}
+
+impl Unbounded {
+    /// As it is written.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Retire => "retire",
+            Self::Inspect => "inspect",
+        }
+    }
 }
 
 impl Reuse {
@@ -69,6 +91,7 @@ impl Reuse {
             Self::Once => "once",
             Self::Always => "always",
             Self::Fresh => "fresh",
+            Self::Verified => "verified",
         }
     }
 }
@@ -88,6 +111,8 @@ pub struct Pool {
     pub namespaces: Vec<NamespaceKind>,
     /// `None`: `auto`. What it comes to on a network says [`Config::reuse_of`].
     pub reuse: Option<Reuse>,
+    /// Matters where that is `Verified`.
+    pub privileged: Unbounded,
     /// How long a `joiners` lease waits for its first joiner, unless the caller says.
     pub join_by: Duration,
     /// How long a `joiners` lease outlives its last joiner.
@@ -123,6 +148,7 @@ impl Default for Pool {
             networks: vec!["bridge".into()],
             namespaces: vec![NamespaceKind::Net],
             reuse: None,
+            privileged: Unbounded::Retire,
             join_by: Duration::from_secs(60),
             linger: Duration::from_secs(10),
             longest: Duration::from_secs(24 * 3600),

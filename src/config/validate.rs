@@ -84,7 +84,7 @@ impl Rules<'_> {
         let kinds: BTreeSet<_> = pool.namespaces.iter().collect();
         let good = kinds.contains(&NamespaceKind::Net) && kinds.len() == pool.namespaces.len();
         self.check(good, "pool.namespaces", "each namespace once, and \"net\" always".into(), "");
-        let once = pool.reuse != Some(Reuse::Always) || !kinds.contains(&NamespaceKind::Pid);
+        let once = !matches!(pool.reuse, Some(Reuse::Always | Reuse::Verified)) || !kinds.contains(&NamespaceKind::Pid);
         let allowed =
             format!("no \"pid\" unless pool.reuse is \"once\"; it is {}", self.other("pool.reuse").replace("pool.reuse, which is ", ""));
         self.check(once, "pool.namespaces", allowed, "a function can leave processes behind in a shared pid namespace, and end the buddy");

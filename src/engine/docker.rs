@@ -12,6 +12,7 @@ mod convert;
 mod errors;
 mod functions;
 mod podman;
+mod powers;
 mod security;
 mod transport;
 

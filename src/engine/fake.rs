@@ -12,6 +12,7 @@
 //! Reading order: this file → `script` (faults and calls) → `machine` (processes and namespaces) → `model` (containers) → `serve` (the
 //! [`Engine`] side) → `kernel` → `renewal` → `outside` (acts and observations).
 
+mod inspection;
 mod kernel;
 mod links;
 mod machine;
@@ -34,6 +35,7 @@ use super::{ContainerId, Engine};
 use crate::level;
 use crate::netns::{Kernel, KernelError};
 
+pub use inspection::InspectionFault;
 pub use links::LinkFault;
 pub use outside::{FunctionSpec, HalfCreated};
 pub use script::{Call, Fault, MembersFault, Operation, Phase, RenewalFault};
@@ -109,6 +111,7 @@ pub struct FakeWorld {
     model: Mutex<Model>,
     script: Mutex<Script>,
     links: Mutex<links::LinkTable>,
+    soil: Mutex<inspection::Soil>,
     hook: Mutex<Option<Arc<Hook>>>,
     state: level::Sender<EngineState>,
     /// Owns the calls that take time, so that they go on when their caller is gone.
@@ -131,6 +134,7 @@ impl FakeWorld {
             model: Mutex::new(Model::new(seed)),
             script: Mutex::new(Script::default()),
             links: Mutex::default(),
+            soil: Mutex::default(),
             hook: Mutex::new(None),
             state: level::Sender::new(EngineState::Up),
             tasks: TaskTracker::new(),

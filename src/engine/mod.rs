@@ -200,6 +200,8 @@ pub struct Container {
     pub hosts_path: String,
     /// The same of /etc/hostname.
     pub hostname_path: String,
+    /// As root it can do no more to a namespace that it joins than the engine's own capabilities and NET_ADMIN allow.
+    pub bounded: bool,
 }
 
 impl Container {
@@ -267,6 +269,8 @@ pub enum EventAction {
     Paused,
     /// A container was thawed.
     Unpaused,
+    /// A container has another name, the event's.
+    Renamed,
     /// A container exists no more (`destroy`, podman's `remove`).
     Removed,
     /// An image was deleted or lost a tag.

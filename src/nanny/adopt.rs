@@ -11,12 +11,13 @@ use super::{Buddy, Nanny};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use crate::causes::with_causes;
 use crate::engine::{Container, ContainerId, Engine, ErrorClass};
 use crate::nanny::kinds_held;
 use crate::netns::KernelError;
 use crate::netns::networks::{Link, NetworkError};
 use crate::observer::EngineState;
-use crate::pool::state::Order;
+use crate::pool::state::{Order, SlotState};
 use crate::pool::{Namespace, UseKey};
 
 /// What a look at a predecessor's buddy came to.
@@ -41,9 +42,10 @@ impl Nanny {
             () = self.until_order_is_not(&order) => return,
             up = engine_state.wait_for(EngineState::is_up) => if up.is_err() { return },
         }
-        let (namespace, leased) = self.tools.pool.read(|state| {
+        let (namespace, used) = self.tools.pool.read(|state| {
             let view = state.slot_view(self.slot);
-            (view.namespace, view.leased)
+            // A lease may be over by now, and is not vacated yet.
+            (view.namespace, view.state != SlotState::Adopting)
         });
         tokio::select! {
             biased;
@@ -51,12 +53,12 @@ impl Nanny {
             () = self.tools.networks.begun() => {}
         }
         let seen = match &namespace {
-            Some(namespace) => self.look_at(key, namespace, leased).await,
+            Some(namespace) => self.look_at(key, namespace, used).await,
             None => Seen::Gone,
         };
         match seen {
             Seen::Well(buddy) => {
-                let who = if leased { Ok(Vec::new()) } else { self.who_is_in(&buddy).await };
+                let who = if used { Ok(Vec::new()) } else { self.who_is_in(&buddy).await };
                 match who {
                     Ok(who) => self.adopted(key, *buddy, &who),
                     Err(error) => {
@@ -110,7 +112,7 @@ impl Nanny {
         inside.map(Inside::all).map_err(|error| error.to_string())
     }
 
-    async fn look_at(&self, key: UseKey, namespace: &Namespace, leased: bool) -> Seen {
+    async fn look_at(&self, key: UseKey, namespace: &Namespace, used: bool) -> Seen {
         let id = ContainerId::from(&*namespace.container_id);
         let container = match self.tools.engine.inspect(id.as_str()).await {
             Ok(container) => container,
@@ -130,15 +132,16 @@ impl Nanny {
                 | FillError::Debris(_)
                 | FillError::CannotRenew(_)
                 | FillError::Network(_)
-                | FillError::Files(_)),
+                | FillError::Files(_)
+                | FillError::Snapshot(_)),
             ) => return Seen::Unknown(error.to_string()),
             Err(error @ (FillError::Unfit(_) | FillError::EndedAtOnce { .. })) => {
                 return self.unfit_one(key, container, error.to_string());
             }
         };
         let (started_at, name) = (facts.started_at.clone(), facts.name.clone());
-        // A lease's function may have written into them; a ready buddy's are as they were at first.
-        let files = if leased { Ok(None) } else { self.baseline(&facts).await };
+        // A function may have written into them; a ready buddy's are as they were at first.
+        let files = if used { Ok(None) } else { self.baseline(&facts).await };
         let files = files.unwrap_or_else(|error| {
             tracing::warn!(slot = self.slot, %error, "what a predecessor's buddy shares with its joiners cannot be read: it serves one more lease");
             None
@@ -150,6 +153,17 @@ impl Nanny {
         let unfurnished = link.is_none() && self.address_of(namespace).is_some();
         let mut buddy = Box::new(self.buddy(key.generation, name.clone(), held, facts).await);
         (buddy.link, buddy.files) = (link, files);
+        if !used {
+            let snapshot = self.snapshot(key.generation, &*buddy.held, buddy.files.as_ref()).await;
+            buddy.snapshot = snapshot.unwrap_or_else(|error| {
+                tracing::warn!(
+                    slot = self.slot,
+                    error = with_causes(&error),
+                    "what a predecessor's buddy is cannot be read: it serves one more lease"
+                );
+                None
+            });
+        }
         if unfurnished {
             Seen::Changed(buddy, "its link went while nspool was away")
         } else if started_at != namespace.started_at {

@@ -116,7 +116,7 @@ impl Breed {
         };
         match wiring.afterwards {
             Afterwards::Renew => spec.renewable(),
-            Afterwards::Retire | Afterwards::Reuse => spec,
+            Afterwards::Retire | Afterwards::Verify | Afterwards::Reuse => spec,
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! A function that runs as root can write into them, and the next tenant would read it. So for each use they are replaced from what they were when
 //! the buddy was made: by a new file under the old name, never in place, since a process that was left behind may still have the old one open, and
-//! what it writes then reaches nobody.
+//! what it writes then reaches nobody. Where the namespaces are used again as they are, they are compared first.
 //!
 //! What can go wrong: the engine's folder is not in our sight, or not ours to write; the buddy is not handed out again then.
 
@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::engine::Container;
+use crate::netns::inspection::{Difference, Kind};
 
 /// What the shared files were.
 #[derive(Clone, Debug, Default)]
@@ -40,6 +41,16 @@ impl SharedFiles {
         tokio::task::spawn_blocking(read).await?.map(Self)
     }
 
+    /// What is different from what they were: a difference each, which does not show what is in them.
+    pub(super) async fn differences(&self) -> Vec<Difference> {
+        if self.0.is_empty() {
+            return Vec::new();
+        }
+        let files = Arc::clone(&self.0);
+        let compared = tokio::task::spawn_blocking(move || files.iter().filter_map(SharedFile::difference).collect()).await;
+        compared.unwrap_or_else(|error| vec![different("the files", "read", &error.to_string())])
+    }
+
     /// Makes each of them a new file with the first one's content.
     ///
     /// # Errors
@@ -61,6 +72,22 @@ impl SharedFile {
         Ok(Self { content, mode: metadata.permissions().mode() & 0o7777, owner: (metadata.uid(), metadata.gid()), path })
     }
 
+    fn difference(&self) -> Option<Difference> {
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        match Self::read(self.path.clone()) {
+            Err(error) => Some(Difference { kind: Kind::Unreadable, subject: name, was: None, is: Some(error.to_string()) }),
+            Ok(now) if (now.mode, now.owner) != (self.mode, self.owner) => Some(different(&name, &self.rights(), &now.rights())),
+            Ok(now) if now.content != self.content => {
+                Some(different(&name, &format!("{} bytes", self.content.len()), &format!("{} bytes, others", now.content.len())))
+            }
+            Ok(_) => None,
+        }
+    }
+
+    fn rights(&self) -> String {
+        format!("{:o} of {}:{}", self.mode, self.owner.0, self.owner.1)
+    }
+
     fn replace(&self) -> io::Result<()> {
         let of_path = |error: io::Error| with_path(&self.path, &error);
         let mut name = self.path.file_name().unwrap_or_default().to_owned();
@@ -79,6 +106,10 @@ impl SharedFile {
         let is = std::fs::read(&self.path).map_err(of_path)?;
         if is == self.content { Ok(()) } else { Err(io::Error::other(format!("{} was changed at once", self.path.display()))) }
     }
+}
+
+fn different(subject: &str, was: &str, is: &str) -> Difference {
+    Difference { kind: Kind::SharedFile, subject: subject.to_owned(), was: Some(was.to_owned()), is: Some(is.to_owned()) }
 }
 
 fn with_path(path: &Path, error: &io::Error) -> io::Error {

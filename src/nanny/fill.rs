@@ -14,8 +14,10 @@ use tokio::sync::Notify;
 use super::files::SharedFiles;
 use super::renew::turn;
 use super::{Buddy, Nanny};
+use crate::causes::with_causes;
 use crate::engine::paced::PreparationPermit;
 use crate::engine::{Container, ContainerId, ContainerStatus, Engine, EngineError, ErrorClass, Flavour, ImageId, NamespaceKind};
+use crate::netns::inspection::InspectError;
 use crate::netns::networks::{NetworkError, Reserved};
 use crate::netns::{Held, KernelError};
 use crate::observer::EngineState;
@@ -82,6 +84,8 @@ pub(super) enum FillError {
     Network(NetworkError),
     #[error("a file that joiners share with the buddy: {0}")]
     Files(std::io::Error),
+    #[error("what its namespaces are cannot be read, so reuse = \"verified\" is not to be had: {}", with_causes(.0))]
+    Snapshot(InspectError),
 }
 
 impl Nanny {
@@ -201,13 +205,14 @@ impl Nanny {
             let link = networks.furnish(reserved, self.slot, turn(generation, 1), buddy.held.as_ref(), now).await;
             buddy.link = Some(link.map_err(FillError::Network)?);
         }
+        buddy.snapshot = self.snapshot(generation, &*buddy.held, buddy.files.as_ref()).await.map_err(FillError::Snapshot)?;
         Ok(buddy)
     }
 
-    /// What the shared files are before anybody joins; nothing for a buddy that is not to be renewed.
+    /// What the shared files are before anybody joins; nothing for a buddy that is not to be renewed or verified.
     pub(super) async fn baseline(&self, facts: &Container) -> std::io::Result<Option<SharedFiles>> {
         match self.tools.breed.networks[self.network()].afterwards {
-            Afterwards::Renew => SharedFiles::of(facts).await.map(Some),
+            Afterwards::Renew | Afterwards::Verify => SharedFiles::of(facts).await.map(Some),
             Afterwards::Retire | Afterwards::Reuse => Ok(None),
         }
     }
@@ -283,6 +288,8 @@ impl Nanny {
             link: None,
             renewed: None,
             files: None,
+            snapshot: None,
+            heard: None,
         }
     }
 

@@ -8,6 +8,7 @@
 //!  Tend: wait for the first of: its end (pidfd, then the engine's wait, then a doubt from the event stream, each settled by looking), a new order
 //!  Vacate: put up the fence (rename), see that nobody is left ─► vacated | occupied | spoiled
 //!  Renew: take its link away, have it move into a new network namespace, furnish that, look again ─► renewed | occupied | spoiled
+//!         or prove that its namespaces are as they were, look again
 //!  Await: somebody is inside: look again until nobody is ─► vacated; too long ─► detached, the slot goes on without this buddy
 //!  Retire: fence, see that nobody is left, remove, believe it when the pidfd says so ─► removed
 //! ```
@@ -26,6 +27,7 @@ pub mod looks;
 pub mod minder;
 mod renew;
 mod vacate;
+pub mod verify;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,8 +41,8 @@ use crate::engine::{ContainerId, ContainerStatus, Engine, ErrorClass, WaitOutcom
 use crate::image::gate::Gate;
 use crate::level;
 use crate::netns::networks::{Link, Networks};
-use crate::netns::{Held, Kernel};
-use crate::observer::{Doubts, EngineState};
+use crate::netns::{Held, Kernel, Snapshot};
+use crate::observer::{Doubts, EngineState, Heard};
 use crate::pool::state::Order;
 use crate::pool::{Moment, Pool, SlotIndex, UseKey};
 use crate::telemetry::metric;
@@ -88,6 +90,12 @@ pub struct Tools {
     pub doubts: Arc<Doubts>,
     /// Set once a buddy of this placeholder has lived for a while: see `fill`.
     pub trust: fill::Trust,
+    /// Which fences the engine's events have told of.
+    pub heard: Arc<Heard>,
+    /// What buddies were, where they are to be verified.
+    pub snapshots: Arc<verify::Snapshots>,
+    /// What becomes of a buddy that somebody was in of whom it is not known that they are bounded; only where it is to be verified.
+    pub unbounded: config::Unbounded,
     /// To the minder; as many places as buddies may be detached.
     pub detached: mpsc::Sender<Detached>,
     /// Random ends of names; seeded in simulations.
@@ -120,8 +128,12 @@ pub(crate) struct Buddy {
     link: Option<Link>,
     /// The use after which it moved on.
     renewed: Option<u64>,
-    /// Those that joiners share with it, as they were; only of one that is to be renewed.
+    /// Those that joiners share with it, as they were; only of one that is to be renewed or verified.
     files: Option<SharedFiles>,
+    /// Whether the events have told of its last fence; only of one that is to be verified.
+    heard: Option<level::Receiver<bool>>,
+    /// What its namespaces were; only of one that is to be verified.
+    snapshot: Option<Arc<dyn Snapshot>>,
 }
 
 /// Why a nanny looks up from its buddy.

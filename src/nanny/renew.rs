@@ -21,7 +21,7 @@ use crate::engine::{ContainerStatus, Engine, ErrorClass};
 use crate::netns::RenewError;
 use crate::netns::networks::{NetworkError, Reserved};
 use crate::pool::UseKey;
-use crate::pool::state::Order;
+use crate::pool::state::{Afterwards, Order};
 use crate::telemetry::metric;
 
 /// A renewal takes a millisecond; a buddy that needs this long is not worth waiting for.
@@ -68,7 +68,12 @@ impl Nanny {
     pub(super) async fn renew(&mut self, key: UseKey) {
         let order = Order::Renew(key);
         let began = self.tools.pool.now();
-        if self.buddy.as_ref().is_none_or(|buddy| buddy.renewed != Some(key.use_number)) {
+        if self.tools.breed.networks[self.network()].afterwards == Afterwards::Verify {
+            // Each time: somebody may have come and gone since the last one.
+            if let Err(error) = self.verify(key).await {
+                return self.spoiled(key, error.to_string());
+            }
+        } else if self.buddy.as_ref().is_none_or(|buddy| buddy.renewed != Some(key.use_number)) {
             let Some(reserved) = self.address(&order).await else { return };
             if let Err(error) = self.move_on(key, reserved).await {
                 return self.not_renewed(key, &error);

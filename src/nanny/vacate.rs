@@ -110,6 +110,7 @@ impl Nanny {
         }
         if let Some(buddy) = self.buddy.take() {
             self.tools.doubts.forget(&buddy.id);
+            self.tools.heard.forget(&buddy.id);
             tracing::warn!(slot = self.slot, generation = buddy.generation, container = %buddy.id, "buddy detached: somebody stays inside");
             place.send(Detached {
                 id: buddy.id,
@@ -155,6 +156,7 @@ impl Nanny {
             Ok(()) => match tokio::time::timeout(EXIT_AFTER_REMOVAL, buddy.held.exited()).await {
                 Ok(()) => {
                     self.tools.doubts.forget(&buddy.id);
+                    self.tools.heard.forget(&buddy.id);
                     tracing::info!(slot = self.slot, generation = buddy.generation, container = %buddy.id, "buddy removed");
                     if let Some(link) = self.buddy.take().and_then(|buddy| buddy.link) {
                         self.tools.networks.leave(link, self.tools.pool.now()).await;
@@ -197,6 +199,9 @@ impl Nanny {
         }
         let id = buddy.id.clone();
         let name = self.tools.breed.name(self.slot, buddy.generation, key.use_number + 1, random);
+        if let Some(buddy) = self.buddy.as_mut().filter(|buddy| buddy.snapshot.is_some()) {
+            buddy.heard = Some(self.tools.heard.expect(&id, &name));
+        }
         loop {
             let error = match self.rename(&id, &name).await {
                 Ok(()) => {

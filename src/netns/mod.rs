@@ -15,6 +15,7 @@ mod wire;
 
 use std::fmt;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -22,6 +23,7 @@ use futures::future::BoxFuture;
 use crate::engine::NamespaceKind;
 use crate::random::HashMap;
 
+use inspection::{Depth, InspectError, Seen, Verdict};
 pub use renewal::{RenewError, Renewed, WrongAnswer};
 
 /// Device and inode of a namespace file. Meaningful only while somebody holds the namespace open.
@@ -104,6 +106,23 @@ pub trait Held: Send + Sync + fmt::Debug {
     /// # Errors
     /// See [`RenewError`]: after any of them the process is good for nothing more, and what is held is the old namespace.
     fn renew(&self, use_number: u64, within: Duration) -> BoxFuture<'_, Result<Renewed, RenewError>>;
+    /// What its namespaces are now, to be compared later: nobody but the process itself may be inside, and what is there is taken for right. `depth`
+    /// is the greatest that it can be compared at; `within` is for all of it. Cancel safe: nothing is changed.
+    ///
+    /// # Errors
+    /// Something cannot be read, or not in time: it cannot be compared later.
+    fn snapshot(&self, depth: Depth, within: Duration) -> BoxFuture<'_, Result<Arc<dyn Snapshot>, InspectError>>;
+}
+
+/// What a held process's namespaces were. Holds them, not the process.
+pub trait Snapshot: Send + Sync + fmt::Debug {
+    /// Compares, and removes what may be removed: see [`inspection`], also on what happens when it is dropped. Nobody but the keeper may be inside.
+    fn inspect(&self, depth: Depth, within: Duration) -> BoxFuture<'_, Verdict>;
+    /// Compares at the usual depth and changes nothing, for people: what somebody inside does at the moment is told with the rest.
+    ///
+    /// # Errors
+    /// Something cannot be read, or not in time.
+    fn look(&self, within: Duration) -> BoxFuture<'_, Result<Seen, InspectError>>;
 }
 
 /// The kernel, as far as nspool asks it. `linux::Linux` is the real one, `engine::fake` has one for tests.

@@ -53,6 +53,9 @@ impl State {
     /// Whether the engine answers. While it does not, no `joiners` lease ends: nobody could tell whether somebody joined.
     pub fn set_engine_up(&mut self, up: bool) {
         self.engine_up = up;
+        if !up {
+            self.joiner_unknown();
+        }
     }
 
     /// The end: every lease ends, every buddy is to be retired once empty, nothing is filled.

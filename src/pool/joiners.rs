@@ -19,6 +19,8 @@ pub struct JoinerSeen {
     pub namespace_id: Option<String>,
     /// It holds the namespace: running, paused, restarting.
     pub live: bool,
+    /// The engine says that it can do no more than root with NET_ADMIN; see `engine::Container::bounded`. A list does not say.
+    pub bounded: bool,
     /// When the engine was asked: this was so then, or after. Zero for what an event tells, which may be late by any time.
     pub as_of: Moment,
 }
@@ -35,6 +37,7 @@ impl State {
         if matches!(place.state, SlotState::Vacating | SlotState::Renewing) {
             // The look that is under way, or the one before Ready, tells who is inside, unless they came in behind it.
             place.look_again |= seen.live;
+            place.unbounded |= !seen.bounded;
             return true;
         }
         let named_other = match (&seen.namespace_id, &place.namespace) {
@@ -68,6 +71,7 @@ impl State {
             return;
         }
         lease.joiners.push(Joiner { id: Arc::clone(&seen.joiner), live: seen.live });
+        self.slots[lease.key.slot as usize].unbounded |= !seen.bounded;
         lease.joined = true;
         if matches!(lease.request.lifetime, Lifetime::Joiners { .. }) {
             self.set_deadline(index, None);
@@ -75,6 +79,21 @@ impl State {
         self.record_changed(index);
         let note = self.note(index, &seen.joiner);
         self.effects.push(Effect::Event(PoolEvent::Joined(note)));
+    }
+
+    /// Somebody joined a buddy, and is gone, who could do more than root with NET_ADMIN.
+    pub fn joiner_was_unbounded(&mut self, buddy: &str) {
+        if let Some(&slot) = self.by_container.get(buddy) {
+            let place = &mut self.slots[slot as usize];
+            place.unbounded |= place.is_in_use();
+        }
+    }
+
+    /// Somebody may have joined any lease, and nobody can tell who: a container that was gone before it could be looked at, an engine that was away.
+    pub fn joiner_unknown(&mut self) {
+        for place in &mut self.slots {
+            place.unbounded |= place.is_in_use();
+        }
     }
 
     /// Somebody is in a namespace that is not theirs: it is given up, and a lease on it is LOST.

@@ -98,6 +98,7 @@ impl State {
                 use_number: 0,
                 use_since: Moment::ZERO,
                 look_again: false,
+                unbounded: false,
                 namespace: None,
                 lease: None,
                 doom: None,

@@ -51,7 +51,7 @@ pub enum SlotState {
     Leased,
     /// The use is over: the fence goes up, and nobody may be left.
     Vacating,
-    /// Fenced and empty: the buddy moves into a new network namespace.
+    /// Fenced and empty: the buddy moves into a new network namespace, or its own is inspected.
     Renewing,
     /// Somebody is left inside.
     Quarantined,
@@ -109,6 +109,8 @@ pub enum Afterwards {
     Retire,
     /// Ready again, in a network namespace that never was.
     Renew,
+    /// Ready again, once it is proven that its namespaces are as they were.
+    Verify,
     /// Ready again.
     Reuse,
 }
@@ -173,7 +175,7 @@ pub enum Order {
     Tend(UseKey),
     /// Put up the fence, see that nobody is left, say [`State::vacated`] or [`State::occupied`].
     Vacate(UseKey),
-    /// Move the buddy into a new network namespace, say [`State::renewed`].
+    /// By its network's policy move the buddy into a new network namespace, or prove that its own is as it was; say [`State::renewed`].
     Renew(UseKey),
     /// Wait until nobody is left, then say [`State::vacated`].
     Await(UseKey),
@@ -195,6 +197,8 @@ pub(super) struct Slot {
     pub use_since: Moment,
     /// Somebody was seen while it was looked for who is inside: one look may have been too early.
     pub look_again: bool,
+    /// Somebody who can do more than root with NET_ADMIN was in the present use, or may have been.
+    pub unbounded: bool,
     pub namespace: Option<Arc<Namespace>>,
     pub lease: Option<LeaseIndex>,
     /// Why its buddy is not to be used again after this.
@@ -205,6 +209,13 @@ pub(super) struct Slot {
     pub last_error: Option<Words>,
     /// Who holds it in quarantine.
     pub occupants: Arc<[String]>,
+}
+
+impl Slot {
+    /// A lease's joiners may be in its buddy, or may have been.
+    pub(super) fn is_in_use(&self) -> bool {
+        matches!(self.state, SlotState::Leased | SlotState::Vacating | SlotState::Renewing)
+    }
 }
 
 impl Listed for Slot {
@@ -506,7 +517,8 @@ impl State {
 
     fn make_ready(&mut self, now: Moment, slot: SlotIndex) {
         self.filled_once = true;
-        self.slots[slot as usize].use_since = now;
+        let place = &mut self.slots[slot as usize];
+        (place.use_since, place.unbounded) = (now, false);
         self.set_state(now, slot, SlotState::Ready);
         self.record_ready(slot);
         if !self.cordoned && !self.stopping {
@@ -576,7 +588,7 @@ impl State {
             SlotState::Vacating if std::mem::take(&mut place.look_again) => self.effects.push(Effect::Nudge(key.slot)),
             SlotState::Vacating => match self.afterwards(key.slot) {
                 Afterwards::Retire => self.set_state(now, key.slot, SlotState::Retiring),
-                Afterwards::Renew => self.set_state(now, key.slot, SlotState::Renewing),
+                Afterwards::Renew | Afterwards::Verify => self.set_state(now, key.slot, SlotState::Renewing),
                 Afterwards::Reuse => self.use_again(now, key.slot, next),
             },
             SlotState::Quarantined => {
@@ -597,7 +609,7 @@ impl State {
         self.rebalance(now, network);
     }
 
-    /// The buddy is in a new network namespace, proven and furnished, alone: `next` is what the next use hands out, if it is still wanted. When
+    /// The buddy is in a new network namespace, proven and furnished, or in its own, which is as it was; and alone: `next` is what the next use hands out, if it is still wanted. When
     /// somebody was seen meanwhile, it stays as it is: there is to be another look.
     pub fn renewed(&mut self, now: Moment, key: UseKey, next: Arc<Namespace>) {
         if !self.is_present(key) {
@@ -613,7 +625,7 @@ impl State {
         }
         match self.afterwards(key.slot) {
             Afterwards::Retire => self.set_state(now, key.slot, SlotState::Retiring),
-            Afterwards::Renew | Afterwards::Reuse => self.use_again(now, key.slot, next),
+            Afterwards::Renew | Afterwards::Verify | Afterwards::Reuse => self.use_again(now, key.slot, next),
         }
         self.rebalance(now, u32::from(self.slots[key.slot as usize].network));
     }

@@ -64,6 +64,8 @@ pub struct SlotView {
     pub last_error: Option<Words>,
     /// Who holds it in quarantine.
     pub occupants: Arc<[String]>,
+    /// Somebody was in the present use, or may have been, who can do more than root with NET_ADMIN: see `engine::Container::bounded`.
+    pub unbounded: bool,
 }
 
 impl State {
@@ -140,6 +142,7 @@ impl State {
             failures: place.failures,
             last_error: place.last_error.clone(),
             occupants: Arc::clone(&place.occupants),
+            unbounded: place.unbounded,
         }
     }
 

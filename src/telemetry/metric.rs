@@ -47,6 +47,12 @@ pub const FURNISHING: &str = "nspool_furnishing_seconds";
 pub const RENEWALS: &str = "nspool_renewals_total";
 /// Histogram: from an empty, fenced use to Ready in a new network namespace.
 pub const RENEWED: &str = "nspool_renewed_seconds";
+/// Counter, label `outcome`: inspections of buddies that are to be used again as they are (`clean`, or the first difference).
+pub const INSPECTIONS: &str = "nspool_inspections_total";
+/// Histogram: inspections.
+pub const INSPECTION: &str = "nspool_inspection_seconds";
+/// Counter, label `kind`: what inspections removed, as it comes about by and by.
+pub const LEFTOVERS: &str = "nspool_leftovers_removed_total";
 /// Counter, labels `operation`, `outcome`: engine calls (`ok`, or the error's class in lower case).
 pub const ENGINE_CALLS: &str = "nspool_engine_calls_total";
 /// Histogram, label `operation`: engine calls without the pacer's wait.
@@ -80,6 +86,7 @@ pub const BUCKETS: &[(&str, &[f64])] = &[
     (RENEWAL, KERNEL_BUCKETS),
     (FURNISHING, KERNEL_BUCKETS),
     (RENEWED, KERNEL_BUCKETS),
+    (INSPECTION, KERNEL_BUCKETS),
     (ENGINE_CALL, ENGINE_BUCKETS),
     (PACER_WAIT, ENGINE_BUCKETS),
 ];
@@ -119,6 +126,9 @@ pub const ALL: &[(&str, Kind, &str)] = &[
     (RENEWAL, Kind::Histogram, "From the order to move until the buddy is proven to be in its new network namespace."),
     (FURNISHING, Kind::Histogram, "A namespace's link, addresses and routes."),
     (RENEWED, Kind::Histogram, "From an empty, fenced use until the slot is ready in a new namespace."),
+    (INSPECTIONS, Kind::Counter, "Inspections of used namespaces by outcome."),
+    (INSPECTION, Kind::Histogram, "The inspection of a used namespace."),
+    (LEFTOVERS, Kind::Counter, "Connections, neighbours and their like that inspections removed."),
     (ENGINE_CALLS, Kind::Counter, "Engine calls by operation and outcome."),
     (ENGINE_CALL, Kind::Histogram, "Engine calls by operation, without waiting for the pacer."),
     (PACER_WAIT, Kind::Histogram, "How long engine calls waited for the pacer."),

@@ -13,19 +13,10 @@ use nspool::pool::Cause;
 use nspool::pool::state::SlotState;
 
 use crate::assert_clean;
-use crate::support::rig::{Rig, fresh};
+use crate::support::rig::{self, Rig, fresh, started};
 
 fn one_slot() -> Config {
-    let mut config = fresh();
-    (config.pool.ready, config.pool.max) = (1, 1);
-    config
-}
-
-async fn started(config: Config) -> (Arc<FakeWorld>, Rig) {
-    let world = FakeWorld::new(1);
-    let rig = Rig::start(config, Arc::clone(&world));
-    rig.settled(1).await;
-    (world, rig)
+    rig::one_slot(fresh())
 }
 
 async fn ended(world: &FakeWorld, rig: Rig, what: &str) {

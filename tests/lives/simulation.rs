@@ -20,7 +20,7 @@ const PROGRESS: u64 = 10_000;
 const FAILED_ONCE: &str = include_str!("seeds");
 /// Without further notice.
 const SEEDS: u64 = 2_000;
-/// Of lives with renewals, which have more to do.
+/// Of lives with renewals, or inspections, which have more to do.
 const FRESH_SEEDS: u64 = 400;
 
 /// What a story comes to.
@@ -37,6 +37,7 @@ struct Told {
 enum Sort {
     EnginesNetworks,
     Fresh,
+    Verified,
 }
 
 fn tell(sort: Sort, seed: u64) -> Told {
@@ -46,10 +47,13 @@ fn tell(sort: Sort, seed: u64) -> Told {
         let mut story = match sort {
             Sort::EnginesNetworks => Story::new(seed),
             Sort::Fresh => Story::fresh(seed),
+            Sort::Verified => Story::verified(seed),
         };
         for _ in 0..STEPS {
-            if matches!(sort, Sort::Fresh) {
-                story.trouble_a_renewal();
+            match sort {
+                Sort::EnginesNetworks => {}
+                Sort::Fresh => story.trouble_a_renewal(),
+                Sort::Verified => story.trouble_an_inspection(),
             }
             story.step().await;
         }
@@ -77,6 +81,11 @@ fn nothing_is_lost_doubled_or_left_with_fresh_namespaces() {
     tell_all(Sort::Fresh);
 }
 
+#[test]
+fn nothing_is_lost_doubled_or_left_with_verified_namespaces() {
+    tell_all(Sort::Verified);
+}
+
 fn tell_all(sort: Sort) {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     let seeds = match number("NSPOOL_SEED") {
@@ -84,7 +93,7 @@ fn tell_all(sort: Sort) {
         None => {
             0..number("NSPOOL_SEEDS").unwrap_or(match sort {
                 Sort::EnginesNetworks => SEEDS,
-                Sort::Fresh => FRESH_SEEDS,
+                Sort::Fresh | Sort::Verified => FRESH_SEEDS,
             })
         }
     };
@@ -110,7 +119,7 @@ fn tell_all(sort: Sort) {
 
 #[test]
 fn a_seed_tells_the_same_story_each_time() {
-    for (sort, seed) in (0..20).flat_map(|seed| [(Sort::EnginesNetworks, seed), (Sort::Fresh, seed)]) {
+    for (sort, seed) in (0..20).flat_map(|seed| [(Sort::EnginesNetworks, seed), (Sort::Fresh, seed), (Sort::Verified, seed)]) {
         // On threads of their own, as what is random is the thread's.
         let tell = || std::thread::spawn(move || tell(sort, seed)).join().unwrap();
         let (first, second) = (tell(), tell());

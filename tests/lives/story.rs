@@ -12,10 +12,11 @@ use futures::FutureExt as _;
 use crate::support::disk::Disk;
 use crate::support::mortal::{Life, MortalEngine, MortalStore};
 use crate::support::rig::{Rig, config, fresh};
-use nspool::config::{Config, Reuse};
+use nspool::config::{Config, Reuse, Unbounded};
 use nspool::daemon::Signal;
-use nspool::engine::fake::{Containers, Events, FakeWorld, FunctionId, LinkFault, RenewalFault};
+use nspool::engine::fake::{Containers, Events, FakeWorld, FunctionId, FunctionSpec, InspectionFault, LinkFault, RenewalFault};
 use nspool::ledger::{Identity, Ledger};
+use nspool::netns::inspection::{Depth, Difference, InspectError, Kind};
 use nspool::netns::managed::FurnishError;
 use nspool::pool::Token;
 use nspool::proto;
@@ -73,6 +74,14 @@ impl Story {
         let mut config = fresh();
         config.managed[0].network.slots = 6;
         Self::of(seed, fastrand::Rng::with_seed(seed), config)
+    }
+
+    /// The same namespace again when nothing was left in it; functions leave things.
+    pub(crate) fn verified(seed: u64) -> Self {
+        let mut dice = fastrand::Rng::with_seed(seed);
+        let mut config = config(Reuse::Verified);
+        config.pool.privileged = if dice.bool() { Unbounded::Retire } else { Unbounded::Inspect };
+        Self::of(seed, dice, config)
     }
 
     fn of(seed: u64, dice: fastrand::Rng, mut config: Config) -> Self {
@@ -167,6 +176,7 @@ impl Story {
         assert!(!stolen, "{namespace_id} is leased to somebody else");
         let token = Token::from_hex(&lease.token).unwrap();
         let container = self.rig().pool.read(|state| state.lease(token)).unwrap().namespace.container_id.clone();
+        assert!(!self.leaves_dirt() || self.world.dirt_in(&container) == 0, "{namespace_id} has what another lease's function left");
         self.held.push(Held { token: lease.token, namespace_id, container, request, functions: Vec::new() });
     }
 
@@ -175,10 +185,34 @@ impl Story {
             return;
         }
         let index = self.dice.usize(..self.held.len());
+        if self.leaves_dirt() {
+            return self.run_dirty(index);
+        }
         let held = &mut self.held[index];
         if let Ok(function) = self.world.run_function(&held.namespace_id, Some(&held.namespace_id), "") {
             held.functions.push(function);
         }
+    }
+
+    fn leaves_dirt(&self) -> bool {
+        self.config.pool.reuse == Some(Reuse::Verified)
+    }
+
+    /// Half of those that can do more than others also do it.
+    fn run_dirty(&mut self, index: usize) {
+        let held = &mut self.held[index];
+        let privileged = self.dice.u8(..4) == 0;
+        let spec = FunctionSpec { privileged, ..FunctionSpec::joining(&held.namespace_id, Some(&held.namespace_id)) };
+        let Ok(function) = self.world.create_function(spec) else { return };
+        if self.world.start_function(&function).is_err() {
+            return self.world.remove_function(&function);
+        }
+        let depth = if privileged { Depth::Privileged } else { Depth::Usual };
+        if self.dice.u8(..if privileged { 2 } else { 6 }) == 0 {
+            let left = Difference { kind: Kind::Route, subject: "a route".to_owned(), was: None, is: Some(function.to_string()) };
+            self.world.soil(function.as_str(), depth, left);
+        }
+        held.functions.push(function);
     }
 
     pub(crate) fn end_function(&mut self) {
@@ -382,6 +416,16 @@ impl Story {
             6 => self.world.script_strips_fail(self.dice.u32(1..4)),
             7 => self.world.set_network_trouble(Some("somebody's bridge")),
             8..12 => self.world.set_network_trouble(None),
+            _ => {}
+        }
+    }
+
+    /// What may go wrong around an inspection, beside all else.
+    pub(crate) fn trouble_an_inspection(&mut self) {
+        let slow = Duration::from_millis(self.dice.u64(1..4000));
+        match self.dice.u8(..16) {
+            0 => self.world.script_inspection(InspectionFault::Slow(slow)),
+            1 => self.world.script_inspection(InspectionFault::Error(InspectError::Late { limit: slow })),
             _ => {}
         }
     }

@@ -19,6 +19,7 @@ pub struct Slot {
     /// When the present use was found empty.
     pub use_since: Moment,
     pub look_again: bool,
+    pub unbounded: bool,
     pub doomed: bool,
     pub failures: u32,
     pub died_young: bool,
@@ -340,7 +341,7 @@ impl Model {
 
     fn make_ready(&mut self, now: Moment, slot: u32) {
         self.filled_once = true;
-        self.slots[slot as usize].use_since = now;
+        (self.slots[slot as usize].use_since, self.slots[slot as usize].unbounded) = (now, false);
         self.to(now, slot, SlotState::Ready);
         let network = self.slots[slot as usize].network;
         while !self.cordoned && !self.stopping {
@@ -465,9 +466,11 @@ impl Model {
                 self.to(now, slot, SlotState::Vacating);
             } else {
                 // The same use: whoever was seen in it was.
-                let use_since = self.slots[slot as usize].use_since;
+                let place = &self.slots[slot as usize];
+                let (use_since, unbounded) = (place.use_since, place.unbounded);
                 self.make_ready(now, slot);
-                self.slots[slot as usize].use_since = use_since;
+                let place = &mut self.slots[slot as usize];
+                (place.use_since, place.unbounded) = (use_since, unbounded);
             }
         }
         self.settle(now);
@@ -615,7 +618,7 @@ impl Model {
                 match self.rules.afterwards[place.network as usize] {
                     _ if place.doomed || self.excess(place.network) > 0 => self.to(now, key.slot, SlotState::Retiring),
                     Afterwards::Retire => self.to(now, key.slot, SlotState::Retiring),
-                    Afterwards::Renew => self.to(now, key.slot, SlotState::Renewing),
+                    Afterwards::Renew | Afterwards::Verify => self.to(now, key.slot, SlotState::Renewing),
                     Afterwards::Reuse => self.next_use(now, key.slot, next),
                 }
             }
@@ -727,6 +730,7 @@ impl Model {
                 use_number: 0,
                 use_since: Moment::ZERO,
                 look_again: false,
+                unbounded: false,
                 doomed: false,
                 failures: 0,
                 died_young: false,
@@ -811,10 +815,18 @@ impl Model {
         self.slots.iter().position(has).map(|slot| slot as u32)
     }
 
+    /// Whoever it was may have been in any use that is not over.
+    pub fn joiner_unknown(&mut self) {
+        for place in &mut self.slots {
+            place.unbounded |= matches!(place.state, SlotState::Leased | SlotState::Vacating | SlotState::Renewing);
+        }
+    }
+
     pub fn joined(&mut self, now: Moment, seen: &JoinerSeen) -> bool {
         let Some(slot) = self.slot_of(&seen.buddy) else { return true };
         if matches!(self.slots[slot as usize].state, SlotState::Vacating | SlotState::Renewing) {
             self.slots[slot as usize].look_again |= seen.live;
+            self.slots[slot as usize].unbounded |= !seen.bounded;
             return true;
         }
         let place = &self.slots[slot as usize];
@@ -833,6 +845,7 @@ impl Model {
                 } else {
                     lease.joiners.push((seen.joiner.to_string(), seen.live));
                     lease.joined = true;
+                    self.slots[slot as usize].unbounded |= !seen.bounded;
                     if matches!(lease.request.lifetime, Lifetime::Joiners { .. }) {
                         lease.deadline = None;
                     }

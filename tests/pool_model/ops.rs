@@ -58,6 +58,7 @@ pub struct Seen {
     pub joiner: u8,
     pub label: Label,
     pub live: bool,
+    pub bounded: bool,
     /// How long ago the engine was asked.
     pub age: Duration,
 }
@@ -119,6 +120,7 @@ pub enum Op {
     Stop,
     Engine(bool),
     Joined(Seen),
+    JoinerUnknown,
     JoinerStopped(usize, u8),
     JoinerRemoved(usize, u8),
     Listed(Vec<Seen>),
@@ -134,7 +136,7 @@ pub fn start() -> impl Strategy<Value = Start> {
 }
 
 fn rules() -> impl Strategy<Value = RuleSet> {
-    let one = || prop_oneof![Just(Afterwards::Retire), Just(Afterwards::Renew), Just(Afterwards::Reuse)];
+    let one = || prop_oneof![Just(Afterwards::Retire), Just(Afterwards::Renew), Just(Afterwards::Verify), Just(Afterwards::Reuse)];
     let afterwards = [one(), one(), one()];
     (afterwards, 0u64..2000, 0u32..3, 0u32..4, prop::option::weighted(0.3, 1u32..3), 0u64..5000, 0u32..6, 1u64..3000).prop_map(
         |(afterwards, linger_ms, max_detached, max_waiting, quota, remember_ms, remember_max, trim_ms)| RuleSet {
@@ -161,11 +163,12 @@ fn age() -> impl Strategy<Value = Age> {
 fn seen() -> impl Strategy<Value = Seen> {
     let label = prop_oneof![2 => Just(Label::None), 4 => Just(Label::Right), 1 => Just(Label::Wrong)];
     let age = prop_oneof![3 => Just(0), 1 => 1u64..500].prop_map(Duration::from_millis);
-    (any::<usize>(), 0u8..3, label, any::<bool>(), age).prop_map(|(buddy, joiner, label, live, age)| Seen {
+    (any::<usize>(), 0u8..3, label, any::<bool>(), any::<bool>(), age).prop_map(|(buddy, joiner, label, live, bounded, age)| Seen {
         buddy,
         joiner,
         label,
         live,
+        bounded,
         age,
     })
 }
@@ -242,6 +245,7 @@ fn containers() -> impl Strategy<Value = Op> {
     let pick = any::<usize>;
     prop_oneof![
         6 => seen().prop_map(Op::Joined),
+        1 => Just(Op::JoinerUnknown),
         1 => (pick(), 0u8..3).prop_map(|(buddy, joiner)| Op::JoinerStopped(buddy, joiner)),
         4 => (pick(), 0u8..3).prop_map(|(buddy, joiner)| Op::JoinerRemoved(buddy, joiner)),
         2 => prop::collection::vec(seen(), 0..4).prop_map(Op::Listed),

@@ -217,7 +217,7 @@ impl Story {
             Op::Cancel(_) | Op::Deliver(_) | Op::Undo(_) | Op::ForceRelease(_) | Op::ForceStale(_) | Op::Renew { .. } | Op::RenewOld(_) => {
                 self.caller(op);
             }
-            Op::Joined(_) | Op::JoinerStopped(..) | Op::JoinerRemoved(..) | Op::Listed(_) => self.container(op),
+            Op::Joined(_) | Op::JoinerUnknown | Op::JoinerStopped(..) | Op::JoinerRemoved(..) | Op::Listed(_) => self.container(op),
             Op::Resize(..) | Op::Cordon(_) | Op::Uncordon | Op::Recycle(..) | Op::Engine(_) => self.operator(op),
             _ if self.state.slot_count() > 0 => self.nanny(op),
             _ => {}
@@ -372,6 +372,9 @@ impl Story {
             Op::Engine(up) => {
                 self.state.set_engine_up(up);
                 self.model.engine_up = up;
+                if !up {
+                    self.model.joiner_unknown();
+                }
             }
             _ => unreachable!(),
         }
@@ -542,6 +545,7 @@ impl Story {
             joiner: format!("joiner-{}", seen.joiner).into(),
             namespace_id,
             live: seen.live,
+            bounded: seen.bounded,
             as_of: self.now.saturating_sub(seen.age),
         })
     }
@@ -555,6 +559,10 @@ impl Story {
     fn container(&mut self, op: &Op) {
         let now = self.now;
         match op {
+            Op::JoinerUnknown => {
+                self.state.joiner_unknown();
+                self.model.joiner_unknown();
+            }
             Op::Joined(seen) => {
                 if let Some(seen) = self.seen(*seen) {
                     assert_eq!(self.state.joined(now, &seen), self.model.joined(now, &seen));
@@ -621,6 +629,7 @@ impl Story {
             assert_eq!(real.namespace, expected.namespace, "slot {number}");
             assert_eq!((real.failures, real.last_error.is_some()), (expected.failures, expected.errors), "slot {number}: failures");
             assert_eq!(*real.occupants, expected.occupants, "slot {number}: occupants");
+            assert_eq!(real.unbounded, expected.unbounded, "slot {number}: unbounded");
             assert_eq!(u32::from(real.network), expected.network);
             if expected.state == SlotState::Filling && expected.generation > self.newest_generation {
                 fresh.push(expected.generation);

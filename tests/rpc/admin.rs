@@ -2,8 +2,9 @@
 
 use nspool::pool::UseKey;
 use nspool::proto::{
-    AllocateRequest, AuditRequest, CordonRequest, DrainRequest, DrainResponse, ForceReleaseRequest, GetLeaseRequest, LeaseState,
-    ListLeasesRequest, ListSlotsRequest, RecycleSlotRequest, ReleaseOutcome, ResizeRequest, UncordonRequest,
+    AllocateRequest, AuditRequest, CordonRequest, Difference, DrainRequest, DrainResponse, ForceReleaseRequest, GetLeaseRequest,
+    InspectRequest, LeaseState, Leftover, ListLeasesRequest, ListSlotsRequest, RecycleSlotRequest, ReleaseOutcome, ResizeRequest,
+    UncordonRequest,
 };
 use tonic::{Code, Streaming};
 
@@ -23,6 +24,7 @@ async fn only_operators_may_change_and_all_may_look() {
     not_allowed(nobody.drain(DrainRequest::default()).await.unwrap_err());
     not_allowed(nobody.recycle_slot(RecycleSlotRequest { slot: 0, force: true }).await.unwrap_err());
     not_allowed(nobody.audit(AuditRequest { fix: false }).await.unwrap_err());
+    not_allowed(nobody.inspect(InspectRequest { slot: 0 }).await.unwrap_err());
     not_allowed(nobody.force_release(ForceReleaseRequest { lease_id: lease.lease_id.clone() }).await.unwrap_err());
     assert_eq!(served.pool.read(|state| (state.doors(), state.usage().leased)), ((false, false), 1));
 
@@ -163,6 +165,23 @@ async fn a_drain_is_bounded_undone_by_uncordon_and_over_when_its_caller_goes() {
     served.pool.with(|state, now| state.force_release(now, key)).unwrap();
     assert!(next(&mut second).await.drained);
     served.until(|state| state.doors() == (true, false)).await;
+}
+
+#[tokio::test]
+async fn an_inspection_shows_a_diff_or_says_why_not() {
+    let served = served().await;
+    let mut operator = served.operator().await;
+    let seen = operator.inspect(InspectRequest { slot: 0 }).await.unwrap().into_inner();
+    let generation = served.pool.read(|state| state.slot_view(0).key.generation);
+    assert_eq!(seen.slot.unwrap().generation, generation);
+    let wanted =
+        Difference { kind: "link".into(), subject: format!("eth0 mtu, generation {generation}"), was: Some("1500".into()), is: None };
+    assert_eq!((seen.differences, seen.leftovers), (vec![wanted], vec![Leftover { kind: "neighbour".into(), count: 2 }]));
+    served.pool.with(|state, now| state.resize(now, 2, 4)).unwrap();
+    let none = operator.inspect(InspectRequest { slot: 3 }).await.unwrap_err();
+    assert_eq!(refusal(&none), (Code::FailedPrecondition, "NO_SNAPSHOT".to_owned()));
+    let unknown = operator.inspect(InspectRequest { slot: 4 }).await.unwrap_err();
+    assert_eq!(refusal(&unknown), (Code::NotFound, "UNKNOWN_SLOT".to_owned()));
 }
 
 #[tokio::test]

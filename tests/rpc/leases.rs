@@ -38,6 +38,7 @@ fn join(served: &Served, lease: &Lease, joiner: &str) {
         joiner: joiner.into(),
         namespace_id: Some(lease.namespace_id.clone()),
         live: true,
+        bounded: true,
         as_of: served.pool.now(),
     };
     assert!(served.pool.with(|state, now| state.joined(now, &seen)));

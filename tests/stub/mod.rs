@@ -356,6 +356,28 @@ impl PoolAdmin for Stub {
         Ok(Response::new(AuditResponse { findings, slots: 4, leases: 1, containers: 9, at: timestamp(0), more: 0 }))
     }
 
+    async fn inspect(&self, request: Request<InspectRequest>) -> Result<Response<InspectResponse>, Status> {
+        let number = request.into_inner().slot;
+        self.note(format!("Inspect {number}"))?;
+        let slot = slot(number, if number == 7 { "leased" } else { "ready" });
+        if number != 7 {
+            return Ok(Response::new(InspectResponse { slot: Some(slot), ..InspectResponse::default() }));
+        }
+        let difference = |kind: &str, subject: &str, was: Option<&str>, is: Option<&str>| Difference {
+            kind: kind.into(),
+            subject: subject.into(),
+            was: was.map(str::to_owned),
+            is: is.map(str::to_owned),
+        };
+        let differences = vec![
+            difference("link", "eth0 mtu", Some("1500"), Some("9000")),
+            difference("route", "198.51.100.0/24", None, Some("")),
+            difference("address", "10.0.0.2/24 dev eth0", Some("scope 0"), None),
+        ];
+        let leftovers = vec![Leftover { kind: "connection".into(), count: 3 }, Leftover { kind: "neighbour".into(), count: 1 }];
+        Ok(Response::new(InspectResponse { slot: Some(slot), differences, leftovers }))
+    }
+
     async fn force_release(&self, request: Request<ForceReleaseRequest>) -> Result<Response<ForceReleaseResponse>, Status> {
         self.note(format!("ForceRelease {}", request.into_inner().lease_id))?;
         Ok(Response::new(ForceReleaseResponse { outcome: ReleaseOutcome::Returned.into() }))

@@ -57,6 +57,20 @@ pub fn fresh() -> Config {
     config
 }
 
+/// With one slot, no more.
+pub fn one_slot(mut config: Config) -> Config {
+    (config.pool.ready, config.pool.max) = (1, 1);
+    config
+}
+
+/// With one slot ready on a new machine.
+pub async fn started(config: Config) -> (Arc<FakeWorld>, Rig) {
+    let world = FakeWorld::new(1);
+    let rig = Rig::start(config, Arc::clone(&world));
+    rig.settled(1).await;
+    (world, rig)
+}
+
 impl Rig {
     pub fn start(config: Config, world: Arc<FakeWorld>) -> Self {
         Self::start_in(config, world, Arc::new(tempfile::tempdir().unwrap()), None, false)
@@ -178,6 +192,7 @@ fn handlers(pool: Arc<Pool>, about: About, limits: Limits) -> Api {
         status: level::channel(DaemonStatus::default()).1,
         limits: level::channel(limits).1,
         detached: Arc::new(Vec::new),
+        inspect: Arc::new(|_, _| Box::pin(async { unreachable!("slots are inspected by the daemon's own snapshots here") })),
         audit: Arc::new(|_| Box::pin(async { unreachable!("audits are asked of the auditor here") })),
         max_message: usize::MAX,
         max_streams: u32::MAX,

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use hyper_util::rt::TokioIo;
-use nspool::api::{About, Api, DaemonStatus, Detached, EngineState, ImageState, Limits, ServeError, serve};
+use nspool::api::{
+    About, Api, DaemonStatus, Detached, Differs, EngineState, ImageState, Inspected, Inspections, Limits, ServeError, serve,
+};
 use nspool::audit::{Audit, Finding, Kind};
 use nspool::config;
 use nspool::engine::{EngineInfo, EngineKind};
@@ -108,6 +110,15 @@ pub fn engine_info() -> EngineInfo {
     EngineInfo { kind: EngineKind::Fake, id: "fake-1".into(), version: "1".into(), endpoint: "unix:///dev/null".into() }
 }
 
+/// Slot 0 is different; of others nothing is known.
+fn inspections() -> Inspections {
+    Arc::new(|slot, generation| {
+        let differs = Differs { kind: "link", subject: format!("eth0 mtu, generation {generation}"), was: Some("1500".into()), is: None };
+        let inspected = Inspected { differences: vec![differs], leftovers: vec![("neighbour", 2)] };
+        Box::pin(async move { (slot == 0).then_some(inspected) })
+    })
+}
+
 impl Served {
     pub async fn start(setup: Setup) -> Self {
         let Setup { config, fill, reuse, engine_up, grace } = setup;
@@ -150,6 +161,7 @@ impl Served {
                 let audit = Audit { at: world::boot_time(), slots: 2, leases: 1, containers: 3, findings: vec![finding], more: 4 };
                 Box::pin(async move { Ok(audit) })
             }),
+            inspect: inspections(),
             max_message: config.api.max_message,
             max_streams: config.api.max_streams,
             grace,

@@ -7,7 +7,7 @@ use super::Key;
 #[cfg(doc)]
 use crate::config::Config;
 use crate::config::value::{Kind, Value};
-use crate::config::{EngineChoice, LogFormat, PlaceholderImage, Reuse, StopPolicy, checks};
+use crate::config::{EngineChoice, LogFormat, PlaceholderImage, Reuse, StopPolicy, Unbounded, checks};
 use crate::engine::NamespaceKind;
 
 const fn secs(seconds: u64) -> Duration {
@@ -18,7 +18,6 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 const HOUR: Duration = secs(3600);
 const DAY: Duration = secs(24 * 3600);
 const WEEK: Duration = secs(7 * 24 * 3600);
-const INSPECTION: &str = "the inspection of namespaces comes in a later release; \"auto\" shows nobody what another left, either";
 const NATIVE: &str = "the native engine comes in a later release";
 
 /// A row of the table, by what the value is: a general one, a number, an optional number with 0 for none, or a duration.
@@ -106,14 +105,29 @@ pub const KEYS: &[Key] = &[
         "reuse",
         "reuse",
         restart,
-        Kind::Choice { allowed: &["auto", "once", "always", "fresh"], refused: &[("verified", INSPECTION)] },
+        Kind::Choice { allowed: &["auto", "once", "always", "fresh", "verified"], refused: &[] },
         None,
         get | c | Value::Text(c.pool.reuse.map_or("auto", Reuse::word).to_owned()),
         set | c,
-        value | c.pool.reuse = [Reuse::Once, Reuse::Always, Reuse::Fresh].into_iter().find(|reuse| reuse.word() == value.text()),
+        value | c.pool.reuse =
+            [Reuse::Once, Reuse::Always, Reuse::Fresh, Reuse::Verified].into_iter().find(|reuse| reuse.word() == value.text()),
         "What becomes of a buddy after a use. once: a new one for each use. always: the same namespace again, so that the next tenant can see \
          what the last one left in it. fresh: a new namespace under the same buddy; with managed networks, namespaces = [\"net\"] and the \
-         embedded image only. auto: fresh where that can be, else once."
+         embedded image only. verified: the same namespace again, once an inspection has proven that it is as it was when it was ready; else a new \
+         buddy. auto: fresh where that can be, else once."
+    ),
+    key!(
+        "pool",
+        "privileged",
+        "privileged",
+        restart,
+        Kind::Choice { allowed: &["retire", "inspect"], refused: &[] },
+        None,
+        get | c | Value::Text(c.pool.privileged.word().to_owned()),
+        set | c,
+        value | c.pool.privileged = if value.text() == "inspect" { Unbounded::Inspect } else { Unbounded::Retire },
+        "With reuse = \"verified\", after a function that could do more than root with NET_ADMIN (privileged, SYS_ADMIN, a writable /proc), or when it \
+         cannot be told who was there. retire: a new buddy, as not all that they can do leaves traces. inspect: all settings are compared as well."
     ),
     key!(
         "pool", "join_by", "join-by", live, time secs(1), DAY, |c| c.pool.join_by,

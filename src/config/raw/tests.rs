@@ -17,6 +17,7 @@ fn other_value(key: &Key) -> (String, String) {
         "pool.networks" => "a,b",
         "pool.namespaces" => "net,ipc",
         "pool.reuse" => "always",
+        "pool.privileged" => "inspect",
         "placeholder.image" => "busybox:1.36",
         "placeholder.command" => "tail -f '/dev/null now'",
         "placeholder.user" => "7:8",

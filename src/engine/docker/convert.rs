@@ -11,6 +11,7 @@ use bollard::models::{
 use rustix::process::{Resource, getrlimit};
 use serde::Deserialize;
 
+use super::powers::{Mount, Powers, is_bounded};
 use crate::engine::{
     Address, BuddySpec, Container, ContainerStatus, ContainerSummary, EngineEvent, EngineKind, EventAction, Flavour, Labels, NamespaceKind,
 };
@@ -118,6 +119,7 @@ pub(super) struct Inspected {
     host_config: Option<Modes>,
     config: Option<Config>,
     network_settings: Option<NetworkSettings>,
+    mounts: Option<Vec<Mount>>,
 }
 
 #[derive(Deserialize)]
@@ -136,6 +138,8 @@ struct Modes {
     network_mode: Option<String>,
     ipc_mode: Option<String>,
     pid_mode: Option<String>,
+    #[serde(flatten)]
+    powers: Powers,
 }
 
 #[derive(Deserialize)]
@@ -199,6 +203,7 @@ pub(super) fn container(answer: Inspected) -> Container {
         resolv_conf_path: answer.resolv_conf_path.unwrap_or_default(),
         hosts_path: answer.hosts_path.unwrap_or_default(),
         hostname_path: answer.hostname_path.unwrap_or_default(),
+        bounded: is_bounded(&modes.powers, &answer.mounts.unwrap_or_default()),
     }
 }
 
@@ -282,6 +287,7 @@ fn action(kind: EventMessageTypeEnum, word: &str) -> Option<EventAction> {
         "die" | "died" => Some(EventAction::Died),
         "pause" => Some(EventAction::Paused),
         "unpause" => Some(EventAction::Unpaused),
+        "rename" => Some(EventAction::Renamed),
         "destroy" | "remove" => Some(EventAction::Removed),
         _ => None,
     }

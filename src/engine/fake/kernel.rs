@@ -11,7 +11,8 @@ use super::FakeWorld;
 use super::machine::{HOST, Life, NsKey, place};
 use super::script::{MembersFault, Operation};
 use crate::engine::{ErrorClass, NamespaceKind};
-use crate::netns::{Held, Kernel, KernelError, Members, NamespaceId, RenewError, Renewed};
+use crate::netns::inspection::{Depth, InspectError};
+use crate::netns::{Held, Kernel, KernelError, Members, NamespaceId, RenewError, Renewed, Snapshot};
 
 /// See [`FakeWorld::kernel`].
 pub(super) struct FakeKernel(pub Arc<FakeWorld>);
@@ -51,6 +52,14 @@ impl Held for FakeHeld {
 
     fn open_network(&self) -> Result<OwnedFd, KernelError> {
         Err(KernelError::Failed { what: "a fake namespace".to_owned(), message: "has no descriptor".to_owned() })
+    }
+
+    fn snapshot(&self, _depth: Depth, within: Duration) -> BoxFuture<'_, Result<Arc<dyn Snapshot>, InspectError>> {
+        let (world, namespace) = (Arc::clone(&self.0.world), self.namespace(NamespaceKind::Net));
+        Box::pin(async move {
+            let missing = || InspectError::Unreadable { what: "a fake namespace".to_owned(), cause: rustix::io::Errno::NOENT };
+            world.snapshot(namespace.ok_or_else(missing)?, within).await
+        })
     }
 
     fn renew(&self, use_number: u64, within: Duration) -> BoxFuture<'_, Result<Renewed, RenewError>> {

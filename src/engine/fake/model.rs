@@ -185,6 +185,7 @@ impl Model {
                 image: recipe.image,
                 network: recipe.network,
                 shares: recipe.shares,
+                privileged: recipe.privileged,
                 buddy: recipe.buddy,
                 flavour: recipe.flavour,
                 status: ContainerStatus::Created,
@@ -214,7 +215,16 @@ impl Model {
         let network = spec.joins().map_or_else(|| Attachment::Network(spec.network.as_str().into()), |joined| self.resolve(joined));
         let shares = spec.namespaces.into_iter().filter(|kind| *kind != NamespaceKind::Net).collect();
         let flavour = spec.flavour;
-        self.create(Recipe { name: spec.name, labels: spec.labels, image: spec.image, network, shares, buddy: true, flavour })
+        self.create(Recipe {
+            name: spec.name,
+            labels: spec.labels,
+            image: spec.image,
+            network,
+            shares,
+            privileged: false,
+            buddy: true,
+            flavour,
+        })
     }
 
     /// `by_engine_user`: through the trait, so only buddies may be touched.
@@ -323,6 +333,7 @@ impl Model {
         if buddy {
             self.buddy_is_named(&name);
         }
+        self.emit(EventAction::Renamed, number);
         Ok(())
     }
 
@@ -367,6 +378,7 @@ impl Model {
             resolv_conf_path: String::new(),
             hosts_path: String::new(),
             hostname_path: String::new(),
+            bounded: !item.privileged,
         })
     }
 

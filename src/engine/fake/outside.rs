@@ -22,6 +22,8 @@ pub struct FunctionSpec {
     pub labels: Labels,
     /// Namespaces it joins besides the network's.
     pub also: Vec<NamespaceKind>,
+    /// It could do more than root with NET_ADMIN.
+    pub privileged: bool,
 }
 
 impl FunctionSpec {
@@ -80,7 +82,16 @@ impl FakeWorld {
         let network = spec.joins.as_deref().map_or_else(|| Attachment::Network("bridge".into()), |joins| model.resolve(joins));
         let image = model.images.find("function").unwrap_or_else(|| model.images.put("function"));
         let name = if spec.name.is_empty() { model.made_up_name() } else { spec.name };
-        Ok(HalfCreated(Recipe { name, labels: spec.labels, image, network, shares: spec.also, buddy: false, flavour: Flavour::Fixed }))
+        Ok(HalfCreated(Recipe {
+            name,
+            labels: spec.labels,
+            image,
+            network,
+            shares: spec.also,
+            privileged: spec.privileged,
+            buddy: false,
+            flavour: Flavour::Fixed,
+        }))
     }
 
     /// The second half: the container exists, and is listed.

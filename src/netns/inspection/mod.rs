@@ -118,6 +118,36 @@ pub async fn inspect(namespace: BorrowedFd<'_>, baseline: &Arc<Baseline>, depth:
     visit(namespace, until, within, Some(turn), deed).await.unwrap_or_else(|error| Verdict::Dirty(vec![error.into()]))
 }
 
+/// What is different, and what was left by and by: told, and left as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// What would make it dirty.
+    pub differences: Vec<Difference>,
+    /// What would be removed.
+    pub leftovers: Vec<Leftover>,
+}
+
+/// Compares at [`Depth::Usual`], and changes nothing. Whoever is inside shows by sockets.
+///
+/// # Errors
+/// Something cannot be read, or not in time.
+pub async fn look(namespace: BorrowedFd<'_>, baseline: &Arc<Baseline>, within: Duration) -> Result<Seen, InspectError> {
+    let until = Instant::now() + within;
+    let turn =
+        tokio::time::timeout(within, Arc::clone(&baseline.turn).lock_owned()).await.map_err(|_| InspectError::Late { limit: within })?;
+    let baseline = Arc::clone(baseline);
+    let deed = move |place: &mut Place| {
+        let mut sockets = sockets::look_settled(place, &baseline.sockets)?;
+        let (structure, passing) = Structure::read(place, Depth::Usual, Some(&baseline.structure))?;
+        let mut differences = baseline.structure.differences(&structure)?;
+        differences.append(&mut sockets.differences);
+        let (before, opens) = (&baseline.sockets, &baseline.opens);
+        let found = Transients::with(place, sockets, passing.neighbours, passing.learnt_routes, before, opens)?;
+        Ok(Seen { differences, leftovers: found.told() })
+    };
+    visit(namespace, until, within, Some(turn), deed).await
+}
+
 fn inspect_inside(place: &mut Place, baseline: &Baseline, depth: Depth) -> Result<Verdict, InspectError> {
     let mut sockets = sockets::look(place, &baseline.sockets)?;
     let (structure, passing) = Structure::read(place, depth, Some(&baseline.structure))?;

@@ -100,6 +100,7 @@ pub(super) fn told(kind: Kind, fact: &Fact, names: &Names) -> (Kind, String, Str
         | Kind::Protocol
         | Kind::Socket
         | Kind::Sysctl
+        | Kind::SharedFile
         | Kind::NotRemoved
         | Kind::Unreadable
         | Kind::Late => (hex(fact.header()), told.rest(&[], &[])),

@@ -63,6 +63,11 @@ impl Transients {
         ]
     }
 
+    /// For people.
+    pub(super) fn told(&self) -> Vec<Leftover> {
+        self.counts().into_iter().filter(|(_, count)| *count > 0).map(|(kind, count)| Leftover { kind, count }).collect()
+    }
+
     fn is_nothing(&self) -> bool {
         self.counts().iter().all(|(_, count)| *count == 0)
     }

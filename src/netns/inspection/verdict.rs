@@ -70,6 +70,8 @@ pub enum Kind {
     Socket,
     /// A setting below /proc/sys/net.
     Sysctl,
+    /// One of the files that joiners share with their buddy.
+    SharedFile,
     /// A leftover that is still there after its removal.
     NotRemoved,
     /// Something could not be read.
@@ -103,6 +105,7 @@ impl Kind {
             Self::Protocol => "protocol",
             Self::Socket => "socket",
             Self::Sysctl => "sysctl",
+            Self::SharedFile => "shared_file",
             Self::NotRemoved => "not_removed",
             Self::Unreadable => "unreadable",
             Self::Late => "late",

@@ -25,6 +25,7 @@ pub(in crate::engine::fake) struct Recipe {
     pub network: Attachment,
     /// Namespaces besides the network's that it shares, or joins.
     pub shares: Vec<NamespaceKind>,
+    pub privileged: bool,
     pub buddy: bool,
     pub flavour: Flavour,
 }
@@ -37,6 +38,7 @@ pub(in crate::engine::fake) struct Item {
     pub image: ImageId,
     pub network: Attachment,
     pub shares: Vec<NamespaceKind>,
+    pub privileged: bool,
     pub buddy: bool,
     pub flavour: Flavour,
     /// What the engine says; the truth is in `process`.

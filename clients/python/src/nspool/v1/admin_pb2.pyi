@@ -178,6 +178,41 @@ class AuditResponse(_message.Message):
     more: int
     def __init__(self, findings: _Optional[_Iterable[_Union[AuditFinding, _Mapping]]] = ..., slots: _Optional[int] = ..., leases: _Optional[int] = ..., containers: _Optional[int] = ..., at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., more: _Optional[int] = ...) -> None: ...
 
+class InspectRequest(_message.Message):
+    __slots__ = ("slot",)
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    slot: int
+    def __init__(self, slot: _Optional[int] = ...) -> None: ...
+
+class InspectResponse(_message.Message):
+    __slots__ = ("slot", "differences", "leftovers")
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCES_FIELD_NUMBER: _ClassVar[int]
+    LEFTOVERS_FIELD_NUMBER: _ClassVar[int]
+    slot: Slot
+    differences: _containers.RepeatedCompositeFieldContainer[Difference]
+    leftovers: _containers.RepeatedCompositeFieldContainer[Leftover]
+    def __init__(self, slot: _Optional[_Union[Slot, _Mapping]] = ..., differences: _Optional[_Iterable[_Union[Difference, _Mapping]]] = ..., leftovers: _Optional[_Iterable[_Union[Leftover, _Mapping]]] = ...) -> None: ...
+
+class Difference(_message.Message):
+    __slots__ = ("kind", "subject", "was")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    WAS_FIELD_NUMBER: _ClassVar[int]
+    IS_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    subject: str
+    was: str
+    def __init__(self, kind: _Optional[str] = ..., subject: _Optional[str] = ..., was: _Optional[str] = ..., **kwargs) -> None: ...
+
+class Leftover(_message.Message):
+    __slots__ = ("kind", "count")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    count: int
+    def __init__(self, kind: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...
+
 class AuditFinding(_message.Message):
     __slots__ = ("kind", "subject", "detail", "fixable", "fixed")
     KIND_FIELD_NUMBER: _ClassVar[int]

@@ -80,6 +80,11 @@ class PoolAdminStub(object):
                 request_serializer=nspool_dot_v1_dot_admin__pb2.AuditRequest.SerializeToString,
                 response_deserializer=nspool_dot_v1_dot_admin__pb2.AuditResponse.FromString,
                 _registered_method=True)
+        self.Inspect = channel.unary_unary(
+                '/nspool.v1.PoolAdmin/Inspect',
+                request_serializer=nspool_dot_v1_dot_admin__pb2.InspectRequest.SerializeToString,
+                response_deserializer=nspool_dot_v1_dot_admin__pb2.InspectResponse.FromString,
+                _registered_method=True)
 
 
 class PoolAdminServicer(object):
@@ -145,6 +150,14 @@ class PoolAdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Inspect(self, request, context):
+        """What is different in a slot's buddy from what it was when it was ready. Changes nothing; what a function inside does at the moment shows as well.
+        FAILED_PRECONDITION (NO_SNAPSHOT) where `reuse` is not "verified".
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PoolAdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -192,6 +205,11 @@ def add_PoolAdminServicer_to_server(servicer, server):
                     servicer.Audit,
                     request_deserializer=nspool_dot_v1_dot_admin__pb2.AuditRequest.FromString,
                     response_serializer=nspool_dot_v1_dot_admin__pb2.AuditResponse.SerializeToString,
+            ),
+            'Inspect': grpc.unary_unary_rpc_method_handler(
+                    servicer.Inspect,
+                    request_deserializer=nspool_dot_v1_dot_admin__pb2.InspectRequest.FromString,
+                    response_serializer=nspool_dot_v1_dot_admin__pb2.InspectResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -438,6 +456,33 @@ class PoolAdmin(object):
             '/nspool.v1.PoolAdmin/Audit',
             nspool_dot_v1_dot_admin__pb2.AuditRequest.SerializeToString,
             nspool_dot_v1_dot_admin__pb2.AuditResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Inspect(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nspool.v1.PoolAdmin/Inspect',
+            nspool_dot_v1_dot_admin__pb2.InspectRequest.SerializeToString,
+            nspool_dot_v1_dot_admin__pb2.InspectResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,171 @@
+//! Verify: from an empty, fenced use to the next one in the same namespaces, when they are as they were.
+//!
+//! ```text
+//!  who was inside? ─► inspected ─► the shared files: compared, and replaced ─► look again ─► Ready
+//! ```
+//!
+//! A structure that differs is never repaired: the buddy is retired, with the differences as the reason. What comes about by and by (connections that
+//! wait for their end, neighbours) is removed, and looked for again. The shared files are replaced even when they are as they were: a process
+//! elsewhere may hold one open.
+//!
+//! Who was inside, the engine's events tell. They come late, so they are waited for: the fence is among them, and what comes after it is no matter of
+//! the use before.
+//!
+//! What can go wrong: somebody was inside who can do what no inspection finds, or it cannot be told who was (an engine that was away, a container that
+//! was gone at once): retired, or inspected with all settings, as configured · something cannot be read, or takes too long: as good as dirty · what
+//! it was at first is not known (the daemon that took it is gone, and the buddy was leased): retired.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::Nanny;
+use super::files::SharedFiles;
+use crate::config::Unbounded;
+use crate::netns::inspection::{Depth, Difference, InspectError, Seen, Verdict};
+use crate::netns::{Held, Snapshot};
+use crate::pool::state::Afterwards;
+use crate::pool::{SlotIndex, UseKey};
+use crate::random::HashMap;
+use crate::telemetry::metric;
+
+/// An inspection takes a millisecond, on a host where everything is late some tens; a snapshot is taken beside 250 ms of the engine's.
+const WITHIN: Duration = Duration::from_secs(2);
+/// Events come after some milliseconds, podman's after a tenth of a second and more.
+const HEARD_WITHIN: Duration = Duration::from_secs(3);
+/// That are told as the reason of a retirement; the log has all of them.
+const MOST_TOLD: usize = 3;
+
+/// Why a buddy's namespaces are not used again.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NotVerified {
+    #[error("a privileged container was inside, or it cannot be told who was")]
+    Unbounded,
+    #[error("what it was at first is not known any more")]
+    NoSnapshot,
+    #[error("not as it was: {}", told(.0))]
+    Dirty(Vec<Difference>),
+    #[error("a file that its joiners share could not be replaced: {0}")]
+    Files(std::io::Error),
+}
+
+impl NotVerified {
+    /// For the metrics: the first thing that is different stands for all.
+    pub(super) fn word(&self) -> &'static str {
+        match self {
+            Self::Unbounded => "unbounded",
+            Self::NoSnapshot => "no_snapshot",
+            Self::Dirty(differences) => differences.first().map_or("dirty", |difference| difference.kind.word()),
+            Self::Files(_) => "files",
+        }
+    }
+}
+
+fn told(differences: &[Difference]) -> String {
+    let mut words: Vec<String> = differences.iter().take(MOST_TOLD).map(ToString::to_string).collect();
+    if differences.len() > MOST_TOLD {
+        words.push(format!("and {} more", differences.len() - MOST_TOLD));
+    }
+    words.join("; ")
+}
+
+/// What the buddies of all slots were, for people who want to see what became of it.
+#[derive(Debug, Default)]
+pub struct Snapshots(Mutex<HashMap<SlotIndex, Reference>>);
+
+#[derive(Clone, Debug)]
+struct Reference {
+    generation: u64,
+    snapshot: Weak<dyn Snapshot>,
+    files: SharedFiles,
+}
+
+impl Snapshots {
+    /// What is different now in the slot's buddy of that generation; `None`: nothing is known of it, which is so where `reuse` is not `verified`.
+    /// Changes nothing. Cancel safe.
+    ///
+    /// # Errors
+    /// Something cannot be read, or not in time.
+    pub async fn look(&self, slot: SlotIndex, generation: u64) -> Result<Option<Seen>, InspectError> {
+        let reference = self.0.lock().get(&slot).filter(|reference| reference.generation == generation).cloned();
+        let Some(reference) = reference else { return Ok(None) };
+        let Some(snapshot) = reference.snapshot.upgrade() else { return Ok(None) };
+        let (seen, files) = tokio::join!(snapshot.look(WITHIN), reference.files.differences());
+        let mut seen = seen?;
+        seen.differences.extend(files);
+        Ok(Some(seen))
+    }
+
+    fn keep(&self, slot: SlotIndex, generation: u64, snapshot: &Arc<dyn Snapshot>, files: SharedFiles) {
+        let reference = Reference { generation, snapshot: Arc::downgrade(snapshot), files };
+        self.0.lock().insert(slot, reference);
+    }
+}
+
+impl Nanny {
+    /// What its namespaces are, for a buddy that is to be verified: nobody has joined yet.
+    pub(super) async fn snapshot(
+        &self,
+        generation: u64,
+        held: &dyn Held,
+        files: Option<&SharedFiles>,
+    ) -> Result<Option<Arc<dyn Snapshot>>, InspectError> {
+        if self.tools.breed.networks[self.network()].afterwards != Afterwards::Verify {
+            return Ok(None);
+        }
+        let depth = match self.tools.unbounded {
+            Unbounded::Retire => Depth::Usual,
+            Unbounded::Inspect => Depth::Privileged,
+        };
+        let snapshot = held.snapshot(depth, WITHIN).await?;
+        self.tools.snapshots.keep(self.slot, generation, &snapshot, files.cloned().unwrap_or_default());
+        Ok(Some(snapshot))
+    }
+
+    /// That the buddy is as it was, or has been made so.
+    pub(super) async fn verify(&mut self, key: UseKey) -> Result<(), NotVerified> {
+        let verified = self.verify_now(key).await;
+        let outcome = verified.as_ref().err().map_or("clean", NotVerified::word);
+        metrics::counter!(metric::INSPECTIONS, "outcome" => outcome).increment(1);
+        if let Err(NotVerified::Dirty(differences)) = &verified {
+            for difference in differences {
+                tracing::warn!(slot = self.slot, generation = key.generation, use_number = key.use_number, lease_id = %key, %difference, "left behind");
+            }
+        }
+        verified
+    }
+
+    /// Whether everybody who was there before the fence was told of, and looked at.
+    async fn has_heard_of_all(&self) -> bool {
+        let Some(mut heard) = self.buddy.as_ref().and_then(|buddy| buddy.heard.clone()) else { return false };
+        matches!(tokio::time::timeout(HEARD_WITHIN, heard.wait_for(|heard| *heard)).await, Ok(Ok(_)))
+    }
+
+    async fn verify_now(&self, key: UseKey) -> Result<(), NotVerified> {
+        let all_known = self.has_heard_of_all().await;
+        let unbounded = !all_known || self.tools.pool.read(|state| state.slot_view(key.slot).unbounded);
+        let depth = match (unbounded, self.tools.unbounded) {
+            (true, Unbounded::Retire) => return Err(NotVerified::Unbounded),
+            (true, Unbounded::Inspect) => Depth::Privileged,
+            (false, _) => Depth::Usual,
+        };
+        let known = self.buddy.as_ref().and_then(|buddy| Some((buddy.snapshot.as_ref()?, buddy.files.as_ref()?)));
+        let (snapshot, files) = known.ok_or(NotVerified::NoSnapshot)?;
+        let began = self.tools.pool.now();
+        let (verdict, mut differences) = tokio::join!(snapshot.inspect(depth, WITHIN), files.differences());
+        metrics::histogram!(metric::INSPECTION).record(self.tools.pool.now().saturating_sub(began));
+        match verdict {
+            Verdict::Clean { removed } => {
+                for leftover in removed {
+                    metrics::counter!(metric::LEFTOVERS, "kind" => leftover.kind.word()).increment(leftover.count as u64);
+                }
+            }
+            Verdict::Dirty(more) => differences.splice(..0, more).for_each(drop),
+        }
+        if !differences.is_empty() {
+            return Err(NotVerified::Dirty(differences));
+        }
+        files.renew().await.map_err(NotVerified::Files)
+    }
+}
