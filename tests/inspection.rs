@@ -7,6 +7,8 @@
 mod dirt;
 #[path = "inspection/held.rs"]
 mod held;
+#[path = "inspection/ipc.rs"]
+mod ipc;
 #[path = "inspection/leftovers.rs"]
 mod leftovers;
 #[path = "inspection/programs.rs"]

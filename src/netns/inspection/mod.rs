@@ -15,7 +15,9 @@
 //! settings of MPTCP and segment routing · that there is no socket beyond the baseline's, of any family, wherever its owner is · that there are
 //! no connections without an owner, learnt neighbours and routes, metrics of TCP, tracked connections.
 //!
-//! What it deliberately does not look at: processes, the files and ipc objects that joiners share, the host's end of the link and what the host
+//! One more belongs to it where joiners could leave them, and is asked for by itself: the ipc objects of a shared ipc namespace ([`Objects`]).
+//!
+//! What it deliberately does not look at: processes, the files that joiners share, the host's end of the link and what the host
 //! tracks. At [`Depth::Usual`] neither what takes more than NET_ADMIN to leave: [`Depth::Privileged`] also compares /proc/sys/net, but nobody sees
 //! programs that a privileged joiner attached without link or filter (`bpf(2)`): after one that could, better retire.
 //!
@@ -25,6 +27,7 @@
 mod facts;
 mod files;
 mod generic;
+mod ipc;
 mod legacy;
 mod link;
 mod netfilter;
@@ -43,12 +46,13 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore, oneshot};
 
+pub use ipc::Objects;
 pub use verdict::{Difference, InspectError, Kind, Leftover, LeftoverKind, Verdict};
 
 use facts::Section;
 use generic::Opens;
 use netfilter::Ruleset;
-use place::Place;
+use place::{Place, Until};
 use sockets::Sockets;
 use transient::Transients;
 
@@ -95,7 +99,7 @@ impl Baseline {
     /// # Errors
     /// When something cannot be read, or not in time: the namespace cannot be verified.
     pub async fn take(namespace: BorrowedFd<'_>, depth: Depth, within: Duration) -> Result<Arc<Self>, InspectError> {
-        visit(namespace, Instant::now() + within, within, None, move |place| {
+        visit(namespace, Until { at: Instant::now() + within, limit: within }, None, move |place| {
             let sockets = sockets::take(place)?;
             let (structure, _) = Structure::read(place, depth, None)?;
             let opens = Opens::take(place, sockets.are_without_tcp())?;
@@ -110,12 +114,12 @@ impl Baseline {
 /// A [`Depth::Privileged`] inspection needs a baseline of that depth, or what it lacks counts as unreadable. `within` is for all of it; what is late
 /// is dirty. Not cancel safe, in the way of a mutation: what was begun is carried out.
 pub async fn inspect(namespace: BorrowedFd<'_>, baseline: &Arc<Baseline>, depth: Depth, within: Duration) -> Verdict {
-    let until = Instant::now() + within;
+    let until = Until { at: Instant::now() + within, limit: within };
     let late = Verdict::Dirty(vec![InspectError::Late { limit: within }.into()]);
     let Ok(turn) = tokio::time::timeout(within, Arc::clone(&baseline.turn).lock_owned()).await else { return late };
     let baseline = Arc::clone(baseline);
     let deed = move |place: &mut Place| inspect_inside(place, &baseline, depth);
-    visit(namespace, until, within, Some(turn), deed).await.unwrap_or_else(|error| Verdict::Dirty(vec![error.into()]))
+    visit(namespace, until, Some(turn), deed).await.unwrap_or_else(|error| Verdict::Dirty(vec![error.into()]))
 }
 
 /// What is different, and what was left by and by: told, and left as it is.
@@ -132,7 +136,7 @@ pub struct Seen {
 /// # Errors
 /// Something cannot be read, or not in time.
 pub async fn look(namespace: BorrowedFd<'_>, baseline: &Arc<Baseline>, within: Duration) -> Result<Seen, InspectError> {
-    let until = Instant::now() + within;
+    let until = Until { at: Instant::now() + within, limit: within };
     let turn =
         tokio::time::timeout(within, Arc::clone(&baseline.turn).lock_owned()).await.map_err(|_| InspectError::Late { limit: within })?;
     let baseline = Arc::clone(baseline);
@@ -145,7 +149,7 @@ pub async fn look(namespace: BorrowedFd<'_>, baseline: &Arc<Baseline>, within: D
         let found = Transients::with(place, sockets, passing.neighbours, passing.learnt_routes, before, opens)?;
         Ok(Seen { differences, leftovers: found.told() })
     };
-    visit(namespace, until, within, Some(turn), deed).await
+    visit(namespace, until, Some(turn), deed).await
 }
 
 fn inspect_inside(place: &mut Place, baseline: &Baseline, depth: Depth) -> Result<Verdict, InspectError> {
@@ -199,29 +203,45 @@ impl Structure {
     }
 }
 
-/// Does it in a thread that goes into the namespace, and ends there.
+/// Does it in a thread that goes into the network namespace, and ends there.
 async fn visit<T: Send + 'static>(
     namespace: BorrowedFd<'_>,
-    until: Instant,
-    limit: Duration,
+    until: Until,
     inspection: Option<OwnedMutexGuard<()>>,
     deed: impl FnOnce(&mut Place) -> Result<T, InspectError> + Send + 'static,
 ) -> Result<T, InspectError> {
-    let failed =
-        |what: &'static str| move |error: std::io::Error| InspectError::reading(what)(Errno::from_io_error(&error).unwrap_or(Errno::IO));
-    let namespace: OwnedFd = namespace.try_clone_to_owned().map_err(failed("the namespace's descriptor"))?;
+    let namespace = owned(namespace)?;
+    let visit = move || {
+        // Given back when the sockets are closed.
+        let _inspection = inspection;
+        Place::enter(&namespace, until).and_then(|mut place| deed(&mut place))
+    };
+    by_thread(until, visit).await
+}
+
+/// Does it in a thread that is made for it, when there are not too many of them.
+async fn by_thread<T: Send + 'static>(
+    until: Until,
+    deed: impl FnOnce() -> Result<T, InspectError> + Send + 'static,
+) -> Result<T, InspectError> {
     let work = async {
         // Never closed.
         let turn = TURNS.acquire().await;
         let (to, answer) = oneshot::channel();
         let visitor = move || {
-            // Given back when the sockets are closed.
-            let _turns = (turn, inspection);
-            let seen = Place::enter(&namespace, until, limit).and_then(|mut place| deed(&mut place));
-            drop(to.send(seen));
+            let _turn = turn;
+            drop(to.send(deed()));
         };
         std::thread::Builder::new().name("nspool-inspect".to_owned()).stack_size(STACK).spawn(visitor).map_err(failed("a thread"))?;
         answer.await.unwrap_or_else(|_| Err(InspectError::reading("the namespace, by a thread that failed")(Errno::FAULT)))
     };
-    tokio::time::timeout_at(until.into(), work).await.unwrap_or(Err(InspectError::Late { limit }))
+    tokio::time::timeout_at(until.at.into(), work).await.unwrap_or(Err(InspectError::Late { limit: until.limit }))
+}
+
+fn owned(fd: BorrowedFd<'_>) -> Result<OwnedFd, InspectError> {
+    fd.try_clone_to_owned().map_err(failed("the namespace's descriptor"))
+}
+
+fn failed(what: &'static str) -> impl Fn(std::io::Error) -> InspectError {
+    move |error| InspectError::reading(what)(Errno::from_io_error(&error).unwrap_or(Errno::IO))
 }

@@ -10,8 +10,8 @@ use super::place::{Family, Part, Place};
 use super::verdict::{InspectError, Kind};
 use crate::netns::wire::{ACK, Attributed, Batch, Message, word};
 
-const HEADER: usize = 4;
-const CONNTRACK: u16 = 1 << 8;
+pub(super) const HEADER: usize = 4;
+pub(super) const CONNTRACK: u16 = 1 << 8;
 const IPSET: u16 = 6 << 8;
 const ACCOUNTING: u16 = 7 << 8;
 const TIMEOUTS: u16 = 8 << 8;
@@ -28,7 +28,7 @@ const IPSET_PROTOCOL: u16 = 1;
 /// What `ipset` 6 and later speak.
 const IPSET_VERSION: &[u8] = &[6];
 const IPSET_LIST: u16 = IPSET + 7;
-const CONNTRACK_DELETE: u16 = CONNTRACK + 2;
+pub(super) const CONNTRACK_DELETE: u16 = CONNTRACK + 2;
 const CONNTRACK_STATISTICS: u16 = CONNTRACK + 5;
 const CONNTRACK_ENTRIES: u16 = 1;
 const COUNT_FILE: &str = "/proc/sys/net/netfilter/nf_conntrack_count";

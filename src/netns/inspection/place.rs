@@ -35,8 +35,20 @@ pub(super) struct Place {
     generic: Option<Socket>,
     diag: Option<Socket>,
     xfrm: Option<Socket>,
-    until: Instant,
-    limit: Duration,
+    until: Until,
+}
+
+/// Until when, and how long that was.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Until {
+    pub(super) at: Instant,
+    pub(super) limit: Duration,
+}
+
+impl Until {
+    pub(super) fn in_time(self) -> Result<(), InspectError> {
+        if Instant::now() < self.at { Ok(()) } else { Err(InspectError::Late { limit: self.limit }) }
+    }
 }
 
 /// A part of the kernel that may be missing. The kernel tries to load it with each question, which takes milliseconds: one that was missing
@@ -82,12 +94,12 @@ pub(super) enum Family {
 
 impl Place {
     /// The calling thread goes in, and must end after this was used.
-    pub(super) fn enter(namespace: &OwnedFd, until: Instant, limit: Duration) -> Result<Self, InspectError> {
+    pub(super) fn enter(namespace: &OwnedFd, until: Until) -> Result<Self, InspectError> {
         move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
             .map_err(InspectError::reading("the namespace, by entering it"))?;
         let files = open("/proc/thread-self/net", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
         let files = files.map_err(InspectError::reading("/proc/net"))?;
-        Ok(Self { files, route: None, netfilter: None, generic: None, diag: None, xfrm: None, until, limit })
+        Ok(Self { files, route: None, netfilter: None, generic: None, diag: None, xfrm: None, until })
     }
 
     /// Ours, which the namespace counts as its own.
@@ -96,7 +108,7 @@ impl Place {
     }
 
     pub(super) fn in_time(&self) -> Result<(), InspectError> {
-        if Instant::now() < self.until { Ok(()) } else { Err(InspectError::Late { limit: self.limit }) }
+        self.until.in_time()
     }
 
     /// For something that comes about by itself.

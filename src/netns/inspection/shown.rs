@@ -41,6 +41,15 @@ pub(super) fn shown(how: As, bytes: &[u8], names: &Names) -> String {
     }
 }
 
+/// A text without control characters, not longer than is good for a line.
+pub(super) fn cut(text: &str) -> String {
+    if text.len() <= LONGEST {
+        return text.to_owned();
+    }
+    let short: String = text.chars().take(LONGEST).collect();
+    format!("{short}... ({} bytes)", text.len())
+}
+
 fn hex(bytes: &[u8]) -> String {
     let mut text = String::from("0x");
     for byte in bytes.iter().take(LONGEST) {
@@ -101,6 +110,7 @@ pub(super) fn told(kind: Kind, fact: &Fact, names: &Names) -> (Kind, String, Str
         | Kind::Socket
         | Kind::Sysctl
         | Kind::SharedFile
+        | Kind::Ipc
         | Kind::NotRemoved
         | Kind::Unreadable
         | Kind::Late => (hex(fact.header()), told.rest(&[], &[])),

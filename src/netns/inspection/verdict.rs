@@ -72,6 +72,8 @@ pub enum Kind {
     Sysctl,
     /// One of the files that joiners share with their buddy.
     SharedFile,
+    /// An object of a shared ipc namespace: shared memory, semaphores, a message queue.
+    Ipc,
     /// A leftover that is still there after its removal.
     NotRemoved,
     /// Something could not be read.
@@ -106,6 +108,7 @@ impl Kind {
             Self::Socket => "socket",
             Self::Sysctl => "sysctl",
             Self::SharedFile => "shared_file",
+            Self::Ipc => "ipc",
             Self::NotRemoved => "not_removed",
             Self::Unreadable => "unreadable",
             Self::Late => "late",
