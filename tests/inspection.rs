@@ -1,5 +1,6 @@
 //! What an inspection finds, on the kernel that the tests run on: each kind of dirt by its own name, the clean twin clean, and what may be
-//! removed gone. Needs root, `ip`, `tc`, `bridge`, `nft`, `iptables` and `ipset`.
+//! removed gone. Needs root, `ip`, `tc`, `bridge`, `nft`, `iptables`, `ipset`,
+//! util-linux (`unshare`, `nsenter`, `setpriv`, `ipcmk`), and a kernel that lists tracked connections in /proc/net/nf_conntrack.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail their test")]
 
@@ -7,6 +8,8 @@
 mod dirt;
 #[path = "inspection/held.rs"]
 mod held;
+#[path = "inspection/host.rs"]
+mod host;
 #[path = "inspection/ipc.rs"]
 mod ipc;
 #[path = "inspection/leftovers.rs"]

@@ -15,10 +15,10 @@
 //! settings of MPTCP and segment routing · that there is no socket beyond the baseline's, of any family, wherever its owner is · that there are
 //! no connections without an owner, learnt neighbours and routes, metrics of TCP, tracked connections.
 //!
-//! One more belongs to it where joiners could leave them, and is asked for by itself: the ipc objects of a shared ipc namespace ([`Objects`]).
+//! Two more belong to it where joiners could leave them, and are asked for by themselves: the ipc objects of a shared ipc namespace ([`Objects`]),
+//! and what the host tracks for the slot's addresses ([`forget_host_connections`]).
 //!
-//! What it deliberately does not look at: processes, the files that joiners share, the host's end of the link and what the host
-//! tracks. At [`Depth::Usual`] neither what takes more than NET_ADMIN to leave: [`Depth::Privileged`] also compares /proc/sys/net, but nobody sees
+//! What it deliberately does not look at: processes, the files that joiners share, the host's end of the link. At [`Depth::Usual`] neither what takes more than NET_ADMIN to leave: [`Depth::Privileged`] also compares /proc/sys/net, but nobody sees
 //! programs that a privileged joiner attached without link or filter (`bpf(2)`): after one that could, better retire.
 //!
 //! What can go wrong: see [`InspectError`]. All of it is done by a thread that is made for it, goes in and ends there ([`place`]); it is bounded in
@@ -27,6 +27,7 @@
 mod facts;
 mod files;
 mod generic;
+mod host;
 mod ipc;
 mod legacy;
 mod link;
@@ -46,6 +47,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore, oneshot};
 
+pub use host::forget_host_connections;
 pub use ipc::Objects;
 pub use verdict::{Difference, InspectError, Kind, Leftover, LeftoverKind, Verdict};
 
