@@ -210,6 +210,9 @@ impl Late {
 /// The containers that events or lists have told of, until their removal, by their own id.
 type Known = HashMap<String, Sight>;
 
+/// Of a question: its number, about which container, as of when.
+type Answer = (u64, String, Moment, Result<Container, EngineError>);
+
 /// What is known of one container.
 #[derive(Debug, Default)]
 struct Sight {
@@ -219,6 +222,14 @@ struct Sight {
     asked: bool,
     /// Something has happened to it since: that answer may be too old.
     again: bool,
+    /// For which lease it says it is; it may be gone before more can be known.
+    label: Option<String>,
+    /// It ran: before, it was nowhere inside.
+    started: bool,
+    /// Its end was told while the engine was being asked.
+    removed: bool,
+    /// The engine did not know it, in the answer to that question: what comes next, its start or its end, says whether it was inside.
+    gone: Option<u64>,
 }
 
 /// Where [`Observer::follow`] begins.
@@ -322,11 +333,12 @@ impl Observer {
             tokio::select! {
                 // What comes most often last: it keeps nothing else waiting.
                 biased;
-                Some((number, id, as_of, inspected)) = inspections.next() => {
-                    if self.inspected(&id, as_of, inspected, &mut known) {
+                Some(answer) = inspections.next() => {
+                    let (number, id) = (answer.0, answer.1.clone());
+                    under_way.asked.remove(&number);
+                    if self.inspected(answer, &mut known, &mut under_way) {
                         inspections.extend(self.ask(id, &mut known, &mut under_way));
                     }
-                    under_way.asked.remove(&number);
                     under_way.passed().for_each(|(id, name)| self.heard.tell(&id, &name));
                 }
                 _ = probe.tick(), if ping.is_none() => {
@@ -346,7 +358,7 @@ impl Observer {
                                 under_way.fences.push_back((under_way.next, event.id, event.name));
                                 under_way.passed().for_each(|(id, name)| self.heard.tell(&id, &name));
                             }
-                        } else if let Some(id) = self.handle(event, &mut known) {
+                        } else if let Some(id) = self.handle(event, &mut known, &mut under_way) {
                             inspections.extend(self.ask(id, &mut known, &mut under_way));
                         }
                     }
@@ -358,20 +370,30 @@ impl Observer {
     }
 
     /// What an event means. Answers a container that has to be inspected: one that may have joined a buddy, which no event tells.
-    fn handle(&self, event: EngineEvent, known: &mut Known) -> Option<String> {
+    fn handle(&self, event: EngineEvent, known: &mut Known, under_way: &mut UnderWay) -> Option<String> {
         match event.action {
             EventAction::Created | EventAction::Started if event.attributes.contains_key(LABEL_GENERATION) => {
                 if event.attributes.get(LABEL_INSTANCE) != Some(&self.late.instance) {
                     self.late.seen.notify_one();
                 }
             }
-            EventAction::Created => return Some(event.id),
+            EventAction::Created => {
+                known.entry(event.id.clone()).or_default().label = event.attributes.get(LABEL_NAMESPACE_ID).cloned();
+                return Some(event.id);
+            }
             EventAction::Started => {
-                let Some(sight) = known.get_mut(&event.id) else { return Some(event.id) };
+                let is_new = !known.contains_key(&event.id);
+                let sight = known.entry(event.id.clone()).or_default();
+                sight.started = true;
+                if let Some(number) = sight.gone {
+                    self.was_nobody_knows_who(known.remove(&event.id));
+                    self.looked(number, under_way);
+                    return None;
+                }
                 sight.again = sight.asked;
                 let started: Vec<JoinerSeen> =
                     sight.seen.iter().map(|seen| JoinerSeen { live: true, as_of: Moment::ZERO, ..seen.clone() }).collect();
-                if !self.tell(&started) {
+                if is_new || !self.tell(&started) {
                     return Some(event.id);
                 }
             }
@@ -387,8 +409,16 @@ impl Observer {
             EventAction::Paused | EventAction::Unpaused => self.doubts.raise(&event.id),
             EventAction::Removed => {
                 self.doubts.raise(&event.id);
-                for seen in known.remove(&event.id).into_iter().flat_map(|sight| sight.seen) {
+                let Some(sight) = known.get_mut(&event.id) else { return None };
+                for seen in std::mem::take(&mut sight.seen) {
                     self.pool.with(|state, now| state.joiner_removed(now, &seen.buddy, &seen.joiner));
+                }
+                sight.removed = sight.asked;
+                if !sight.asked {
+                    let gone = sight.gone;
+                    known.remove(&event.id);
+                    // It never ran.
+                    gone.into_iter().for_each(|number| self.looked(number, under_way));
                 }
             }
             EventAction::ImageGone => self.gate.image_gone(&event.id),
@@ -398,12 +428,7 @@ impl Observer {
     }
 
     /// Asks about a container that may have joined a buddy, unless that is under way.
-    fn ask(
-        &self,
-        id: String,
-        known: &mut Known,
-        under_way: &mut UnderWay,
-    ) -> Option<impl Future<Output = (u64, String, Moment, Result<Container, EngineError>)> + use<>> {
+    fn ask(&self, id: String, known: &mut Known, under_way: &mut UnderWay) -> Option<impl Future<Output = Answer> + use<>> {
         let sight = known.entry(id.clone()).or_default();
         if std::mem::replace(&mut sight.asked, true) {
             sight.again = true;
@@ -417,30 +442,38 @@ impl Observer {
     }
 
     /// `true`: it is to be asked about again.
-    fn inspected(&self, id: &str, as_of: Moment, inspected: Result<Container, EngineError>, known: &mut Known) -> bool {
-        let Some(sight) = known.get_mut(id) else {
-            // Its removal was told meanwhile: it is nobody's joiner any more, and it was.
-            self.pool.with(|state, _| match &inspected {
-                Ok(container) if container.bounded => {}
-                Ok(container) => container.joins().for_each(|buddy| state.joiner_was_unbounded(buddy)),
-                Err(_) => state.joiner_unknown(),
-            });
-            return false;
-        };
+    fn inspected(&self, (number, id, as_of, inspected): Answer, known: &mut Known, under_way: &mut UnderWay) -> bool {
+        let Some(sight) = known.get_mut(&id) else { return false };
         sight.asked = false;
         let again = std::mem::take(&mut sight.again);
         let container = match inspected {
             Ok(container) => container,
+            Err(error) if error.class == ErrorClass::NotFound && !sight.started && !sight.removed => {
+                sight.gone = Some(number);
+                under_way.asked.insert(number);
+                return false;
+            }
             Err(error) => {
                 if error.class != ErrorClass::NotFound {
                     // Whether it joined will be known from the list at the next reconnect, and before any namespace is given on.
                     tracing::warn!(%error, "cannot tell what a new container joins");
                 }
-                self.pool.with(|state, _| state.joiner_unknown());
-                known.remove(id);
+                let never_ran = sight.removed && !sight.started;
+                let sight = known.remove(&id);
+                if !never_ran {
+                    self.was_nobody_knows_who(sight);
+                }
                 return false;
             }
         };
+        if sight.removed {
+            // It is nobody's joiner any more, and it was.
+            if sight.started && !container.bounded {
+                self.pool.with(|state, _| container.joins().for_each(|buddy| state.joiner_was_unbounded(buddy)));
+            }
+            known.remove(&id);
+            return false;
+        }
         sight.seen = container
             .joins()
             .map(|buddy| JoinerSeen {
@@ -454,6 +487,18 @@ impl Observer {
             .collect();
         let conclusive = self.tell(&sight.seen);
         !sight.seen.is_empty() && (again || !conclusive)
+    }
+
+    /// Somebody was inside, of whom nothing is known but what its label says.
+    fn was_nobody_knows_who(&self, sight: Option<Sight>) {
+        let label = sight.and_then(|sight| sight.label);
+        self.pool.with(|state, _| state.joiner_unknown(label.as_deref()));
+    }
+
+    /// A question is answered: fences may have waited for it.
+    fn looked(&self, number: u64, under_way: &mut UnderWay) {
+        under_way.asked.remove(&number);
+        under_way.passed().for_each(|(id, name)| self.heard.tell(&id, &name));
     }
 
     /// `false`: the pool finds one of them too old to be believed.

@@ -154,7 +154,7 @@ impl Nanny {
         let mut buddy = Box::new(self.buddy(key.generation, name.clone(), held, facts).await);
         (buddy.link, buddy.files) = (link, files);
         if !used {
-            let snapshot = self.snapshot(key.generation, &*buddy.held, buddy.files.as_ref()).await;
+            let snapshot = self.snapshot(key.generation, &*buddy.held, &buddy.facts, buddy.files.as_ref()).await;
             buddy.snapshot = snapshot.unwrap_or_else(|error| {
                 tracing::warn!(
                     slot = self.slot,

@@ -23,6 +23,7 @@ use parking_lot::Mutex;
 use super::Nanny;
 use super::files::SharedFiles;
 use crate::config::Unbounded;
+use crate::engine::{Address, Container};
 use crate::netns::inspection::{Depth, Difference, InspectError, Seen, Verdict};
 use crate::netns::{Held, Snapshot};
 use crate::pool::state::Afterwards;
@@ -109,6 +110,7 @@ impl Nanny {
         &self,
         generation: u64,
         held: &dyn Held,
+        facts: &Container,
         files: Option<&SharedFiles>,
     ) -> Result<Option<Arc<dyn Snapshot>>, InspectError> {
         if self.tools.breed.networks[self.network()].afterwards != Afterwards::Verify {
@@ -118,7 +120,9 @@ impl Nanny {
             Unbounded::Retire => Depth::Usual,
             Unbounded::Inspect => Depth::Privileged,
         };
-        let snapshot = held.snapshot(depth, WITHIN).await?;
+        let own = |address: &Address| address.address.split('/').next()?.parse().ok();
+        let addresses = facts.addresses.iter().filter_map(own).collect();
+        let snapshot = held.snapshot(depth, addresses, WITHIN).await?;
         self.tools.snapshots.keep(self.slot, generation, &snapshot, files.cloned().unwrap_or_default());
         Ok(Some(snapshot))
     }

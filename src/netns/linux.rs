@@ -9,11 +9,13 @@
 
 mod order;
 mod renewal;
+mod snapshot;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +29,7 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::inspection::{self, Baseline, Depth, InspectError, Seen, Verdict};
+use super::inspection::{Depth, InspectError};
 use super::{Held, Kernel, KernelError, Members, NamespaceId, RenewError, Renewed, Snapshot};
 use crate::coalesce::Coalesced;
 use crate::engine::NamespaceKind;
@@ -155,23 +157,6 @@ impl Process {
     }
 }
 
-/// See [`Held::snapshot`].
-#[derive(Debug)]
-struct Kept {
-    network: OwnedFd,
-    baseline: Arc<Baseline>,
-}
-
-impl Snapshot for Kept {
-    fn inspect(&self, depth: Depth, within: Duration) -> BoxFuture<'_, Verdict> {
-        inspection::inspect(self.network.as_fd(), &self.baseline, depth, within).boxed()
-    }
-
-    fn look(&self, within: Duration) -> BoxFuture<'_, Result<Seen, InspectError>> {
-        inspection::look(self.network.as_fd(), &self.baseline, within).boxed()
-    }
-}
-
 impl Held for HeldProcess {
     fn pid(&self) -> u32 {
         self.0.pid
@@ -206,18 +191,8 @@ impl Held for HeldProcess {
         held.open.try_clone().map(OwnedFd::from).map_err(failed)
     }
 
-    fn snapshot(&self, depth: Depth, within: Duration) -> BoxFuture<'_, Result<Arc<dyn Snapshot>, InspectError>> {
-        let failed = |error: KernelError| {
-            tracing::debug!(%error, "a snapshot cannot be taken");
-            InspectError::Unreadable { what: "the namespace's descriptor".to_owned(), cause: Errno::MFILE }
-        };
-        let network = self.open_network().map_err(failed);
-        async move {
-            let network = network?;
-            let baseline = Baseline::take(network.as_fd(), depth, within).await?;
-            Ok(Arc::new(Kept { network, baseline }) as Arc<dyn Snapshot>)
-        }
-        .boxed()
+    fn snapshot(&self, depth: Depth, addresses: Vec<IpAddr>, within: Duration) -> BoxFuture<'_, Result<Arc<dyn Snapshot>, InspectError>> {
+        snapshot::take(Arc::clone(&self.0), depth, addresses, within).boxed()
     }
 
     fn renew(&self, use_number: u64, within: Duration) -> BoxFuture<'_, Result<Renewed, RenewError>> {

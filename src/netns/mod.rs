@@ -14,6 +14,7 @@ mod socket;
 mod wire;
 
 use std::fmt;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -107,14 +108,15 @@ pub trait Held: Send + Sync + fmt::Debug {
     /// See [`RenewError`]: after any of them the process is good for nothing more, and what is held is the old namespace.
     fn renew(&self, use_number: u64, within: Duration) -> BoxFuture<'_, Result<Renewed, RenewError>>;
     /// What its namespaces are now, to be compared later: nobody but the process itself may be inside, and what is there is taken for right. `depth`
-    /// is the greatest that it can be compared at; `within` is for all of it. Cancel safe: nothing is changed.
+    /// is the greatest that it can be compared at, `addresses` are those by which the host may track its connections, `within` is for all of it. Cancel
+    /// safe: nothing is changed.
     ///
     /// # Errors
     /// Something cannot be read, or not in time: it cannot be compared later.
-    fn snapshot(&self, depth: Depth, within: Duration) -> BoxFuture<'_, Result<Arc<dyn Snapshot>, InspectError>>;
+    fn snapshot(&self, depth: Depth, addresses: Vec<IpAddr>, within: Duration) -> BoxFuture<'_, Result<Arc<dyn Snapshot>, InspectError>>;
 }
 
-/// What a held process's namespaces were. Holds them, not the process.
+/// What a held process's namespaces were: the network's, and the ipc namespace if it is held.
 pub trait Snapshot: Send + Sync + fmt::Debug {
     /// Compares, and removes what may be removed: see [`inspection`], also on what happens when it is dropped. Nobody but the keeper may be inside.
     fn inspect(&self, depth: Depth, within: Duration) -> BoxFuture<'_, Verdict>;

@@ -54,7 +54,7 @@ impl State {
     pub fn set_engine_up(&mut self, up: bool) {
         self.engine_up = up;
         if !up {
-            self.joiner_unknown();
+            self.joiner_unknown(None);
         }
     }
 

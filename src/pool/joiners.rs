@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::leases::{Joiner, Lease, LeaseIndex};
-use super::state::{Effect, SlotState, State};
+use super::state::{Effect, Slot, SlotState, State};
 use super::types::{Lifetime, Moment, PoolEvent, SlotIndex, Words};
 use crate::random::HashMap;
 
@@ -89,10 +89,13 @@ impl State {
         }
     }
 
-    /// Somebody may have joined any lease, and nobody can tell who: a container that was gone before it could be looked at, an engine that was away.
-    pub fn joiner_unknown(&mut self) {
-        for place in &mut self.slots {
-            place.unbounded |= place.is_in_use();
+    /// Somebody joined, and nobody can tell who: a container that was gone before it could be looked at, an engine that was away. `label`: the
+    /// namespace that it was started for, as it says; without one of ours it may have been any.
+    pub fn joiner_unknown(&mut self, label: Option<&str>) {
+        let named = |place: &Slot| place.namespace.as_deref().is_some_and(|namespace| Some(&*namespace.namespace_id) == label);
+        match self.slots.iter_mut().find(|place| named(place)) {
+            Some(place) => place.unbounded |= place.is_in_use(),
+            None => self.slots.iter_mut().for_each(|place| place.unbounded |= place.is_in_use()),
         }
     }
 

@@ -160,16 +160,30 @@ async fn who_was_there_while_the_engine_was_away_may_have_been_anybody() {
 
 #[tokio::test(start_paused = true)]
 async fn a_container_that_is_gone_before_it_is_looked_at_may_have_been_anybody() {
-    let (world, rig) = started(one_slot()).await;
-    let grant = rig.allocate().await;
-    let function = world.create_function(FunctionSpec::joining(&grant.lease.namespace.namespace_id, None)).unwrap();
-    world.remove_function(&function);
-    rig.pool.until(|state| state.slot_view(0).unbounded).await;
-    rig.release(&grant);
-    rig.settled(1).await;
-    let next = rig.allocate().await;
-    assert!(next.lease.key.generation > grant.lease.key.generation);
-    ended(&world, rig, "a container that was gone at once").await;
+    // Whether it ran, what it says it is for, and whether the slot goes on.
+    for (ran, labelled, survives) in [(false, false, true), (true, false, false), (true, true, false)] {
+        let what = format!("ran: {ran}, labelled: {labelled}");
+        let mut config = config(Reuse::Verified);
+        (config.pool.ready, config.pool.max) = (2, 2);
+        let world = FakeWorld::new(1);
+        let rig = Rig::start(config, Arc::clone(&world));
+        rig.settled(2).await;
+        let (grant, other) = (rig.allocate().await, rig.allocate().await);
+        let name = &grant.lease.namespace.namespace_id;
+        let function = world.create_function(FunctionSpec::joining(name, labelled.then_some(name))).unwrap();
+        if ran {
+            world.start_function(&function).unwrap();
+        }
+        world.remove_function(&function);
+        for grant in [&grant, &other] {
+            rig.release(grant);
+        }
+        rig.settled(2).await;
+        let goes_on =
+            |grant: &Grant| rig.pool.read(|state| state.slot_view(grant.lease.key.slot).key.generation == grant.lease.key.generation);
+        assert_eq!((goes_on(&grant), goes_on(&other)), (survives, survives || labelled), "{what}");
+        ended(&world, rig, &what).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

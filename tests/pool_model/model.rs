@@ -816,8 +816,10 @@ impl Model {
     }
 
     /// Whoever it was may have been in any use that is not over.
-    pub fn joiner_unknown(&mut self) {
-        for place in &mut self.slots {
+    pub fn joiner_unknown(&mut self, label: Option<&str>) {
+        let named = |place: &Slot| label.is_some() && place.namespace.as_ref().map(|namespace| namespace.namespace_id.as_str()) == label;
+        let one = self.slots.iter().any(named);
+        for place in self.slots.iter_mut().filter(|place| !one || named(place)) {
             place.unbounded |= matches!(place.state, SlotState::Leased | SlotState::Vacating | SlotState::Renewing);
         }
     }

@@ -120,7 +120,7 @@ pub enum Op {
     Stop,
     Engine(bool),
     Joined(Seen),
-    JoinerUnknown,
+    JoinerUnknown(usize),
     JoinerStopped(usize, u8),
     JoinerRemoved(usize, u8),
     Listed(Vec<Seen>),
@@ -245,7 +245,7 @@ fn containers() -> impl Strategy<Value = Op> {
     let pick = any::<usize>;
     prop_oneof![
         6 => seen().prop_map(Op::Joined),
-        1 => Just(Op::JoinerUnknown),
+        1 => (0usize..8).prop_map(Op::JoinerUnknown),
         1 => (pick(), 0u8..3).prop_map(|(buddy, joiner)| Op::JoinerStopped(buddy, joiner)),
         4 => (pick(), 0u8..3).prop_map(|(buddy, joiner)| Op::JoinerRemoved(buddy, joiner)),
         2 => prop::collection::vec(seen(), 0..4).prop_map(Op::Listed),

@@ -217,7 +217,7 @@ impl Story {
             Op::Cancel(_) | Op::Deliver(_) | Op::Undo(_) | Op::ForceRelease(_) | Op::ForceStale(_) | Op::Renew { .. } | Op::RenewOld(_) => {
                 self.caller(op);
             }
-            Op::Joined(_) | Op::JoinerUnknown | Op::JoinerStopped(..) | Op::JoinerRemoved(..) | Op::Listed(_) => self.container(op),
+            Op::Joined(_) | Op::JoinerUnknown(_) | Op::JoinerStopped(..) | Op::JoinerRemoved(..) | Op::Listed(_) => self.container(op),
             Op::Resize(..) | Op::Cordon(_) | Op::Uncordon | Op::Recycle(..) | Op::Engine(_) => self.operator(op),
             _ if self.state.slot_count() > 0 => self.nanny(op),
             _ => {}
@@ -373,7 +373,7 @@ impl Story {
                 self.state.set_engine_up(up);
                 self.model.engine_up = up;
                 if !up {
-                    self.model.joiner_unknown();
+                    self.model.joiner_unknown(None);
                 }
             }
             _ => unreachable!(),
@@ -559,9 +559,11 @@ impl Story {
     fn container(&mut self, op: &Op) {
         let now = self.now;
         match op {
-            Op::JoinerUnknown => {
-                self.state.joiner_unknown();
-                self.model.joiner_unknown();
+            Op::JoinerUnknown(pick) => {
+                let named = self.model.slots.get(*pick).and_then(|place| place.namespace.as_ref());
+                let label = named.map(|namespace| namespace.namespace_id.clone());
+                self.state.joiner_unknown(label.as_deref());
+                self.model.joiner_unknown(label.as_deref());
             }
             Op::Joined(seen) => {
                 if let Some(seen) = self.seen(*seen) {

@@ -1,5 +1,6 @@
 //! The [`Kernel`] side.
 
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,7 +55,7 @@ impl Held for FakeHeld {
         Err(KernelError::Failed { what: "a fake namespace".to_owned(), message: "has no descriptor".to_owned() })
     }
 
-    fn snapshot(&self, _depth: Depth, within: Duration) -> BoxFuture<'_, Result<Arc<dyn Snapshot>, InspectError>> {
+    fn snapshot(&self, _depth: Depth, _addresses: Vec<IpAddr>, within: Duration) -> BoxFuture<'_, Result<Arc<dyn Snapshot>, InspectError>> {
         let (world, namespace) = (Arc::clone(&self.0.world), self.namespace(NamespaceKind::Net));
         Box::pin(async move {
             let missing = || InspectError::Unreadable { what: "a fake namespace".to_owned(), cause: rustix::io::Errno::NOENT };
