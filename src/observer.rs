@@ -409,7 +409,7 @@ impl Observer {
             EventAction::Paused | EventAction::Unpaused => self.doubts.raise(&event.id),
             EventAction::Removed => {
                 self.doubts.raise(&event.id);
-                let Some(sight) = known.get_mut(&event.id) else { return None };
+                let sight = known.get_mut(&event.id)?;
                 for seen in std::mem::take(&mut sight.seen) {
                     self.pool.with(|state, now| state.joiner_removed(now, &seen.buddy, &seen.joiner));
                 }

@@ -11,8 +11,9 @@ async fn each_is_found(deeds: &[(&str, Kind, &str)]) {
         let found = rig.dirt().await;
         let by_name = found.iter().filter(|difference| difference.kind == *kind).map(ToString::to_string).collect::<Vec<_>>();
         assert!(by_name.iter().any(|line| line.contains(said)), "{deed}: {}", lines(&found));
-        let again = rig.dirt().await;
-        assert_eq!(again, found, "{deed}: nothing was repaired");
+        // What the kernel does by and by may come or go meanwhile.
+        let again: Vec<String> = rig.dirt().await.iter().map(ToString::to_string).collect();
+        assert!(by_name.iter().all(|line| again.contains(line)), "{deed}: nothing was repaired, but {by_name:?} is {again:?}");
     }
 }
 
