@@ -242,6 +242,7 @@ fn filled_pool(ledger: Option<Arc<Ledger>>) -> Arc<Pool> {
         ready: SLOTS,
         max: SLOTS,
         afterwards: [Afterwards::Reuse].into(),
+        keep_tenants: false,
         linger: Duration::from_secs(10),
         max_detached: 64,
         max_waiting: 1024,

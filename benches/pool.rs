@@ -53,6 +53,7 @@ fn rules() -> Rules {
         ready: 0,
         max: 0,
         afterwards: [Afterwards::Reuse; 2].into(),
+        keep_tenants: false,
         linger: Duration::from_secs(10),
         max_detached: 64,
         max_waiting: 1024,

@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::api::{self, About, Api, DaemonStatus, Limits};
 use crate::audit::Auditor;
-use crate::config::{self, Config, PlaceholderImage, Reuse};
+use crate::config::{self, AcrossTenants, Config, PlaceholderImage, Reuse};
 use crate::engine::Engine;
 use crate::engine::paced::{Deadlines, Paced};
 use crate::image::gate::{Gate, GateState, Source};
@@ -504,6 +504,7 @@ fn left(tools: &Tools, detached: &DetachedList) -> Vec<Left> {
             | SlotState::Leased
             | SlotState::Vacating
             | SlotState::Renewing
+            | SlotState::Cooling
             | SlotState::Retiring => {
                 format!("not removed in time ({}){}", slot.state.word(), slot.last_error.map(|e| format!(": {e}")).unwrap_or_default())
             }
@@ -539,6 +540,7 @@ fn rules(config: &Config) -> Rules {
         ready: pool.ready,
         max: pool.max,
         afterwards: (0..pool.networks.len()).map(|network| afterwards(config.reuse_of(network))).collect(),
+        keep_tenants: pool.across_tenants == AcrossTenants::Retire,
         linger: pool.linger,
         max_detached: pool.max_detached,
         max_waiting: pool.max_waiting,
@@ -576,6 +578,7 @@ fn wiring(config: &Config, network: usize) -> Wiring {
     Wiring {
         name: config.pool.networks[network].clone(),
         managed: config.managed_of(network).is_some(),
+        ipv6: config.managed_of(network).is_some_and(|managed| managed.network.ipv6.is_some()),
         afterwards: afterwards(config.reuse_of(network)),
     }
 }

@@ -226,6 +226,8 @@ struct Sight {
     label: Option<String>,
     /// It ran: before, it was nowhere inside.
     started: bool,
+    /// The pool knows all of it.
+    told: bool,
     /// Its end was told while the engine was being asked.
     removed: bool,
     /// The engine did not know it, in the answer to that question: what comes next, its start or its end, says whether it was inside.
@@ -372,18 +374,18 @@ impl Observer {
     /// What an event means. Answers a container that has to be inspected: one that may have joined a buddy, which no event tells.
     fn handle(&self, event: EngineEvent, known: &mut Known, under_way: &mut UnderWay) -> Option<String> {
         match event.action {
-            EventAction::Created | EventAction::Started if event.attributes.contains_key(LABEL_GENERATION) => {
-                if event.attributes.get(LABEL_INSTANCE) != Some(&self.late.instance) {
-                    self.late.seen.notify_one();
-                }
-            }
+            // Nobody else's image or container says this run's name, which is drawn by lot: a buddy of ours, which joins nobody.
+            EventAction::Created | EventAction::Started if event.attributes.get(LABEL_INSTANCE) == Some(&self.late.instance) => {}
             EventAction::Created => {
+                self.late_one(&event);
                 known.entry(event.id.clone()).or_default().label = event.attributes.get(LABEL_NAMESPACE_ID).cloned();
                 return Some(event.id);
             }
             EventAction::Started => {
+                self.late_one(&event);
                 let is_new = !known.contains_key(&event.id);
                 let sight = known.entry(event.id.clone()).or_default();
+                sight.label = event.attributes.get(LABEL_NAMESPACE_ID).cloned();
                 sight.started = true;
                 if let Some(number) = sight.gone {
                     self.was_nobody_knows_who(known.remove(&event.id));
@@ -427,6 +429,13 @@ impl Observer {
         None
     }
 
+    /// It may be a buddy that a predecessor's call has made by now.
+    fn late_one(&self, event: &EngineEvent) {
+        if event.attributes.contains_key(LABEL_GENERATION) {
+            self.late.seen.notify_one();
+        }
+    }
+
     /// Asks about a container that may have joined a buddy, unless that is under way.
     fn ask(&self, id: String, known: &mut Known, under_way: &mut UnderWay) -> Option<impl Future<Output = Answer> + use<>> {
         let sight = known.entry(id.clone()).or_default();
@@ -458,22 +467,27 @@ impl Observer {
                     // Whether it joined will be known from the list at the next reconnect, and before any namespace is given on.
                     tracing::warn!(%error, "cannot tell what a new container joins");
                 }
-                let never_ran = sight.removed && !sight.started;
+                let harmless = sight.told || sight.removed && !sight.started;
                 let sight = known.remove(&id);
-                if !never_ran {
+                if !harmless {
                     self.was_nobody_knows_who(sight);
                 }
                 return false;
             }
         };
-        if sight.removed {
+        let (removed, started) = (sight.removed, sight.started);
+        if !container.bounded && (started || !removed) {
+            self.through_others(&container, known);
+        }
+        if removed {
             // It is nobody's joiner any more, and it was.
-            if sight.started && !container.bounded {
+            if started && !container.bounded {
                 self.pool.with(|state, _| container.joins().for_each(|buddy| state.joiner_was_unbounded(buddy)));
             }
             known.remove(&id);
             return false;
         }
+        let Some(sight) = known.get_mut(&id) else { return false };
         sight.seen = container
             .joins()
             .map(|buddy| JoinerSeen {
@@ -486,7 +500,21 @@ impl Observer {
             })
             .collect();
         let conclusive = self.tell(&sight.seen);
+        sight.told = conclusive;
         !sight.seen.is_empty() && (again || !conclusive)
+    }
+
+    /// Who joins a function is in its buddy's namespace as well.
+    fn through_others(&self, container: &Container, known: &Known) {
+        self.pool.with(|state, _| {
+            for joined in container.joins() {
+                match known.get(joined) {
+                    Some(other) => other.seen.iter().for_each(|seen| state.joiner_was_unbounded(&seen.buddy)),
+                    None if state.is_buddy(joined) => {}
+                    None => state.joiner_unknown(None),
+                }
+            }
+        });
     }
 
     /// Somebody was inside, of whom nothing is known but what its label says.

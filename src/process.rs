@@ -394,6 +394,7 @@ fn set_gauges(tools: &Tools, networks: &[String], ledger_error: &level::Receiver
             ("leased", usage.leased),
             ("vacating", usage.vacating),
             ("renewing", usage.renewing),
+            ("cooling", usage.cooling),
             ("quarantined", usage.quarantined),
             ("retiring", usage.retiring),
         ];

@@ -72,6 +72,7 @@ fn spec(name: &str, image: &ImageId, command: &[&str]) -> BuddySpec {
         memory_bytes: 16 << 20,
         pids: 16,
         flavour: Flavour::Fixed,
+        ipv6: false,
     }
 }
 
@@ -316,10 +317,11 @@ async fn the_exit_code_is_the_process_s_own(engine: &TestEngine) {
         docker.remove(&id).await.unwrap();
     }
     let killed = buddy(&docker, &name("killed")).await;
-    let (outcome, ()) = tokio::join!(timeout(LIMIT, docker.wait(&killed.id)), async {
+    let asked = || async { Some(docker.wait(&killed.id).await.unwrap()).filter(|outcome| *outcome != WaitOutcome::Unknown) };
+    let (outcome, ()) = tokio::join!(eventually("an answer", LIMIT, asked), async {
         assert!(std::process::Command::new("kill").args(["-KILL", &killed.pid.to_string()]).status().unwrap().success());
     });
-    assert_eq!(outcome.unwrap().unwrap(), WaitOutcome::Exited(137));
+    assert_eq!(outcome, WaitOutcome::Exited(137));
     docker.remove(&killed.id).await.unwrap();
 }
 

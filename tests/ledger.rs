@@ -157,6 +157,7 @@ fn rules() -> Rules {
         ready: 0,
         max: 0,
         afterwards: [Afterwards::Retire].into(),
+        keep_tenants: false,
         linger: Duration::from_secs(10),
         max_detached: 1,
         max_waiting: 10,

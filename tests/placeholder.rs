@@ -84,6 +84,7 @@ fn spec(image: ImageId) -> BuddySpec {
         memory_bytes: 16 << 20,
         pids: 16,
         flavour: Flavour::Fixed,
+        ipv6: false,
     }
 }
 

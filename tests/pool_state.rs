@@ -15,6 +15,7 @@ fn rules(networks: u32) -> Rules {
         ready: 0,
         max: 0,
         afterwards: vec![Afterwards::Reuse; networks as usize].into(),
+        keep_tenants: false,
         linger: Duration::from_secs(10),
         max_detached: 8,
         max_waiting: 8,

@@ -113,6 +113,7 @@ async fn an_open_registry_needs_no_credentials(engine: &TestEngine) {
         memory_bytes: 16 << 20,
         pids: 16,
         flavour: nspool::engine::Flavour::Fixed,
+        ipv6: false,
     };
     let id = running.engine.create(&spec).await.unwrap();
     running.engine.start(&id).await.unwrap();

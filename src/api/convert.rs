@@ -131,7 +131,7 @@ pub(super) fn usage(usage: &crate::pool::Usage) -> proto::Usage {
         leased: usage.leased,
         vacating: usage.vacating,
         renewing: usage.renewing,
-        cooling: 0,
+        cooling: usage.cooling,
         quarantined: usage.quarantined,
         retiring: usage.retiring,
         detached: usage.detached,

@@ -129,7 +129,10 @@ impl Stage {
     pub(super) async fn filled(&self, wanted: u32, ready: impl Fn(u32)) -> anyhow::Result<()> {
         let usage = |state: &State| {
             let usage = state.usage();
-            (usage.ready, usage.leased + usage.vacating + usage.renewing + usage.retiring + usage.quarantined + usage.filling)
+            (
+                usage.ready,
+                usage.leased + usage.vacating + usage.renewing + usage.cooling + usage.retiring + usage.quarantined + usage.filling,
+            )
         };
         loop {
             let (now, busy) = self.pool.read(usage);

@@ -72,6 +72,26 @@ pub enum Unbounded {
     Inspect,
 }
 
+/// What becomes of a namespace that is used again when another tenant comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AcrossTenants {
+    /// It goes to whoever comes.
+    Allow,
+    /// It goes to its tenant only; for another one it is given up.
+    Retire,
+}
+
+impl AcrossTenants {
+    /// As it is written.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Retire => "retire",
+        }
+    }
+}
+
 impl Unbounded {
     /// As it is written.
     #[must_use]
@@ -113,6 +133,8 @@ pub struct Pool {
     pub reuse: Option<Reuse>,
     /// Matters where that is `Verified`.
     pub privileged: Unbounded,
+    /// Matters where that is `Verified` or `Always`.
+    pub across_tenants: AcrossTenants,
     /// How long a `joiners` lease waits for its first joiner, unless the caller says.
     pub join_by: Duration,
     /// How long a `joiners` lease outlives its last joiner.
@@ -149,6 +171,7 @@ impl Default for Pool {
             namespaces: vec![NamespaceKind::Net],
             reuse: None,
             privileged: Unbounded::Retire,
+            across_tenants: AcrossTenants::Allow,
             join_by: Duration::from_secs(60),
             linger: Duration::from_secs(10),
             longest: Duration::from_secs(24 * 3600),

@@ -41,6 +41,8 @@ pub struct BuddySpec {
     pub pids: i64,
     /// What its first process may do.
     pub flavour: Flavour,
+    /// IPv6 is on where the engine itself gives no address: it would switch it off.
+    pub ipv6: bool,
 }
 
 impl BuddySpec {
@@ -96,6 +98,7 @@ mod tests {
             namespaces: vec![NamespaceKind::Net, NamespaceKind::Pid],
             user: "65533:65533".into(),
             memory_bytes: 1,
+            ipv6: false,
             pids: 1,
             flavour: Flavour::Fixed,
         };

@@ -20,6 +20,8 @@ use crate::observer::EngineState;
 use crate::pool::state::{Order, SlotState};
 use crate::pool::{Namespace, UseKey};
 
+const UNREADABLE: &str = "what a predecessor's buddy is cannot be read: it serves one more lease";
+
 /// What a look at a predecessor's buddy came to.
 enum Seen {
     Well(Box<Buddy>),
@@ -143,7 +145,7 @@ impl Nanny {
         // A function may have written into them; a ready buddy's are as they were at first.
         let files = if used { Ok(None) } else { self.baseline(&facts).await };
         let files = files.unwrap_or_else(|error| {
-            tracing::warn!(slot = self.slot, %error, "what a predecessor's buddy shares with its joiners cannot be read: it serves one more lease");
+            tracing::warn!(slot = self.slot, %error, "{UNREADABLE}");
             None
         });
         let link = match self.link_of(namespace).await {
@@ -153,14 +155,10 @@ impl Nanny {
         let unfurnished = link.is_none() && self.address_of(namespace).is_some();
         let mut buddy = Box::new(self.buddy(key.generation, name.clone(), held, facts).await);
         (buddy.link, buddy.files) = (link, files);
-        if !used {
-            let snapshot = self.snapshot(key.generation, &*buddy.held, &buddy.facts, buddy.files.as_ref()).await;
-            buddy.snapshot = snapshot.unwrap_or_else(|error| {
-                tracing::warn!(
-                    slot = self.slot,
-                    error = with_causes(&error),
-                    "what a predecessor's buddy is cannot be read: it serves one more lease"
-                );
+        // Another policy's uses were not verified, and a holder that knows the id could follow by it.
+        if !used && key.use_number == 1 && !namespace.tell_container_id {
+            buddy.snapshot = self.take_snapshot(&buddy).await.unwrap_or_else(|error| {
+                tracing::warn!(slot = self.slot, error = with_causes(&error), "{UNREADABLE}");
                 None
             });
         }

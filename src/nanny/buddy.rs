@@ -55,6 +55,8 @@ pub struct Wiring {
     pub name: String,
     /// nspool furnishes it.
     pub managed: bool,
+    /// … with IPv6 as well.
+    pub ipv6: bool,
     /// What becomes of its buddies after a use.
     pub afterwards: Afterwards,
 }
@@ -63,7 +65,7 @@ impl Wiring {
     /// One of the engine's, for buddies that serve once.
     #[must_use]
     pub fn engines(name: &str) -> Self {
-        Self { name: name.to_owned(), managed: false, afterwards: Afterwards::Retire }
+        Self { name: name.to_owned(), managed: false, ipv6: false, afterwards: Afterwards::Retire }
     }
 }
 
@@ -107,6 +109,7 @@ impl Breed {
             image: image.clone(),
             command: self.command.clone(),
             labels,
+            ipv6: wiring.ipv6,
             network: if wiring.managed { "none".to_owned() } else { wiring.name.clone() },
             namespaces: self.namespaces.clone(),
             user: self.user.clone(),

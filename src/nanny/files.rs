@@ -74,6 +74,11 @@ impl SharedFile {
 
     fn difference(&self) -> Option<Difference> {
         let name = self.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let length = std::fs::symlink_metadata(&self.path).map(|metadata| metadata.len());
+        if let Some(length) = length.ok().filter(|length| *length != self.content.len() as u64) {
+            // Its length is a function's choice: not read.
+            return Some(different(&name, &format!("{} bytes", self.content.len()), &format!("{length} bytes")));
+        }
         match Self::read(self.path.clone()) {
             Err(error) => Some(Difference { kind: Kind::Unreadable, subject: name, was: None, is: Some(error.to_string()) }),
             Ok(now) if (now.mode, now.owner) != (self.mode, self.owner) => Some(different(&name, &self.rights(), &now.rights())),

@@ -205,7 +205,7 @@ impl Nanny {
             let link = networks.furnish(reserved, self.slot, turn(generation, 1), buddy.held.as_ref(), now).await;
             buddy.link = Some(link.map_err(FillError::Network)?);
         }
-        buddy.snapshot = self.snapshot(generation, &*buddy.held, &buddy.facts, buddy.files.as_ref()).await.map_err(FillError::Snapshot)?;
+        buddy.snapshot = self.take_snapshot(&buddy).await.map_err(FillError::Snapshot)?;
         Ok(buddy)
     }
 

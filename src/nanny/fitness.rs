@@ -46,7 +46,8 @@ impl Nanny {
         }
         let [name, joining] = USES.map(|number| tools.breed.name(self.slot, generation, number, self.dice()));
         let buddy = tools.breed.spec(self.slot, generation, self.network(), &name, image);
-        let joiner = BuddySpec { name: joining.clone(), user: tools.breed.user.clone(), flavour: Flavour::Fixed, ..buddy.clone() };
+        let joiner =
+            BuddySpec { name: joining.clone(), user: tools.breed.user.clone(), flavour: Flavour::Fixed, ipv6: false, ..buddy.clone() };
         let unfit = match renewal::probe(tools.engine.as_ref(), tools.kernel.as_ref(), &buddy, &joiner, ANSWER_WITHIN).await {
             Ok(renewed) => {
                 tracing::info!(took = ?renewed.took, "this engine joins renewed namespaces");

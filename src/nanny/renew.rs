@@ -21,7 +21,7 @@ use crate::engine::{ContainerStatus, Engine, ErrorClass};
 use crate::netns::RenewError;
 use crate::netns::networks::{NetworkError, Reserved};
 use crate::pool::UseKey;
-use crate::pool::state::{Afterwards, Order};
+use crate::pool::state::{Afterwards, Order, SlotState};
 use crate::telemetry::metric;
 
 /// A renewal takes a millisecond; a buddy that needs this long is not worth waiting for.
@@ -70,11 +70,16 @@ impl Nanny {
         let began = self.tools.pool.now();
         if self.tools.breed.networks[self.network()].afterwards == Afterwards::Verify {
             // Each time: somebody may have come and gone since the last one.
-            if let Err(error) = self.verify(key).await {
-                return self.spoiled(key, error.to_string());
+            match self.verify(key).await {
+                Some(Ok(())) => {}
+                Some(Err(error)) => return self.spoiled(key, error.to_string()),
+                None => return,
             }
         } else if self.buddy.as_ref().is_none_or(|buddy| buddy.renewed != Some(key.use_number)) {
             let Some(reserved) = self.address(&order).await else { return };
+            if self.has_cooled(key) && !self.is_still_empty(key, &order).await {
+                return;
+            }
             if let Err(error) = self.move_on(key, reserved).await {
                 return self.not_renewed(key, &error);
             }
@@ -82,9 +87,25 @@ impl Nanny {
         if let Err(error) = self.same_as_before(&order).await {
             return self.not_renewed(key, &error);
         }
+        if self.is_still_empty(key, &order).await {
+            self.renewed(key, began);
+        }
+    }
+
+    /// It waited for an address, and goes on.
+    fn has_cooled(&self, key: UseKey) -> bool {
+        let waited = self.tools.pool.read(|state| state.slot_view(key.slot).state == SlotState::Cooling);
+        if waited {
+            self.tools.pool.with(|state, now| state.cooling(now, key, false));
+        }
+        waited
+    }
+
+    /// The last look may be long ago.
+    async fn is_still_empty(&mut self, key: UseKey, order: &Order) -> bool {
         let settle = self.tools.settings.borrow().settle;
-        match self.who_is_left(&order, settle).await {
-            Left::Nobody => self.renewed(key, began),
+        match self.who_is_left(order, settle).await {
+            Left::Nobody => return true,
             Left::Somebody(who) => {
                 count("occupied");
                 self.occupied(key, who);
@@ -92,6 +113,7 @@ impl Nanny {
             Left::Configured(who) => self.not_renewed(key, &RenewalError::Configured(who.join(", "))),
             Left::NewOrder => {}
         }
+        false
     }
 
     fn not_renewed(&mut self, key: UseKey, error: &RenewalError) {
@@ -111,7 +133,12 @@ impl Nanny {
                 Err(error) => (None, error),
             };
             tracing::debug!(slot = self.slot, %error, ?wait, "waiting for an address");
-            self.tools.pool.with(|state, _| state.note_error(self.slot, error.to_string()));
+            self.tools.pool.with(|state, now| {
+                state.note_error(self.slot, error.to_string());
+                if let Order::Renew(key) = order {
+                    state.cooling(now, *key, true);
+                }
+            });
             let mended = async {
                 match wait {
                     Some(wait) => tokio::time::sleep(wait).await,
@@ -183,8 +210,10 @@ impl Nanny {
         let Some(buddy) = &mut self.buddy else { return };
         buddy.proven_empty = Some(key.use_number);
         let next = self.tools.breed.namespace(network, buddy);
-        count("ready");
-        metrics::histogram!(metric::RENEWED).record(self.tools.pool.now().saturating_sub(began));
+        if self.tools.breed.networks[network].afterwards == Afterwards::Renew {
+            count("ready");
+            metrics::histogram!(metric::RENEWED).record(self.tools.pool.now().saturating_sub(began));
+        }
         self.tools.pool.with(|state, now| state.renewed(now, key, std::sync::Arc::new(next)));
     }
 }

@@ -20,21 +20,26 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::Nanny;
 use super::files::SharedFiles;
+use super::{Buddy, Nanny};
 use crate::config::Unbounded;
-use crate::engine::{Address, Container};
+use crate::engine::Address;
+use crate::netns::Snapshot;
 use crate::netns::inspection::{Depth, Difference, InspectError, Seen, Verdict};
-use crate::netns::{Held, Snapshot};
-use crate::pool::state::Afterwards;
+use crate::netns::networks::Link;
+use crate::pool::state::{Afterwards, Order};
 use crate::pool::{SlotIndex, UseKey};
 use crate::random::HashMap;
 use crate::telemetry::metric;
 
 /// An inspection takes a millisecond, on a host where everything is late some tens; a snapshot is taken beside 250 ms of the engine's.
 const WITHIN: Duration = Duration::from_secs(2);
+/// A look that people asked for keeps an inspection waiting.
+const LOOK_WITHIN: Duration = Duration::from_millis(500);
 /// Events come after some milliseconds, podman's after a tenth of a second and more.
 const HEARD_WITHIN: Duration = Duration::from_secs(3);
+/// Lines of the log for one use; a function decides how many there are.
+const MOST_LOGGED: usize = 32;
 /// That are told as the reason of a retirement; the log has all of them.
 const MOST_TOLD: usize = 3;
 
@@ -92,7 +97,7 @@ impl Snapshots {
         let reference = self.0.lock().get(&slot).filter(|reference| reference.generation == generation).cloned();
         let Some(reference) = reference else { return Ok(None) };
         let Some(snapshot) = reference.snapshot.upgrade() else { return Ok(None) };
-        let (seen, files) = tokio::join!(snapshot.look(WITHIN), reference.files.differences());
+        let (seen, files) = tokio::join!(snapshot.look(LOOK_WITHIN), reference.files.differences());
         let mut seen = seen?;
         seen.differences.extend(files);
         Ok(Some(seen))
@@ -105,14 +110,8 @@ impl Snapshots {
 }
 
 impl Nanny {
-    /// What its namespaces are, for a buddy that is to be verified: nobody has joined yet.
-    pub(super) async fn snapshot(
-        &self,
-        generation: u64,
-        held: &dyn Held,
-        facts: &Container,
-        files: Option<&SharedFiles>,
-    ) -> Result<Option<Arc<dyn Snapshot>>, InspectError> {
+    /// What the buddy's namespaces are, if they are to be verified: nobody has joined yet.
+    pub(super) async fn take_snapshot(&self, buddy: &Buddy) -> Result<Option<Arc<dyn Snapshot>>, InspectError> {
         if self.tools.breed.networks[self.network()].afterwards != Afterwards::Verify {
             return Ok(None);
         }
@@ -121,41 +120,47 @@ impl Nanny {
             Unbounded::Inspect => Depth::Privileged,
         };
         let own = |address: &Address| address.address.split('/').next()?.parse().ok();
-        let addresses = facts.addresses.iter().filter_map(own).collect();
-        let snapshot = held.snapshot(depth, addresses, WITHIN).await?;
-        self.tools.snapshots.keep(self.slot, generation, &snapshot, files.cloned().unwrap_or_default());
+        let engines = buddy.facts.addresses.iter().filter_map(own);
+        let addresses = engines.chain(buddy.link.iter().flat_map(Link::addresses)).collect();
+        let snapshot = buddy.held.snapshot(depth, addresses, WITHIN).await?;
+        self.tools.snapshots.keep(self.slot, buddy.generation, &snapshot, buddy.files.clone().unwrap_or_default());
         Ok(Some(snapshot))
     }
 
     /// That the buddy is as it was, or has been made so.
-    pub(super) async fn verify(&mut self, key: UseKey) -> Result<(), NotVerified> {
-        let verified = self.verify_now(key).await;
+    /// `None`: the order changed meanwhile.
+    pub(super) async fn verify(&mut self, key: UseKey) -> Option<Result<(), NotVerified>> {
+        if let Some(buddy) = &mut self.buddy {
+            // Should the slot be given up meanwhile, it is looked into once more.
+            buddy.proven_empty = None;
+        }
+        let verified = self.verify_now(key).await?;
         let outcome = verified.as_ref().err().map_or("clean", NotVerified::word);
         metrics::counter!(metric::INSPECTIONS, "outcome" => outcome).increment(1);
         if let Err(NotVerified::Dirty(differences)) = &verified {
-            for difference in differences {
-                tracing::warn!(slot = self.slot, generation = key.generation, use_number = key.use_number, lease_id = %key, %difference, "left behind");
+            let more = differences.len().saturating_sub(MOST_LOGGED);
+            for difference in differences.iter().take(MOST_LOGGED) {
+                tracing::warn!(slot = self.slot, generation = key.generation, use_number = key.use_number, lease_id = %key, %difference, more, "left behind");
             }
         }
-        verified
+        Some(verified)
     }
 
-    /// Whether everybody who was there before the fence was told of, and looked at.
-    async fn has_heard_of_all(&self) -> bool {
-        let Some(mut heard) = self.buddy.as_ref().and_then(|buddy| buddy.heard.clone()) else { return false };
-        matches!(tokio::time::timeout(HEARD_WITHIN, heard.wait_for(|heard| *heard)).await, Ok(Ok(_)))
-    }
-
-    async fn verify_now(&self, key: UseKey) -> Result<(), NotVerified> {
-        let all_known = self.has_heard_of_all().await;
+    async fn verify_now(&self, key: UseKey) -> Option<Result<(), NotVerified>> {
+        let known = self.buddy.as_ref().and_then(|buddy| Some((buddy.snapshot.as_ref()?, buddy.files.as_ref()?)));
+        let Some((snapshot, files)) = known else { return Some(Err(NotVerified::NoSnapshot)) };
+        let order = Order::Renew(key);
+        let all_known = tokio::select! {
+            biased;
+            () = self.until_order_is_not(&order) => return None,
+            all_known = self.has_heard_of_all() => all_known,
+        };
         let unbounded = !all_known || self.tools.pool.read(|state| state.slot_view(key.slot).unbounded);
         let depth = match (unbounded, self.tools.unbounded) {
-            (true, Unbounded::Retire) => return Err(NotVerified::Unbounded),
+            (true, Unbounded::Retire) => return Some(Err(NotVerified::Unbounded)),
             (true, Unbounded::Inspect) => Depth::Privileged,
             (false, _) => Depth::Usual,
         };
-        let known = self.buddy.as_ref().and_then(|buddy| Some((buddy.snapshot.as_ref()?, buddy.files.as_ref()?)));
-        let (snapshot, files) = known.ok_or(NotVerified::NoSnapshot)?;
         let began = self.tools.pool.now();
         let (verdict, mut differences) = tokio::join!(snapshot.inspect(depth, WITHIN), files.differences());
         metrics::histogram!(metric::INSPECTION).record(self.tools.pool.now().saturating_sub(began));
@@ -168,8 +173,14 @@ impl Nanny {
             Verdict::Dirty(more) => differences.splice(..0, more).for_each(drop),
         }
         if !differences.is_empty() {
-            return Err(NotVerified::Dirty(differences));
+            return Some(Err(NotVerified::Dirty(differences)));
         }
-        files.renew().await.map_err(NotVerified::Files)
+        Some(files.renew().await.map_err(NotVerified::Files))
+    }
+
+    /// Whether everybody who was there before the fence was told of, and looked at.
+    async fn has_heard_of_all(&self) -> bool {
+        let Some(mut heard) = self.buddy.as_ref().and_then(|buddy| buddy.heard.clone()) else { return false };
+        matches!(tokio::time::timeout(HEARD_WITHIN, heard.wait_for(|heard| *heard)).await, Ok(Ok(_)))
     }
 }

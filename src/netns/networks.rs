@@ -125,6 +125,13 @@ pub struct Link {
     stuck: bool,
 }
 
+impl Link {
+    /// Those of the slot.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        [Some(self.plan.ipv4), self.plan.ipv6].into_iter().flatten().map(|interface| interface.address)
+    }
+}
+
 impl Managed {
     fn rest(&self, place: Place, until: Moment) {
         if let Err(error) = self.book.lock().rest(place, until) {

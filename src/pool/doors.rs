@@ -30,7 +30,7 @@ impl State {
         let Some(place) = self.slots.get(slot as usize) else { return Err(Denied::UnknownSlot { slot }) };
         let (found, network) = (place.state, u32::from(place.network));
         match found {
-            SlotState::Ready | SlotState::Renewing => {
+            SlotState::Ready | SlotState::Renewing | SlotState::Cooling => {
                 self.doom(slot, "recycled");
                 self.set_state(now, slot, SlotState::Retiring);
             }
@@ -53,9 +53,8 @@ impl State {
     /// Whether the engine answers. While it does not, no `joiners` lease ends: nobody could tell whether somebody joined.
     pub fn set_engine_up(&mut self, up: bool) {
         self.engine_up = up;
-        if !up {
-            self.joiner_unknown(None);
-        }
+        // Whoever came and went between two streams of events was told by neither.
+        self.joiner_unknown(None);
     }
 
     /// The end: every lease ends, every buddy is to be retired once empty, nothing is filled.
@@ -70,7 +69,7 @@ impl State {
             match self.slots[slot as usize].state {
                 SlotState::Filling | SlotState::BackingOff => self.set_state(now, slot, SlotState::Idle),
                 // What is renewed would only be waited for: for an address, say.
-                SlotState::Ready | SlotState::Renewing => {
+                SlotState::Ready | SlotState::Renewing | SlotState::Cooling => {
                     self.doom(slot, "the daemon stops");
                     self.set_state(now, slot, SlotState::Retiring);
                 }
@@ -99,6 +98,7 @@ impl State {
                 | SlotState::Leased
                 | SlotState::Vacating
                 | SlotState::Renewing
+                | SlotState::Cooling
                 | SlotState::Quarantined
                 | SlotState::Retiring => self.effects.push(Effect::Nudge(slot)),
             }

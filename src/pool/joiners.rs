@@ -34,10 +34,12 @@ impl State {
     pub fn joined(&mut self, now: Moment, seen: &JoinerSeen) -> bool {
         let Some(&slot) = self.by_container.get(&seen.buddy) else { return true };
         let place = &mut self.slots[slot as usize];
-        if matches!(place.state, SlotState::Vacating | SlotState::Renewing) {
+        if matches!(place.state, SlotState::Vacating | SlotState::Renewing | SlotState::Cooling) {
             // The look that is under way, or the one before Ready, tells who is inside, unless they came in behind it.
             place.look_again |= seen.live;
-            place.unbounded |= !seen.bounded;
+            if !seen.bounded {
+                place.found_unbounded();
+            }
             return true;
         }
         let named_other = match (&seen.namespace_id, &place.namespace) {
@@ -49,6 +51,10 @@ impl State {
         if !named_own && !known && seen.as_of < place.use_since {
             return false;
         }
+        if !seen.bounded && !known {
+            self.slots[slot as usize].found_unbounded();
+        }
+        let place = &self.slots[slot as usize];
         match (place.state, place.lease) {
             (SlotState::Leased, Some(_)) if named_other && seen.live => {
                 let why = format!("container {} joined with the label of another lease", short(&seen.joiner));
@@ -71,7 +77,6 @@ impl State {
             return;
         }
         lease.joiners.push(Joiner { id: Arc::clone(&seen.joiner), live: seen.live });
-        self.slots[lease.key.slot as usize].unbounded |= !seen.bounded;
         lease.joined = true;
         if matches!(lease.request.lifetime, Lifetime::Joiners { .. }) {
             self.set_deadline(index, None);
@@ -81,11 +86,16 @@ impl State {
         self.effects.push(Effect::Event(PoolEvent::Joined(note)));
     }
 
+    /// Whether a slot has this container.
+    #[must_use]
+    pub fn is_buddy(&self, container: &str) -> bool {
+        self.by_container.contains_key(container)
+    }
+
     /// Somebody joined a buddy, and is gone, who could do more than root with NET_ADMIN.
     pub fn joiner_was_unbounded(&mut self, buddy: &str) {
         if let Some(&slot) = self.by_container.get(buddy) {
-            let place = &mut self.slots[slot as usize];
-            place.unbounded |= place.is_in_use();
+            self.slots[slot as usize].found_unbounded();
         }
     }
 
@@ -94,8 +104,8 @@ impl State {
     pub fn joiner_unknown(&mut self, label: Option<&str>) {
         let named = |place: &Slot| place.namespace.as_deref().is_some_and(|namespace| Some(&*namespace.namespace_id) == label);
         match self.slots.iter_mut().find(|place| named(place)) {
-            Some(place) => place.unbounded |= place.is_in_use(),
-            None => self.slots.iter_mut().for_each(|place| place.unbounded |= place.is_in_use()),
+            Some(place) => place.found_unbounded(),
+            None => self.slots.iter_mut().for_each(Slot::found_unbounded),
         }
     }
 
@@ -116,6 +126,7 @@ impl State {
             SlotState::Adopting
             | SlotState::Vacating
             | SlotState::Renewing
+            | SlotState::Cooling
             | SlotState::Quarantined
             | SlotState::Retiring
             | SlotState::Idle

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::ended::EndedLease;
 use super::leases::{Known, Lease, LeaseIndex};
-use super::state::{SlotState, State};
+use super::state::{Had, SlotState, State};
 use super::types::{Address, Cause, ConnectionId, Lifetime, Moment, Namespace, NetworkIndex, Request, SlotIndex, Token, UseKey};
 use crate::ledger::Table;
 use crate::ledger::encode;
@@ -318,6 +318,11 @@ impl State {
         self.move_to_network(key.slot, network.unwrap_or(0));
         self.by_container.insert(Arc::clone(&namespace.container_id), key.slot);
         let place = &mut self.slots[key.slot as usize];
+        // Those before a present lease's are not told.
+        place.had = if key.use_number > 1 { Had::Others } else { Had::Nobody };
+        if let Some(lease) = lease {
+            place.had.has(&self.leases[lease].request.tenant);
+        }
         (place.generation, place.use_number) = (key.generation, key.use_number);
         (place.namespace, place.lease, place.unproven) = (Some(namespace), lease, true);
         self.unproven += 1;

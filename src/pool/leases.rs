@@ -96,17 +96,18 @@ impl State {
             return self.repeat(&request, known);
         }
         self.may_have_one(&request)?;
-        if let Some(slot) = self.ready_slot(request.network) {
+        if let Some(slot) = self.ready_slot(request.network, &request.tenant) {
             // With a ledger nobody is told before it is recorded.
             let told = !self.is_recorded();
             return Ok(Allocated::Granted(self.grant(now, slot, request, token, told)));
         }
         self.misses += 1;
+        if may_wait && self.waiters.len() >= self.rules.max_waiting {
+            return Err(Denied::TooManyWaiting);
+        }
+        self.give_up_anothers(now, request.network);
         if !may_wait {
             return Err(self.nothing_ready());
-        }
-        if self.waiters.len() >= self.rules.max_waiting {
-            return Err(Denied::TooManyWaiting);
         }
         let key = request.key();
         let waiter = self.waiters.push(Waiting { request, token });
@@ -164,11 +165,41 @@ impl State {
         }
     }
 
-    fn ready_slot(&self, network: Option<NetworkIndex>) -> Option<SlotIndex> {
+    fn ready_slot(&self, network: Option<NetworkIndex>, tenant: &str) -> Option<SlotIndex> {
+        if self.rules.keep_tenants {
+            return self.by_readiness(network).into_iter().find_map(|network| self.fitting_slot(network, tenant));
+        }
         match network {
             Some(network) => self.networks[usize::from(network)].ready.front(),
             // From where most are ready, so that a network that fills slowly is spared for those who name it.
             None => self.networks.iter().rev().max_by_key(|network| network.count(SlotState::Ready))?.ready.front(),
+        }
+    }
+
+    /// The network that is asked for, or all, those with most ready first.
+    fn by_readiness(&self, network: Option<NetworkIndex>) -> Vec<NetworkIndex> {
+        let mut all =
+            network.map_or_else(|| (0..NetworkIndex::try_from(self.networks.len()).unwrap_or(0)).collect(), |network| vec![network]);
+        all.sort_by_key(|network| std::cmp::Reverse(self.networks[usize::from(*network)].count(SlotState::Ready)));
+        all
+    }
+
+    /// Linear in the slots that others' functions have been in.
+    fn fitting_slot(&self, network: NetworkIndex, tenant: &str) -> Option<SlotIndex> {
+        let ready = &self.networks[usize::from(network)].ready;
+        if !self.keeps_tenants(network) {
+            return ready.front();
+        }
+        ready.present(&self.slots).find(|slot| self.slots[*slot as usize].had.fits(tenant))
+    }
+
+    /// All that is ready is others': one of them makes room, unless as many come as callers wait.
+    fn give_up_anothers(&mut self, now: Moment, network: Option<NetworkIndex>) {
+        let Some(network) = self.by_readiness(network).into_iter().find(|network| self.keeps_tenants(*network)) else { return };
+        let place = &self.networks[usize::from(network)];
+        if place.count(SlotState::Filling) + place.count(SlotState::Retiring) <= self.waiters.len() {
+            self.give_up_coldest(now, u32::from(network), "its namespace is another tenant's");
+            self.rebalance(now, u32::from(network));
         }
     }
 
@@ -212,7 +243,9 @@ impl State {
             delivered,
             request: Arc::clone(&request),
         });
-        self.slots[slot as usize].lease = Some(index);
+        let place = &mut self.slots[slot as usize];
+        place.lease = Some(index);
+        place.had.has(&request.tenant);
         self.by_token.insert(token, index);
         if let Some(key) = request.key() {
             self.by_request.insert(key, Known::Lease(index));
@@ -234,7 +267,11 @@ impl State {
 
     /// Gives a slot that just became ready to whoever waits longest for one like it.
     pub(super) fn serve_waiter(&mut self, now: Moment, slot: SlotIndex) {
-        while let Some(waiter) = self.waiters.first_for(self.slots[slot as usize].network) {
+        let network = self.slots[slot as usize].network;
+        let keeps = self.keeps_tenants(network);
+        loop {
+            let had = &self.slots[slot as usize].had;
+            let Some(waiter) = self.waiters.first_for(network, |waiting| !keeps || had.fits(&waiting.request.tenant)) else { break };
             let Some(waiting) = self.waiters.remove(waiter) else { return };
             if let Err(denied) = self.may_have_one(&waiting.request) {
                 self.drop_request(&waiting.request);
@@ -244,6 +281,24 @@ impl State {
             let index = self.grant(now, slot, waiting.request, waiting.token, false);
             self.effects.push(Effect::Granted(waiter, index));
             return;
+        }
+        if keeps && self.waiters.first_for(network, |_| true).is_some() {
+            self.doom(slot, "its namespace is another tenant's");
+            self.set_state(now, slot, SlotState::Retiring);
+        }
+    }
+
+    /// What is ready may fit others by new rules.
+    pub(super) fn serve_waiters(&mut self, now: Moment) {
+        let networks = 0..NetworkIndex::try_from(self.networks.len()).unwrap_or(0);
+        for network in networks {
+            let ready: Vec<SlotIndex> = self.networks[usize::from(network)].ready.present(&self.slots).collect();
+            for slot in ready {
+                let (keeps, had) = (self.keeps_tenants(network), &self.slots[slot as usize].had);
+                if self.waiters.first_for(network, |waiting| !keeps || had.fits(&waiting.request.tenant)).is_some() {
+                    self.serve_waiter(now, slot);
+                }
+            }
         }
     }
 

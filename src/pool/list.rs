@@ -80,6 +80,11 @@ impl List {
         self.queue.back().map(|(slot, _)| *slot)
     }
 
+    /// Those that are there, from the front to the back.
+    pub(super) fn present<'a>(&'a self, slots: &'a [super::state::Slot]) -> impl Iterator<Item = SlotIndex> + 'a {
+        self.queue.iter().filter(|(slot, place)| slots[*slot as usize].place == *place).map(|(slot, _)| *slot)
+    }
+
     /// Slots and the numbers of their places, from the front to the back, with those that mean nothing any more.
     pub(super) fn places(&self) -> impl Iterator<Item = (SlotIndex, Place)> {
         self.queue.iter().copied()

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::list::Place;
-use super::state::{Rules, STATES, Slot, SlotState, State};
+use super::state::{Had, Rules, STATES, Slot, SlotState, State};
 use super::target::{Demand, share};
 use super::types::{Denied, Moment, NetworkIndex, SlotIndex};
 
@@ -80,6 +80,7 @@ impl State {
     pub fn set_rules(&mut self, now: Moment, rules: Rules) {
         self.rules = Rules { networks: self.rules.networks, ready: self.rules.ready, max: self.rules.max, ..rules };
         self.forget(now);
+        self.serve_waiters(now);
         for network in 0..self.rules.networks {
             self.rebalance(now, network);
         }
@@ -98,6 +99,7 @@ impl State {
                 use_number: 0,
                 use_since: Moment::ZERO,
                 look_again: false,
+                had: Had::default(),
                 unbounded: false,
                 namespace: None,
                 lease: None,

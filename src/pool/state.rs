@@ -4,7 +4,7 @@
 //! ```text
 //!  Vacant{Idle ⇄ Filling ⇄ BackingOff} ─registered─► Ready ─allocate─► Leased ─the lease ends─► Vacating ─vacated─► Ready (reuse = "always")
 //!      ▲                                              │ doom            │ died: lease LOST       │    │
-//!      │                                              ▼                 ▼                        │    ├─ vacated (reuse = "fresh") ─► Renewing ─renewed─► Ready
+//!      │                                              ▼                 ▼                        │    ├─ vacated (reuse = "fresh") ─► Renewing ⇄ Cooling, ─renewed─► Ready
 //!      │                                              │                 │                        │    │                      └─ spoiled, doom ─► Retiring
 //!      │                                              │                 │                        │    └─ vacated (otherwise) ─► Retiring
 //!      ├──────────────── removed ───────────────── Retiring ◄───────────┘                        │ occupied
@@ -53,6 +53,8 @@ pub enum SlotState {
     Vacating,
     /// Fenced and empty: the buddy moves into a new network namespace, or its own is inspected.
     Renewing,
+    /// Fenced and empty: it waits for an address that has rested.
+    Cooling,
     /// Somebody is left inside.
     Quarantined,
     /// On its way out: fenced, proven empty, removed.
@@ -60,7 +62,7 @@ pub enum SlotState {
 }
 
 /// All states, in the order of their counters.
-pub const STATES: [SlotState; 10] = [
+pub const STATES: [SlotState; 11] = [
     SlotState::Adopting,
     SlotState::Idle,
     SlotState::Filling,
@@ -69,6 +71,7 @@ pub const STATES: [SlotState; 10] = [
     SlotState::Leased,
     SlotState::Vacating,
     SlotState::Renewing,
+    SlotState::Cooling,
     SlotState::Quarantined,
     SlotState::Retiring,
 ];
@@ -84,6 +87,7 @@ impl SlotState {
             Self::Leased => "leased",
             Self::Vacating => "vacating",
             Self::Renewing => "renewing",
+            Self::Cooling => "cooling",
             Self::Quarantined => "quarantined",
             Self::Retiring => "retiring",
         }
@@ -97,7 +101,14 @@ impl SlotState {
     pub(super) fn has_buddy(self) -> bool {
         match self {
             Self::Idle | Self::Filling | Self::BackingOff => false,
-            Self::Adopting | Self::Ready | Self::Leased | Self::Vacating | Self::Renewing | Self::Quarantined | Self::Retiring => true,
+            Self::Adopting
+            | Self::Ready
+            | Self::Leased
+            | Self::Vacating
+            | Self::Renewing
+            | Self::Cooling
+            | Self::Quarantined
+            | Self::Retiring => true,
         }
     }
 }
@@ -126,6 +137,8 @@ pub struct Rules {
     pub max: u32,
     /// The reuse policy, by network; none is [`Afterwards::Retire`].
     pub afterwards: Arc<[Afterwards]>,
+    /// A namespace that is used again goes to nobody but the tenant who had it.
+    pub keep_tenants: bool,
     /// See `config::Pool`.
     pub linger: Duration,
     /// See `config::Pool`.
@@ -197,6 +210,8 @@ pub(super) struct Slot {
     pub use_since: Moment,
     /// Somebody was seen while it was looked for who is inside: one look may have been too early.
     pub look_again: bool,
+    /// Whose functions have been in its namespace.
+    pub had: Had,
     /// Somebody who can do more than root with NET_ADMIN was in the present use, or may have been.
     pub unbounded: bool,
     pub namespace: Option<Arc<Namespace>>,
@@ -211,10 +226,43 @@ pub(super) struct Slot {
     pub occupants: Arc<[String]>,
 }
 
+/// Which tenants a namespace had.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) enum Had {
+    #[default]
+    Nobody,
+    /// This one only.
+    One(Arc<str>),
+    /// Several, or those of a predecessor.
+    Others,
+}
+
+impl Had {
+    pub(super) fn fits(&self, tenant: &str) -> bool {
+        match self {
+            Self::Nobody => true,
+            Self::One(had) => **had == *tenant,
+            Self::Others => false,
+        }
+    }
+
+    pub(super) fn has(&mut self, tenant: &str) {
+        match self {
+            Self::Nobody => *self = Self::One(tenant.into()),
+            Self::One(had) if **had == *tenant => {}
+            Self::One(_) | Self::Others => *self = Self::Others,
+        }
+    }
+}
+
 impl Slot {
-    /// A lease's joiners may be in its buddy, or may have been.
-    pub(super) fn is_in_use(&self) -> bool {
-        matches!(self.state, SlotState::Leased | SlotState::Vacating | SlotState::Renewing)
+    /// Somebody may be in its buddy, or may have been, who can do more than root with NET_ADMIN. A look that is under way may have asked before.
+    pub(super) fn found_unbounded(&mut self) {
+        let in_use = matches!(self.state, SlotState::Leased | SlotState::Vacating | SlotState::Renewing | SlotState::Cooling);
+        if in_use && !self.unbounded {
+            self.unbounded = true;
+            self.look_again |= self.state != SlotState::Leased;
+        }
     }
 }
 
@@ -354,7 +402,7 @@ impl State {
             SlotState::BackingOff => Order::BackOff,
             SlotState::Ready | SlotState::Leased => Order::Tend(key),
             SlotState::Vacating => Order::Vacate(key),
-            SlotState::Renewing => Order::Renew(key),
+            SlotState::Renewing | SlotState::Cooling => Order::Renew(key),
             SlotState::Quarantined => Order::Await(key),
             SlotState::Retiring => Order::Retire(key),
         }
@@ -385,6 +433,7 @@ impl State {
             | SlotState::Leased
             | SlotState::Vacating
             | SlotState::Renewing
+            | SlotState::Cooling
             | SlotState::Quarantined
             | SlotState::Retiring => {}
         }
@@ -404,6 +453,7 @@ impl State {
             | SlotState::Leased
             | SlotState::Vacating
             | SlotState::Renewing
+            | SlotState::Cooling
             | SlotState::Quarantined
             | SlotState::Retiring => {}
         }
@@ -434,6 +484,7 @@ impl State {
         (place.generation, place.use_number) = (generation, 1);
         place.doom = None;
         place.last_error = None;
+        place.had = Had::Nobody;
         place.occupants = Arc::new([]);
         let network = u32::from(place.network);
         self.by_container.insert(Arc::clone(&namespace.container_id), slot);
@@ -536,6 +587,9 @@ impl State {
             if !empty {
                 self.doom(key.slot, "somebody was inside without a lease when nspool came back");
             }
+            if self.keeps_tenants(self.slots[key.slot as usize].network) && self.slots[key.slot as usize].had == Had::Others {
+                self.doom(key.slot, "nobody knows whose functions were in it");
+            }
             if self.slots[key.slot as usize].doom.is_some() {
                 self.set_state(now, key.slot, SlotState::Retiring);
             } else {
@@ -569,7 +623,7 @@ impl State {
                 self.set_state(now, key.slot, SlotState::Retiring);
             }
             // Its nanny sees it as well, and says that the renewal failed.
-            SlotState::Renewing | SlotState::Vacating | SlotState::Quarantined | SlotState::Retiring => {}
+            SlotState::Renewing | SlotState::Cooling | SlotState::Vacating | SlotState::Quarantined | SlotState::Retiring => {}
             SlotState::Idle | SlotState::Filling | SlotState::BackingOff => unreachable!("slot {} has a buddy", key.slot),
         }
         self.slots[key.slot as usize].last_error = Some(why);
@@ -602,6 +656,7 @@ impl State {
             | SlotState::Ready
             | SlotState::Leased
             | SlotState::Renewing
+            | SlotState::Cooling
             | SlotState::Retiring => {
                 self.stale += 1;
             }
@@ -625,17 +680,37 @@ impl State {
         }
         match self.afterwards(key.slot) {
             Afterwards::Retire => self.set_state(now, key.slot, SlotState::Retiring),
-            Afterwards::Renew | Afterwards::Verify | Afterwards::Reuse => self.use_again(now, key.slot, next),
+            Afterwards::Renew => {
+                self.slots[key.slot as usize].had = Had::Nobody;
+                self.use_again(now, key.slot, next);
+            }
+            Afterwards::Verify | Afterwards::Reuse => self.use_again(now, key.slot, next),
         }
         self.rebalance(now, u32::from(self.slots[key.slot as usize].network));
+    }
+
+    /// No address has rested long enough for the next use, or one has by now: the slot is Cooling as long.
+    pub fn cooling(&mut self, now: Moment, key: UseKey, is: bool) {
+        let (from, to) = if is { (SlotState::Renewing, SlotState::Cooling) } else { (SlotState::Cooling, SlotState::Renewing) };
+        if self.is_present(key) && self.slots[key.slot as usize].state == from {
+            self.set_state(now, key.slot, to);
+        }
     }
 
     /// By policy, doom and need.
     fn afterwards(&self, slot: SlotIndex) -> Afterwards {
         let place = &self.slots[slot as usize];
         let wanted = place.doom.is_none() && self.demand(u32::from(place.network)).excess() == 0;
-        let policy = self.rules.afterwards.get(usize::from(place.network)).filter(|_| wanted);
+        // Nobody could have it: several had.
+        let useless = self.keeps_tenants(place.network) && place.had == Had::Others;
+        let policy = self.rules.afterwards.get(usize::from(place.network)).filter(|_| wanted && !useless);
         policy.copied().unwrap_or(Afterwards::Retire)
+    }
+
+    /// Namespaces of that network are used again, and each has its tenant.
+    pub(super) fn keeps_tenants(&self, network: NetworkIndex) -> bool {
+        let policy = self.rules.afterwards.get(usize::from(network));
+        self.rules.keep_tenants && matches!(policy, Some(Afterwards::Verify | Afterwards::Reuse))
     }
 
     fn use_again(&mut self, now: Moment, slot: SlotIndex, next: Arc<Namespace>) {
@@ -651,7 +726,7 @@ impl State {
             return;
         }
         match self.slots[key.slot as usize].state {
-            SlotState::Vacating | SlotState::Renewing | SlotState::Retiring => {
+            SlotState::Vacating | SlotState::Renewing | SlotState::Cooling | SlotState::Retiring => {
                 self.slots[key.slot as usize].occupants = who.into();
                 self.doom(key.slot, "somebody stayed inside after the lease");
                 self.set_state(now, key.slot, SlotState::Quarantined);
@@ -668,7 +743,9 @@ impl State {
     /// A use cannot be ended as it should (a fence that fails, a joiner that stays configured, a renewal that fails): the buddy goes.
     pub fn spoiled(&mut self, now: Moment, key: UseKey, why: impl Into<Words>) {
         let why = why.into();
-        if self.is_present(key) && matches!(self.slots[key.slot as usize].state, SlotState::Vacating | SlotState::Renewing) {
+        if self.is_present(key)
+            && matches!(self.slots[key.slot as usize].state, SlotState::Vacating | SlotState::Renewing | SlotState::Cooling)
+        {
             self.doom(key.slot, why.clone());
             self.slots[key.slot as usize].last_error = Some(why);
             self.set_state(now, key.slot, SlotState::Retiring);

@@ -21,6 +21,8 @@ pub struct Usage {
     pub vacating: u32,
     /// Buddies that move into a new network namespace.
     pub renewing: u32,
+    /// Of those that are to, the ones that wait for an address.
+    pub cooling: u32,
     /// See the state's picture.
     pub quarantined: u32,
     /// See the state's picture.
@@ -88,6 +90,7 @@ impl State {
             total.leased += part.leased;
             total.vacating += part.vacating;
             total.renewing += part.renewing;
+            total.cooling += part.cooling;
             total.quarantined += part.quarantined;
             total.retiring += part.retiring;
             total.target += part.target;
@@ -109,6 +112,7 @@ impl State {
             leased: count(SlotState::Leased),
             vacating: count(SlotState::Vacating),
             renewing: count(SlotState::Renewing),
+            cooling: count(SlotState::Cooling),
             quarantined: count(SlotState::Quarantined),
             retiring: demand.retiring,
             target: share(self.rules.ready, network, self.rules.networks),

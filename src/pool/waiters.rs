@@ -48,12 +48,13 @@ impl Waiters {
         self.queues[id.queue].remove(&id.sequence)
     }
 
-    /// The one that waits longest among those that a slot of this network can serve.
-    pub(super) fn first_for(&self, network: NetworkIndex) -> Option<WaiterId> {
-        [usize::from(network), self.any()]
-            .into_iter()
-            .filter_map(|queue| self.queues[queue].first_key_value().map(|(sequence, _)| WaiterId { queue, sequence: *sequence }))
-            .min_by_key(|id| id.sequence)
+    /// The one that waits longest among those that a slot of this network can serve, and that fit.
+    pub(super) fn first_for(&self, network: NetworkIndex, fits: impl Fn(&Waiting) -> bool) -> Option<WaiterId> {
+        let first = |queue: usize| {
+            let (sequence, _) = self.queues[queue].iter().find(|(_, waiting)| fits(waiting))?;
+            Some(WaiterId { queue, sequence: *sequence })
+        };
+        [usize::from(network), self.any()].into_iter().filter_map(first).min_by_key(|id| id.sequence)
     }
 
     /// Any one of them, for refusing them all.

@@ -22,6 +22,7 @@ fn spec(world: &FakeWorld, name: &str) -> BuddySpec {
         memory_bytes: 1,
         pids: 1,
         flavour: Flavour::Fixed,
+        ipv6: false,
     }
 }
 

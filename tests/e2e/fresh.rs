@@ -12,6 +12,7 @@ on_both_engines!(
     each_use_sees_nothing_of_the_last_one,
     a_function_with_the_leases_host_config_cannot_write_what_the_next_one_reads,
     functions_reach_what_they_should,
+    functions_reach_what_they_should_by_ipv6,
     a_killed_daemon_loses_no_lease_and_no_link,
     somebody_left_behind_keeps_the_namespace_and_the_address,
     a_link_that_somebody_removes_is_a_lost_lease,
@@ -85,7 +86,8 @@ async fn each_use_sees_nothing_of_the_last_one(engine: &TestEngine) {
         }
         function(DIRT).unwrap();
         let answer = client.release(&lease.token, false).await.unwrap();
-        assert_eq!(answer.outcome(), ReleaseOutcome::Returned);
+        // podman tells of the function's end after it.
+        assert!([ReleaseOutcome::Returned, ReleaseOutcome::JoinerStillThere].contains(&answer.outcome()), "{answer:?}");
     }
     let renewals = daemon.log().matches("buddy ready").count();
     assert_eq!(renewals, 1, "no other buddy was made:\n{}", daemon.log());
@@ -123,6 +125,32 @@ async fn functions_reach_what_they_should(engine: &TestEngine) {
     let again = daemon.allocate(&client).await;
     assert!(reaches(&again, &again.gateways[0]));
     links(&daemon, &bridge, 2).await;
+}
+
+async fn functions_reach_what_they_should_by_ipv6(engine: &TestEngine) {
+    let subnet6 = format!("networks.own.subnet6 = \"fd4e:53:{:x}::/64\"", unique() & 0xffff);
+    let (daemon, _) = started(engine, &["pool.ready = 2", "pool.max = 2", &subnet6]).await;
+    daemon.settled(2).await;
+    let client = daemon.client();
+    let sixth = |lease: &proto::Lease| {
+        lease.ip_addresses.iter().find(|address| address.contains(':')).unwrap().split('/').next().unwrap().to_owned()
+    };
+    let (one, other) = (daemon.allocate(&client).await, daemon.allocate(&client).await);
+    let reaches = |lease: &proto::Lease, to: &str| {
+        let said =
+            daemon.function(&["run", "--rm"], &lease.network_mode, &["sh", "-c", &format!("busybox ping6 -c 1 -W 2 {to}; true")]).unwrap();
+        assert!(said.contains("packets transmitted"), "{said}");
+        said.contains(" 1 packets received")
+    };
+    let gateway = one.gateways.iter().find(|gateway| gateway.contains(':')).unwrap();
+    assert!(reaches(&one, gateway) && !reaches(&one, &sixth(&other)), "slots are kept from each other");
+    let mut addresses = BTreeSet::from([sixth(&one), sixth(&other)]);
+    for _ in 0..3 {
+        client.release(&one.token, false).await.unwrap();
+        let again = daemon.allocate(&client).await;
+        assert!(addresses.insert(sixth(&again)) && reaches(&again, gateway), "{}", daemon.log());
+        client.release(&again.token, false).await.unwrap();
+    }
 }
 
 async fn a_killed_daemon_loses_no_lease_and_no_link(engine: &TestEngine) {
@@ -223,7 +251,8 @@ async fn many_uses_leave_nothing_behind(engine: &TestEngine) {
     daemon.settled(1).await;
     let client = daemon.client();
     let mut before = None;
-    for number in 0..300 {
+    let uses = std::env::var("NSPOOL_USES").map_or(300, |uses| uses.parse().unwrap());
+    for number in 0..uses {
         let lease = daemon.allocate(&client).await;
         client.release(&lease.token, false).await.unwrap();
         if number == 20 {
@@ -241,5 +270,5 @@ async fn many_uses_leave_nothing_behind(engine: &TestEngine) {
     );
     assert_eq!(rules, then_rules);
     links(&daemon, &bridge, 1).await;
-    assert_eq!(daemon.slots().await.remove(0).r#use, 301, "all of it under one buddy:\n{}", text(daemon.log().as_bytes()));
+    assert_eq!(daemon.slots().await.remove(0).r#use, uses + 1, "all of it under one buddy:\n{}", text(daemon.log().as_bytes()));
 }

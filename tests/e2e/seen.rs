@@ -10,12 +10,12 @@ use crate::support::engines::TestEngine;
 on_both_engines!(metrics_agree_with_usage, no_token_is_told);
 
 /// A configuration line, and where the metrics are then.
-fn listener() -> (String, String) {
+pub(super) fn listener() -> (String, String) {
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     (format!("metrics.listen = {address:?}"), address)
 }
 
-fn metrics(address: &str) -> String {
+pub(super) fn metrics(address: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     write!(stream, "GET /metrics HTTP/1.0\r\nHost: {address}\r\n\r\n").unwrap();
     let mut answer = String::new();
@@ -26,7 +26,7 @@ fn metrics(address: &str) -> String {
 }
 
 /// The sum over all samples of that name whose labels contain `label`.
-fn sum(metrics: &str, name: &str, label: &str) -> f64 {
+pub(super) fn sum(metrics: &str, name: &str, label: &str) -> f64 {
     let samples = metrics.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])));
     samples.filter(|line| line.contains(label)).map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
 }

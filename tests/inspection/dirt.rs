@@ -58,6 +58,7 @@ async fn addresses_and_routes() {
         ("ip addr del 10.9.0.2/24 dev eth0", Kind::Address, "address 10.9.0.2/24 dev eth0: was scope 0"),
         ("ip addr add 127.0.0.9/32 dev lo", Kind::Address, "127.0.0.9/32 dev lo"),
         ("ip addr add fd09::7/64 dev eth0 nodad", Kind::Address, "fd09::7/64 dev eth0"),
+        ("ip addrlabel add prefix fd09:7::/32 label 77", Kind::AddressLabel, "address_label fd09:7::/32: was not there, is label 77"),
         ("ip addr change 10.9.0.2/24 dev eth0 valid_lft 1000 preferred_lft 1000", Kind::Address, "flags"),
         ("ip route add 10.77.0.0/16 via 10.9.0.1", Kind::Route, "10.77.0.0/16 table 254"),
         ("ip route add 10.77.0.0/16 via 10.9.0.1 table 100", Kind::Route, "10.77.0.0/16 table 100"),

@@ -75,6 +75,7 @@ impl Audited {
             memory_bytes: 0,
             pids: 0,
             flavour: Flavour::Fixed,
+            ipv6: false,
         };
         self.world.engine().create(&spec).await.unwrap()
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nspool::config::Config;
-use nspool::engine::fake::{FakeWorld, Fault, LinkFault, Operation, RenewalFault, Violation};
+use nspool::engine::fake::{FakeWorld, Fault, FunctionSpec, LinkFault, Operation, RenewalFault, Violation};
 use nspool::ledger::{Identity, Ledger};
 use nspool::netns::managed::FurnishError;
 use nspool::netns::{KernelError, RenewError, WrongAnswer};
@@ -182,7 +182,7 @@ async fn a_slot_that_waits_for_its_address_can_be_stopped_and_recycled() {
         tokio::time::sleep(Duration::from_secs(60)).await;
         rig.release(&grant);
         tokio::time::sleep(Duration::from_secs(60)).await;
-        assert_eq!(rig.pool.read(|state| state.slot_view(0).state), SlotState::Renewing);
+        assert_eq!(rig.pool.read(|state| (state.slot_view(0).state, state.usage().cooling)), (SlotState::Cooling, 1));
         if !stop {
             rig.pool.with(|state, now| state.recycle(now, 0, false)).unwrap();
             tokio::time::sleep(Duration::from_secs(10)).await;
@@ -192,6 +192,27 @@ async fn a_slot_that_waits_for_its_address_can_be_stopped_and_recycled() {
         ended(&world, rig, "waiting for an address").await;
         assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_comes_while_a_slot_waits_for_its_address_is_not_left_behind() {
+    let (world, rig) = started(one_slot()).await;
+    let grant = rig.allocate().await;
+    world.set_network_trouble(Some("somebody's bridge"));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    rig.release(&grant);
+    rig.pool.until(|state| state.slot_view(0).state == SlotState::Cooling).await;
+    // By the id, which the fence does not hide.
+    let buddy = world.buddies()[0].id.to_string();
+    let function = world.create_function(FunctionSpec::joining(&buddy, None)).unwrap();
+    world.start_function(&function).unwrap();
+    world.set_network_trouble(None);
+    rig.pool.until(|state| state.slot_view(0).state == SlotState::Quarantined).await;
+    world.exit_function(&function, 0);
+    world.remove_function(&function);
+    rig.settled(1).await;
+    assert!(rig.allocate().await.lease.key.generation > grant.lease.key.generation);
+    ended(&world, rig, "somebody while it cooled").await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -218,7 +239,7 @@ async fn whoever_comes_in_the_middle_of_a_renewal_is_seen_before_ready() {
         tokio::time::sleep(Duration::from_millis(500)).await;
         assert_eq!(rig.pool.read(|state| state.slot_view(0).state), SlotState::Renewing);
         // By the id, which the fence does not hide.
-        let spec = nspool::engine::fake::FunctionSpec::joining(&buddy, None);
+        let spec = FunctionSpec::joining(&buddy, None);
         let function = world.create_function(spec).unwrap();
         if live {
             world.start_function(&function).unwrap();

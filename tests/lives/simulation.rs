@@ -214,6 +214,7 @@ async fn what_a_dead_daemons_last_call_made_is_cleared_away_when_it_turns_up() {
             memory_bytes: 0,
             pids: 0,
             flavour: Flavour::Fixed,
+            ipv6: false,
         };
         let engine = story.world.engine();
         let late = async { engine.create(&spec).await.unwrap() };

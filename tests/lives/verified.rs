@@ -1,13 +1,14 @@
 //! `reuse = "verified"`: the same namespace again, when nothing is left in it, and what may go wrong on the way there.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nspool::config::{Config, Reuse, Unbounded};
+use nspool::config::{AcrossTenants, Config, Reuse, Unbounded};
 use nspool::engine::fake::{Containers, Events, FakeWorld, Fault, FunctionSpec, InspectionFault, Operation};
 use nspool::netns::inspection::{Depth, Difference, InspectError, Kind};
-use nspool::pool::Grant;
 use nspool::pool::state::SlotState;
+use nspool::pool::{Grant, Request};
 
 use crate::assert_clean;
 use crate::support::rig::{self, Rig, config, started};
@@ -205,4 +206,31 @@ async fn the_last_words_of_a_use_are_waited_for() {
     assert!(next.lease.key.generation > grant.lease.key.generation);
     assert_eq!(world.dirt_in(world.buddies()[0].id.as_str()), 0);
     ended(&world, rig, "late words").await;
+}
+
+async fn allocate_for(rig: &Rig, tenant: &str) -> Grant {
+    let request = Request { tenant: tenant.to_owned(), ..rig::request() };
+    rig.pool.allocate(request, Duration::from_secs(900)).await.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_namespace_goes_to_no_other_tenant_when_that_is_asked_for() {
+    for reuse in [Reuse::Verified, Reuse::Always] {
+        let what = format!("{reuse:?}");
+        let mut config = config(reuse);
+        (config.pool.ready, config.pool.max, config.pool.across_tenants) = (2, 2, AcrossTenants::Retire);
+        let world = FakeWorld::new(1);
+        let rig = Rig::start(config, Arc::clone(&world));
+        rig.settled(2).await;
+        let mut buddies: BTreeMap<u64, &str> = BTreeMap::new();
+        for tenant in ["acme", "acme", "globex", "acme", "initech", "globex", "acme", "initech"] {
+            let grant = allocate_for(&rig, tenant).await;
+            let had = buddies.insert(grant.lease.key.generation, tenant);
+            assert!(had.is_none_or(|had| had == tenant), "{what}: {tenant} has what {had:?} had");
+            rig.release(&grant);
+            rig.settled(2).await;
+        }
+        assert!(buddies.len() < 8, "{what}: one who comes again has the same one: {buddies:?}");
+        ended(&world, rig, &what).await;
+    }
 }

@@ -1,5 +1,6 @@
 //! The naive model: what DESIGN says of a pool, with plain vectors and scans. Nothing here is fast, nothing is kept twice.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,8 @@ pub struct Slot {
     pub use_since: Moment,
     pub look_again: bool,
     pub unbounded: bool,
+    /// Tenants whose functions were in its namespace.
+    pub had: BTreeSet<String>,
     pub doomed: bool,
     pub failures: u32,
     pub died_young: bool,
@@ -237,10 +240,6 @@ impl Model {
         }
     }
 
-    fn newest_ready(&self, network: u32) -> Option<u32> {
-        self.in_state(network, SlotState::Ready).max_by_key(|slot| self.slots[*slot as usize].stamp)
-    }
-
     fn coldest_ready(&self, network: u32) -> Option<u32> {
         self.in_state(network, SlotState::Ready).min_by_key(|slot| self.slots[*slot as usize].stamp)
     }
@@ -333,20 +332,41 @@ impl Model {
         };
         let namespace = self.slots[slot as usize].namespace.clone().expect("a ready slot has one");
         let (joiners, joined, lost) = (Vec::new(), false, false);
+        self.slots[slot as usize].had.insert(request.tenant.clone());
         self.leases.push(Lease { token, key, namespace, request, allocated_at: now, deadline, lost, joiners, joined, delivered });
         self.allocations += 1;
         self.to(now, slot, SlotState::Leased);
         key
     }
 
+    fn keeps(&self, network: u32) -> bool {
+        self.rules.keep_tenants && matches!(self.rules.afterwards[network as usize], Afterwards::Verify | Afterwards::Reuse)
+    }
+
+    fn fits(&self, slot: u32, tenant: &str) -> bool {
+        let place = &self.slots[slot as usize];
+        !self.keeps(place.network) || place.had.iter().all(|had| had == tenant)
+    }
+
     fn make_ready(&mut self, now: Moment, slot: u32) {
         self.filled_once = true;
         (self.slots[slot as usize].use_since, self.slots[slot as usize].unbounded) = (now, false);
         self.to(now, slot, SlotState::Ready);
+        self.serve(now, slot);
+    }
+
+    fn serve(&mut self, now: Moment, slot: u32) {
         let network = self.slots[slot as usize].network;
         while !self.cordoned && !self.stopping {
             let serves = |waiter: &Waiter| waiter.request.network.is_none_or(|wanted| u32::from(wanted) == network);
-            let Some(first) = self.waiters.iter().position(serves) else { return };
+            let fits = |waiter: &Waiter| serves(waiter) && self.fits(slot, &waiter.request.tenant);
+            let Some(first) = self.waiters.iter().position(fits) else {
+                if self.waiters.iter().any(serves) {
+                    self.slots[slot as usize].doomed = true;
+                    self.to(now, slot, SlotState::Retiring);
+                }
+                return;
+            };
             let waiter = self.waiters.remove(first);
             if let Err(word) = self.may_have(&waiter.request) {
                 self.told.refused.push((waiter.id, word));
@@ -419,19 +439,29 @@ impl Model {
             });
         }
         self.may_have(request)?;
-        let fullest = (0..self.rules.networks).rev().max_by_key(|network| self.count(*network, &[SlotState::Ready]));
-        let network = request.network.map(u32::from).or(fullest).expect("there is a network");
-        if let Some(slot) = self.newest_ready(network) {
+        let mut networks: Vec<u32> = request.network.map_or_else(|| (0..self.rules.networks).collect(), |network| vec![u32::from(network)]);
+        networks.sort_by_key(|network| std::cmp::Reverse(self.count(*network, &[SlotState::Ready])));
+        let newest = |network: &u32| {
+            let fitting = self.in_state(*network, SlotState::Ready).filter(|slot| self.fits(*slot, &request.tenant));
+            fitting.max_by_key(|slot| self.slots[*slot as usize].stamp)
+        };
+        if let Some(slot) = networks.iter().find_map(newest) {
             let key = self.grant(now, slot, request.clone(), token, true);
             self.settle(now);
             return Ok(Answer::Granted(key));
         }
         self.misses += 1;
+        if wait && self.waiters.len() as u32 >= self.rules.max_waiting {
+            return Err("too many");
+        }
+        if let Some(network) = networks.into_iter().find(|network| self.keeps(*network))
+            && self.count(network, &[SlotState::Filling, SlotState::Retiring]) <= self.waiters.len() as u32
+        {
+            self.give_up_coldest(now, network);
+            self.settle(now);
+        }
         if !wait {
             return Err(self.nothing());
-        }
-        if self.waiters.len() as u32 >= self.rules.max_waiting {
-            return Err("too many");
         }
         Ok(Answer::Queued)
     }
@@ -563,6 +593,7 @@ impl Model {
         let wanted = place.state == SlotState::Filling && place.generation == generation;
         (place.generation, place.use_number, place.namespace) = (generation, 1, Some(namespace));
         (place.errors, place.doomed) = (false, !wanted);
+        place.had.clear();
         if wanted {
             self.make_ready(now, slot);
         } else {
@@ -616,7 +647,7 @@ impl Model {
                 self.slots[key.slot as usize].occupants.clear();
                 let place = &self.slots[key.slot as usize];
                 match self.rules.afterwards[place.network as usize] {
-                    _ if place.doomed || self.excess(place.network) > 0 => self.to(now, key.slot, SlotState::Retiring),
+                    _ if self.is_useless(key.slot) => self.to(now, key.slot, SlotState::Retiring),
                     Afterwards::Retire => self.to(now, key.slot, SlotState::Retiring),
                     Afterwards::Renew | Afterwards::Verify => self.to(now, key.slot, SlotState::Renewing),
                     Afterwards::Reuse => self.next_use(now, key.slot, next),
@@ -631,6 +662,18 @@ impl Model {
         self.settle(now);
     }
 
+    fn is_useless(&self, slot: u32) -> bool {
+        let place = &self.slots[slot as usize];
+        place.doomed || self.excess(place.network) > 0 || self.keeps(place.network) && place.had.len() > 1
+    }
+
+    pub fn cooling(&mut self, now: Moment, key: UseKey, is: bool) {
+        let (from, to) = if is { (SlotState::Renewing, SlotState::Cooling) } else { (SlotState::Cooling, SlotState::Renewing) };
+        if self.present(key) && self.slots[key.slot as usize].state == from {
+            self.to(now, key.slot, to);
+        }
+    }
+
     pub fn renewed(&mut self, now: Moment, key: UseKey, next: Arc<Namespace>) {
         if !self.present(key) {
             return;
@@ -640,9 +683,12 @@ impl Model {
             self.stale += 1;
         } else if place.look_again {
             self.slots[key.slot as usize].look_again = false;
-        } else if place.doomed || self.excess(place.network) > 0 || self.rules.afterwards[place.network as usize] == Afterwards::Retire {
+        } else if self.is_useless(key.slot) || self.rules.afterwards[place.network as usize] == Afterwards::Retire {
             self.to(now, key.slot, SlotState::Retiring);
         } else {
+            if self.rules.afterwards[place.network as usize] == Afterwards::Renew {
+                self.slots[key.slot as usize].had.clear();
+            }
             self.next_use(now, key.slot, next);
         }
         self.settle(now);
@@ -659,7 +705,7 @@ impl Model {
             return;
         }
         match self.slots[key.slot as usize].state {
-            SlotState::Vacating | SlotState::Renewing | SlotState::Retiring => {
+            SlotState::Vacating | SlotState::Renewing | SlotState::Cooling | SlotState::Retiring => {
                 self.slots[key.slot as usize].doomed = true;
                 self.slots[key.slot as usize].occupants = who;
                 self.to(now, key.slot, SlotState::Quarantined);
@@ -671,7 +717,9 @@ impl Model {
     }
 
     pub fn spoiled(&mut self, now: Moment, key: UseKey) {
-        if self.present(key) && matches!(self.slots[key.slot as usize].state, SlotState::Vacating | SlotState::Renewing) {
+        if self.present(key)
+            && matches!(self.slots[key.slot as usize].state, SlotState::Vacating | SlotState::Renewing | SlotState::Cooling)
+        {
             let place = &mut self.slots[key.slot as usize];
             (place.doomed, place.errors) = (true, true);
             self.to(now, key.slot, SlotState::Retiring);
@@ -731,6 +779,7 @@ impl Model {
                 use_since: Moment::ZERO,
                 look_again: false,
                 unbounded: false,
+                had: BTreeSet::new(),
                 doomed: false,
                 failures: 0,
                 died_young: false,
@@ -752,6 +801,18 @@ impl Model {
     pub fn set_rules(&mut self, now: Moment, rules: Rules) {
         self.rules = Rules { networks: self.rules.networks, ready: self.rules.ready, max: self.rules.max, ..rules };
         self.forget(now);
+        for network in 0..self.rules.networks {
+            let mut ready: Vec<u32> = self.in_state(network, SlotState::Ready).collect();
+            ready.sort_by_key(|slot| std::cmp::Reverse(self.slots[*slot as usize].stamp));
+            for slot in ready {
+                let fits = |waiter: &Waiter| {
+                    waiter.request.network.is_none_or(|wanted| u32::from(wanted) == network) && self.fits(slot, &waiter.request.tenant)
+                };
+                if self.waiters.iter().any(fits) {
+                    self.serve(now, slot);
+                }
+            }
+        }
         self.settle(now);
     }
 
@@ -770,7 +831,7 @@ impl Model {
     pub fn recycle(&mut self, now: Moment, slot: u32, force: bool) -> Result<SlotState, &'static str> {
         let found = self.slots.get(slot as usize).ok_or("slot?")?.state;
         match found {
-            SlotState::Ready | SlotState::Renewing => {
+            SlotState::Ready | SlotState::Renewing | SlotState::Cooling => {
                 self.slots[slot as usize].doomed = true;
                 self.to(now, slot, SlotState::Retiring);
             }
@@ -797,7 +858,7 @@ impl Model {
         for slot in 0..self.slots.len() as u32 {
             match self.slots[slot as usize].state {
                 SlotState::Filling | SlotState::BackingOff => self.to(now, slot, SlotState::Idle),
-                SlotState::Ready | SlotState::Renewing => {
+                SlotState::Ready | SlotState::Renewing | SlotState::Cooling => {
                     self.slots[slot as usize].doomed = true;
                     self.to(now, slot, SlotState::Retiring);
                 }
@@ -819,16 +880,26 @@ impl Model {
     pub fn joiner_unknown(&mut self, label: Option<&str>) {
         let named = |place: &Slot| label.is_some() && place.namespace.as_ref().map(|namespace| namespace.namespace_id.as_str()) == label;
         let one = self.slots.iter().any(named);
-        for place in self.slots.iter_mut().filter(|place| !one || named(place)) {
-            place.unbounded |= matches!(place.state, SlotState::Leased | SlotState::Vacating | SlotState::Renewing);
+        let all: Vec<u32> = (0..self.slots.len() as u32).filter(|slot| !one || named(&self.slots[*slot as usize])).collect();
+        all.into_iter().for_each(|slot| self.found_unbounded(slot));
+    }
+
+    fn found_unbounded(&mut self, slot: u32) {
+        let place = &mut self.slots[slot as usize];
+        let out = matches!(place.state, SlotState::Vacating | SlotState::Renewing | SlotState::Cooling);
+        if out || place.state == SlotState::Leased {
+            place.look_again |= out && !place.unbounded;
+            place.unbounded = true;
         }
     }
 
     pub fn joined(&mut self, now: Moment, seen: &JoinerSeen) -> bool {
         let Some(slot) = self.slot_of(&seen.buddy) else { return true };
-        if matches!(self.slots[slot as usize].state, SlotState::Vacating | SlotState::Renewing) {
+        if matches!(self.slots[slot as usize].state, SlotState::Vacating | SlotState::Renewing | SlotState::Cooling) {
             self.slots[slot as usize].look_again |= seen.live;
-            self.slots[slot as usize].unbounded |= !seen.bounded;
+            if !seen.bounded {
+                self.found_unbounded(slot);
+            }
             return true;
         }
         let place = &self.slots[slot as usize];
@@ -838,6 +909,10 @@ impl Model {
         if (other || seen.namespace_id.is_none()) && !known && seen.as_of < place.use_since {
             return false;
         }
+        if !seen.bounded && !known {
+            self.found_unbounded(slot);
+        }
+        let place = &self.slots[slot as usize];
         match place.state {
             SlotState::Leased if !other => {
                 let at = self.lease_of(slot).expect("leased");
@@ -847,7 +922,6 @@ impl Model {
                 } else {
                     lease.joiners.push((seen.joiner.to_string(), seen.live));
                     lease.joined = true;
-                    self.slots[slot as usize].unbounded |= !seen.bounded;
                     if matches!(lease.request.lifetime, Lifetime::Joiners { .. }) {
                         lease.deadline = None;
                     }

@@ -19,6 +19,7 @@ pub struct Start {
 pub struct RuleSet {
     /// By network.
     pub afterwards: [Afterwards; 3],
+    pub keep_tenants: bool,
     pub linger_ms: u64,
     pub max_detached: u32,
     pub max_waiting: u32,
@@ -98,6 +99,7 @@ pub enum Op {
     BuddyGone(usize, Age),
     Vacated(usize, Age),
     Renewed(usize, Age),
+    Cooling(usize, bool),
     Occupied(usize, Age),
     Spoiled(usize, Age),
     Detach(usize, Age),
@@ -138,9 +140,10 @@ pub fn start() -> impl Strategy<Value = Start> {
 fn rules() -> impl Strategy<Value = RuleSet> {
     let one = || prop_oneof![Just(Afterwards::Retire), Just(Afterwards::Renew), Just(Afterwards::Verify), Just(Afterwards::Reuse)];
     let afterwards = [one(), one(), one()];
-    (afterwards, 0u64..2000, 0u32..3, 0u32..4, prop::option::weighted(0.3, 1u32..3), 0u64..5000, 0u32..6, 1u64..3000).prop_map(
-        |(afterwards, linger_ms, max_detached, max_waiting, quota, remember_ms, remember_max, trim_ms)| RuleSet {
+    ((afterwards, any::<bool>()), 0u64..2000, 0u32..3, 0u32..4, prop::option::weighted(0.3, 1u32..3), 0u64..5000, 0u32..6, 1u64..3000)
+        .prop_map(|((afterwards, keep_tenants), linger_ms, max_detached, max_waiting, quota, remember_ms, remember_max, trim_ms)| RuleSet {
             afterwards,
+            keep_tenants,
             linger_ms,
             max_detached,
             max_waiting,
@@ -148,8 +151,7 @@ fn rules() -> impl Strategy<Value = RuleSet> {
             remember_ms,
             remember_max,
             trim_ms,
-        },
-    )
+        })
 }
 
 fn life() -> impl Strategy<Value = Life> {
@@ -211,6 +213,7 @@ fn nannies() -> impl Strategy<Value = Op> {
         2 => (pick(), age()).prop_map(|(slot, age)| Op::BuddyGone(slot, age)),
         2 => (pick(), age()).prop_map(|(slot, age)| Op::Vacated(slot, age)),
         2 => (pick(), age()).prop_map(|(slot, age)| Op::Renewed(slot, age)),
+        2 => (pick(), any::<bool>()).prop_map(|(slot, is)| Op::Cooling(slot, is)),
         3 => (pick(), age()).prop_map(|(slot, age)| Op::Occupied(slot, age)),
         1 => (pick(), age()).prop_map(|(slot, age)| Op::Spoiled(slot, age)),
         2 => (pick(), age()).prop_map(|(slot, age)| Op::Detach(slot, age)),

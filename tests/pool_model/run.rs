@@ -54,6 +54,7 @@ fn rules(start: &Start, set: &RuleSet) -> Rules {
         ready: 0,
         max: 0,
         afterwards: set.afterwards.into(),
+        keep_tenants: set.keep_tenants,
         linger: ms(set.linger_ms),
         max_detached: set.max_detached,
         max_waiting: set.max_waiting,
@@ -372,9 +373,7 @@ impl Story {
             Op::Engine(up) => {
                 self.state.set_engine_up(up);
                 self.model.engine_up = up;
-                if !up {
-                    self.model.joiner_unknown(None);
-                }
+                self.model.joiner_unknown(None);
             }
             _ => unreachable!(),
         }
@@ -407,6 +406,11 @@ impl Story {
                 self.model.buddy_gone(now, key);
             }
             Op::Vacated(pick, age) => self.vacated(self.pick_key(pick, age)),
+            Op::Cooling(pick, is) => {
+                let key = self.pick_key(pick, Age::Present);
+                self.state.cooling(now, key, is);
+                self.model.cooling(now, key, is);
+            }
             Op::Renewed(pick, age) => self.renewed(self.pick_key(pick, age)),
             Op::Occupied(pick, age) => {
                 let key = self.pick_key(pick, age);
@@ -479,7 +483,11 @@ impl Story {
             Order::Fill { generation } => self.registered(slot, generation),
             Order::BackOff => self.backoff_over(slot),
             Order::Vacate(key) | Order::Await(key) => self.vacated(key),
-            Order::Renew(key) => self.renewed(key),
+            Order::Renew(key) => {
+                self.state.cooling(self.now, key, false);
+                self.model.cooling(self.now, key, false);
+                self.renewed(key);
+            }
             Order::Retire(key) => self.removed(key),
         }
     }
@@ -727,7 +735,7 @@ impl Story {
         assert_eq!(usage.leased, total(&[SlotState::Leased]));
         assert_eq!(usage.filling, total(&[SlotState::Filling]));
         assert_eq!(usage.vacating, total(&[SlotState::Vacating]));
-        assert_eq!(usage.renewing, total(&[SlotState::Renewing]));
+        assert_eq!((usage.renewing, usage.cooling), (total(&[SlotState::Renewing]), total(&[SlotState::Cooling])));
         assert_eq!(usage.quarantined, total(&[SlotState::Quarantined]));
         assert_eq!(usage.retiring, total(&[SlotState::Retiring]));
         assert_eq!((usage.target, usage.max), (model.rules.ready, model.rules.max));

@@ -38,6 +38,7 @@ pub fn spec(what: &str, image: &ImageId) -> BuddySpec {
         memory_bytes: 16 << 20,
         pids: 16,
         flavour: Flavour::Fixed,
+        ipv6: false,
     }
 }
 

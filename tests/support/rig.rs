@@ -128,7 +128,8 @@ impl Rig {
     pub async fn settled(&self, ready: u32) {
         let quiet = |state: &nspool::pool::state::State| {
             let usage = state.usage();
-            usage.ready == ready && usage.leased + usage.vacating + usage.renewing + usage.retiring + usage.quarantined + usage.filling == 0
+            usage.ready == ready
+                && usage.leased + usage.vacating + usage.renewing + usage.cooling + usage.retiring + usage.quarantined + usage.filling == 0
         };
         if tokio::time::timeout(Duration::from_secs(900), self.pool.until(quiet)).await.is_err() {
             panic!("not settled: {:#?}\n{:#?}", self.pool.read(|s| s.usage()), self.pool.read(|s| s.slot_views()));

@@ -82,6 +82,7 @@ fn rules(config: &config::Pool, reuse: bool) -> Rules {
         ready: config.ready,
         max: config.max,
         afterwards: vec![if reuse { Afterwards::Reuse } else { Afterwards::Retire }; config.networks.len()].into(),
+        keep_tenants: false,
         linger: config.linger,
         max_detached: config.max_detached,
         max_waiting: config.max_waiting,

@@ -1546,7 +1546,7 @@ type PoolAdminClient interface {
 	// Holds the pool against its ledger, the engine and the kernel. UNAVAILABLE (STARTING) while a predecessor's slots are still taken over.
 	Audit(ctx context.Context, in *AuditRequest, opts ...grpc.CallOption) (*AuditResponse, error)
 	// What is different in a slot's buddy from what it was when it was ready. Changes nothing; what a function inside does at the moment shows as well.
-	// FAILED_PRECONDITION (NO_SNAPSHOT) where `reuse` is not "verified".
+	// FAILED_PRECONDITION (NO_SNAPSHOT) where `reuse` is not "verified", or the buddy is a predecessor's that was in use.
 	Inspect(ctx context.Context, in *InspectRequest, opts ...grpc.CallOption) (*InspectResponse, error)
 }
 
@@ -1688,7 +1688,7 @@ type PoolAdminServer interface {
 	// Holds the pool against its ledger, the engine and the kernel. UNAVAILABLE (STARTING) while a predecessor's slots are still taken over.
 	Audit(context.Context, *AuditRequest) (*AuditResponse, error)
 	// What is different in a slot's buddy from what it was when it was ready. Changes nothing; what a function inside does at the moment shows as well.
-	// FAILED_PRECONDITION (NO_SNAPSHOT) where `reuse` is not "verified".
+	// FAILED_PRECONDITION (NO_SNAPSHOT) where `reuse` is not "verified", or the buddy is a predecessor's that was in use.
 	Inspect(context.Context, *InspectRequest) (*InspectResponse, error)
 }
 

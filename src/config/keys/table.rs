@@ -7,7 +7,7 @@ use super::Key;
 #[cfg(doc)]
 use crate::config::Config;
 use crate::config::value::{Kind, Value};
-use crate::config::{EngineChoice, LogFormat, PlaceholderImage, Reuse, StopPolicy, Unbounded, checks};
+use crate::config::{AcrossTenants, EngineChoice, LogFormat, PlaceholderImage, Reuse, StopPolicy, Unbounded, checks};
 use crate::engine::NamespaceKind;
 
 const fn secs(seconds: u64) -> Duration {
@@ -18,6 +18,7 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 const HOUR: Duration = secs(3600);
 const DAY: Duration = secs(24 * 3600);
 const WEEK: Duration = secs(7 * 24 * 3600);
+const FRESH_TENANTS: &str = "with reuse = \"fresh\" each lease has a namespace that nobody had; use that, or \"retire\"";
 const NATIVE: &str = "the native engine comes in a later release";
 
 /// A row of the table, by what the value is: a general one, a number, an optional number with 0 for none, or a duration.
@@ -126,8 +127,21 @@ pub const KEYS: &[Key] = &[
         get | c | Value::Text(c.pool.privileged.word().to_owned()),
         set | c,
         value | c.pool.privileged = if value.text() == "inspect" { Unbounded::Inspect } else { Unbounded::Retire },
-        "With reuse = \"verified\", after a function that could do more than root with NET_ADMIN (privileged, SYS_ADMIN, a writable /proc), or when it \
-         cannot be told who was there. retire: a new buddy, as not all that they can do leaves traces. inspect: all settings are compared as well."
+        "With reuse = \"verified\", after a function that could do more than root with NET_ADMIN (privileged, SYS_ADMIN, sysctls, a writable /proc), or when it \
+         cannot be told who was there. retire: a new buddy, as not all that they can do leaves traces. inspect: the settings of the network are compared as well."
+    ),
+    key!(
+        "pool",
+        "across_tenants",
+        "across-tenants",
+        live,
+        Kind::Choice { allowed: &["allow", "retire"], refused: &[("fresh", FRESH_TENANTS)] },
+        None,
+        get | c | Value::Text(c.pool.across_tenants.word().to_owned()),
+        set | c,
+        value | c.pool.across_tenants = if value.text() == "retire" { AcrossTenants::Retire } else { AcrossTenants::Allow },
+        "With reuse = \"verified\" or \"always\": whether a namespace that one tenant's functions were in goes to another tenant (as Allocate names them). \
+         retire: it does not; when nothing else is ready it is given up, and a new buddy made."
     ),
     key!(
         "pool", "join_by", "join-by", live, time secs(1), DAY, |c| c.pool.join_by,

@@ -18,6 +18,7 @@ fn other_value(key: &Key) -> (String, String) {
         "pool.namespaces" => "net,ipc",
         "pool.reuse" => "always",
         "pool.privileged" => "inspect",
+        "pool.across_tenants" => "retire",
         "placeholder.image" => "busybox:1.36",
         "placeholder.command" => "tail -f '/dev/null now'",
         "placeholder.user" => "7:8",

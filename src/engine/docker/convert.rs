@@ -19,6 +19,9 @@ use crate::engine::{
 /// The hostname of every buddy. Joiners get it too, so it says nothing of container, slot or host.
 const HOSTNAME: &str = "nspool";
 
+/// Docker switches it off where it gives no IPv6 address.
+const IPV6_ON: [(&str, &str); 2] = [("net.ipv6.conf.all.disable_ipv6", "0"), ("net.ipv6.conf.default.disable_ipv6", "0")];
+
 /// What a buddy is created with. A command that is given replaces the image's entrypoint and arguments both: it goes out as the entrypoint,
 /// because both engines drop the image's own arguments when the entrypoint is set. `security` is of [`super::security::options`].
 pub(super) fn create_body(kind: EngineKind, spec: &BuddySpec, security: Vec<String>) -> ContainerCreateBody {
@@ -36,6 +39,7 @@ pub(super) fn create_body(kind: EngineKind, spec: &BuddySpec, security: Vec<Stri
             network_mode: Some(spec.network.clone()),
             ipc_mode: Some(ipc.to_owned()),
             readonly_rootfs: Some(true),
+            sysctls: spec.ipv6.then(|| IPV6_ON.map(|(key, value)| (key.to_owned(), value.to_owned())).into()),
             cap_drop: Some(vec!["ALL".to_owned()]),
             cap_add: (spec.flavour == Flavour::Renewable).then(|| vec!["SYS_ADMIN".to_owned()]),
             security_opt: Some(security),
@@ -186,6 +190,7 @@ pub(super) fn container(answer: Inspected) -> Container {
     let state = answer.state;
     let modes = answer.host_config.unwrap_or_default();
     let status = status(&state.status);
+    let bounded = is_bounded(&modes.powers, modes.pid_mode.as_deref().unwrap_or_default(), &answer.mounts.unwrap_or_default());
     Container {
         id: answer.id.into(),
         name: without_slash(&answer.name.unwrap_or_default()),
@@ -203,7 +208,7 @@ pub(super) fn container(answer: Inspected) -> Container {
         resolv_conf_path: answer.resolv_conf_path.unwrap_or_default(),
         hosts_path: answer.hosts_path.unwrap_or_default(),
         hostname_path: answer.hostname_path.unwrap_or_default(),
-        bounded: is_bounded(&modes.powers, &answer.mounts.unwrap_or_default()),
+        bounded,
     }
 }
 
@@ -341,6 +346,7 @@ mod tests {
             memory_bytes: 16 << 20,
             pids: 16,
             flavour: Flavour::Fixed,
+            ipv6: false,
         }
     }
 

@@ -2,7 +2,10 @@
 //!
 //! *Bounded* is one that, as root, can do no more than the engine's own set of capabilities and NET_ADMIN allow: whatever it leaves, an inspection at
 //! the usual depth finds. What can go wrong: a new way to more power that is not known here; so whatever is not known to be harmless is not bounded.
-//! What cannot be seen here: `exec --privileged` into a running container.
+//! What cannot be seen here: `exec --privileged` into a running container, a volume whose driver mounts /proc, defaults of podman's that were made
+//! greater, and what podman leaves unmasked when asked for single paths.
+
+use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
@@ -36,6 +39,8 @@ pub(super) struct Powers {
     /// Docker says those that it keeps from being written; podman nothing.
     readonly_paths: Option<Vec<String>>,
     security_opt: Option<Vec<String>>,
+    /// The runtime writes them before /proc/sys is closed to the container.
+    sysctls: Option<BTreeMap<String, String>>,
 }
 
 /// Of `Mounts`.
@@ -45,7 +50,7 @@ pub(super) struct Mount {
     source: Option<String>,
 }
 
-pub(super) fn is_bounded(powers: &Powers, mounts: &[Mount]) -> bool {
+pub(super) fn is_bounded(powers: &Powers, pid_mode: &str, mounts: &[Mount]) -> bool {
     let harmless = |cap: &String| {
         let name = cap.to_ascii_uppercase();
         HARMLESS.contains(&name.strip_prefix("CAP_").unwrap_or(&name))
@@ -53,9 +58,14 @@ pub(super) fn is_bounded(powers: &Powers, mounts: &[Mount]) -> bool {
     // Either way /proc/sys can be written, where the namespace's settings are.
     let settings_are_kept = powers.readonly_paths.as_ref().is_none_or(|paths| paths.iter().any(|path| path == "/proc/sys"));
     let unmasked = powers.security_opt.iter().flatten().any(|option| option.starts_with("unmask"));
-    let shows_proc = |mount: &Mount| mount.source.as_deref().is_some_and(|source| source == "/" || source.starts_with("/proc"));
+    let shows_proc =
+        |mount: &Mount| mount.source.as_deref().is_some_and(|source| ["/", "/proc"].contains(&source) || source.starts_with("/proc/"));
+    // In another's pid namespace it may get at processes that are not its own.
+    let own_pids = ["", "private"].contains(&pid_mode);
     powers.privileged != Some(true)
         && powers.cap_add.iter().flatten().all(harmless)
+        && powers.sysctls.as_ref().is_none_or(BTreeMap::is_empty)
+        && own_pids
         && settings_are_kept
         && !unmasked
         && !mounts.iter().any(shows_proc)
@@ -69,7 +79,7 @@ mod tests {
     fn what_is_not_known_to_be_harmless_is_not_bounded() {
         let bounded = |host: serde_json::Value, mounts: serde_json::Value| {
             let mounts: Vec<Mount> = serde_json::from_value(mounts).unwrap();
-            is_bounded(&serde_json::from_value(host).unwrap(), &mounts)
+            is_bounded(&serde_json::from_value(host).unwrap(), "", &mounts)
         };
         let docker =
             serde_json::json!({ "Privileged": false, "CapAdd": null, "ReadonlyPaths": ["/proc/bus", "/proc/sys"], "SecurityOpt": null });
@@ -82,11 +92,16 @@ mod tests {
         assert!(bounded(docker.clone(), none.clone()));
         assert!(bounded(serde_json::json!({}), none.clone()), "podman says less");
         assert!(bounded(with("CapAdd", serde_json::json!(["NET_ADMIN", "CAP_NET_RAW", "net_raw"])), none.clone()));
-        assert!(bounded(docker.clone(), serde_json::json!([{ "Source": "/srv/data" }, { "Type": "tmpfs" }])));
+        assert!(bounded(docker.clone(), serde_json::json!([{ "Source": "/srv/data" }, { "Source": "/processed" }, { "Type": "tmpfs" }])));
         for more in ["SYS_ADMIN", "CAP_BPF", "ALL", "CAP_OF_A_LATER_KERNEL"] {
             assert!(!bounded(with("CapAdd", serde_json::json!(["NET_ADMIN", more])), none.clone()), "{more}");
         }
         assert!(!bounded(with("Privileged", serde_json::json!(true)), none.clone()));
+        assert!(!bounded(with("Sysctls", serde_json::json!({ "net.ipv4.ip_default_ttl": "7" })), none.clone()));
+        assert!(bounded(with("Sysctls", serde_json::json!({})), none.clone()));
+        for (mode, expected) in [("", true), ("private", true), ("host", false), ("container:abc", false)] {
+            assert_eq!(is_bounded(&serde_json::from_value(docker.clone()).unwrap(), mode, &[]), expected, "{mode}");
+        }
         assert!(!bounded(with("ReadonlyPaths", none.clone()), none.clone()), "systempaths=unconfined");
         assert!(!bounded(with("SecurityOpt", serde_json::json!(["unmask=ALL"])), none.clone()));
         for source in ["/", "/proc", "/proc/sys"] {

@@ -70,6 +70,7 @@ mod tests {
             memory_bytes: 16 << 20,
             pids: 16,
             flavour: Flavour::Fixed,
+            ipv6: false,
         }
     }
 

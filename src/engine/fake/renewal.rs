@@ -180,6 +180,7 @@ mod tests {
             memory_bytes: 1,
             pids: 1,
             flavour: Flavour::Fixed,
+            ipv6: false,
         };
         let spec = if flavour == Flavour::Renewable { fixed.renewable() } else { fixed };
         let engine = world.engine();

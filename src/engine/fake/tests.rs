@@ -28,6 +28,7 @@ fn spec(world: &FakeWorld, name: &str) -> BuddySpec {
         memory_bytes: 16 << 20,
         pids: 16,
         flavour: Flavour::Fixed,
+        ipv6: false,
     }
 }
 

@@ -134,6 +134,7 @@ fn spec(name: &str) -> BuddySpec {
         memory_bytes: 1,
         pids: 1,
         flavour: Flavour::Fixed,
+        ipv6: false,
     }
 }
 

@@ -49,6 +49,31 @@ fn ipv4(digits: &str) -> String {
     u32::from_str_radix(digits, 16).map_or(digits.to_owned(), |word| std::net::Ipv4Addr::from(word.to_ne_bytes()).to_string())
 }
 
+/// Services that IPVS would divert, and to where. What the kernel counts of them is no part of it.
+pub(super) fn virtual_servers(place: &Place) -> Result<Section, InspectError> {
+    let text = place.file("ip_vs")?.unwrap_or_default();
+    Ok(Section { kind: Kind::VirtualServer, facts: virtual_servers_in(&text) })
+}
+
+fn virtual_servers_in(text: &str) -> Vec<Fact> {
+    let (mut service, mut facts) = ("", Vec::new());
+    // Version, size, and the names of the columns in two lines.
+    for line in text.lines().skip_while(|line| !line.trim_start().starts_with("->")).skip(1) {
+        let line = line.trim();
+        match line.strip_prefix("->").map(str::split_whitespace) {
+            None => {
+                service = line;
+                facts.push(Fact::text(line.to_owned(), String::new()));
+            }
+            Some(mut words) => {
+                let to = words.next().unwrap_or_default();
+                facts.push(Fact::text(format!("{service} to {to}"), words.take(2).collect::<Vec<_>>().join(" ")));
+            }
+        }
+    }
+    facts
+}
+
 /// Those that the namespace has, with what is in them.
 pub(super) fn legacy_tables(place: &Place) -> Result<Section, InspectError> {
     let mut facts = Vec::new();
@@ -91,4 +116,20 @@ fn walk(place: &Place, folder: &Path, depth: usize, facts: &mut Vec<Fact>) -> Re
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn virtual_servers_are_services_and_where_they_lead() {
+        let head = "IP Virtual Server version 1.2.1 (size=4096)\nProt LocalAddress:Port Scheduler Flags\n  -> RemoteAddress:Port Forward Weight ActiveConn InActConn\n";
+        assert!(virtual_servers_in(head).is_empty() && virtual_servers_in("").is_empty());
+        let with = |counts: &str| format!("{head}TCP  0A000001:0050 rr\n  -> 06060606:0050      Masq    1      {counts}\n");
+        let quiet = virtual_servers_in(&with("0          0"));
+        assert_eq!(quiet.len(), 2);
+        assert!(quiet == virtual_servers_in(&with("7          9")), "counts are not compared");
+        assert!(quiet != virtual_servers_in(&with("0          0").replace("06060606", "07070707")));
+    }
 }

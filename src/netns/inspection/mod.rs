@@ -10,16 +10,18 @@
 //! ```
 //!
 //! What it promises: clean means that each of these is byte for byte what it was, but for counters and times: links with all that the kernel
-//! tells of them, addresses, routes of all tables, rules, nexthops, permanent and proxy neighbours and the settings for the others, hardware
-//! addresses that are listened to, queueing, filters, XDP, nftables, the older tables, ipsets and their like, IPsec, multicast groups,
+//! tells of them, addresses and their labels, routes of all tables, rules, nexthops, permanent and proxy neighbours and the settings for the others, hardware
+//! addresses that are listened to, queueing, filters, XDP, nftables, the older tables, ipsets and their like, services of IPVS, IPsec, multicast groups,
 //! settings of MPTCP and segment routing · that there is no socket beyond the baseline's, of any family, wherever its owner is · that there are
 //! no connections without an owner, learnt neighbours and routes, metrics of TCP, tracked connections.
 //!
 //! Two more belong to it where joiners could leave them, and are asked for by themselves: the ipc objects of a shared ipc namespace ([`Objects`]),
 //! and what the host tracks for the slot's addresses ([`forget_host_connections`]).
 //!
-//! What it deliberately does not look at: processes, the files that joiners share, the host's end of the link. At [`Depth::Usual`] neither what takes more than NET_ADMIN to leave: [`Depth::Privileged`] also compares /proc/sys/net, but nobody sees
-//! programs that a privileged joiner attached without link or filter (`bpf(2)`): after one that could, better retire.
+//! What it deliberately does not look at: processes, the files that joiners share, the host's end of the link, features of links that ethtool sets,
+//! ports of FOU and tunnels of L2TP without a session. At [`Depth::Usual`] neither what takes more than NET_ADMIN to leave: [`Depth::Privileged`]
+//! also compares /proc/sys/net (not the settings of ipc), but nobody sees programs that a privileged joiner attached without link or filter
+//! (`bpf(2)`): after one that could, better retire.
 //!
 //! What can go wrong: see [`InspectError`]. All of it is done by a thread that is made for it, goes in and ends there ([`place`]); it is bounded in
 //! number, and one that comes too late is left to end by itself.
@@ -184,6 +186,7 @@ impl Structure {
         sections.push(netfilter::things(place)?);
         sections.push(generic::settings(place)?);
         sections.push(files::multicast(place)?);
+        sections.push(files::virtual_servers(place)?);
         sections.push(files::legacy_tables(place)?);
         let ruleset = netfilter::ruleset(place, before.map(|before| &before.ruleset))?;
         let settings = match depth {

@@ -3,6 +3,8 @@
 //! Each is one question for all of a kind. Routes that were learnt (path MTUs, redirects) come with the others, neighbours that were learnt
 //! with those that somebody set; they are kept apart here, because they may be removed.
 
+use std::net::Ipv6Addr;
+
 use rustix::io::Errno;
 
 use super::facts::{Fact, Section};
@@ -20,6 +22,7 @@ const GETQDISC: u16 = 38;
 const GETTCLASS: u16 = 42;
 const GETTFILTER: u16 = 46;
 const GETNEIGHTBL: u16 = 66;
+const GETADDRLABEL: u16 = 74;
 const GETNEXTHOP: u16 = 106;
 
 const EXT_MASK: u16 = 29;
@@ -27,6 +30,8 @@ const EXT_MASK: u16 = 29;
 const SKIP_STATISTICS: u32 = 1 << 3;
 
 const ADDRESS: usize = 8;
+const ADDRESS_LABEL: usize = 12;
+const INET6: u8 = 10;
 pub(super) const ROUTE: usize = 12;
 const RULE: usize = 12;
 pub(super) const NEIGHBOUR: usize = 12;
@@ -72,6 +77,7 @@ pub(super) fn read(place: &mut Place) -> Result<Routed, InspectError> {
     let sections = vec![
         Section { kind: Kind::Link, facts: links },
         Section { kind: Kind::Address, facts: plain(place, "addresses", GETADDR, ADDRESS, &ADDRESS_PASSING)? },
+        Section { kind: Kind::AddressLabel, facts: or_none(address_labels(place))? },
         Section { kind: Kind::Route, facts: routes },
         Section { kind: Kind::Rule, facts: plain(place, "rules", GETRULE, RULE, &[])? },
         Section { kind: Kind::Nexthop, facts: or_none(plain(place, "nexthops", GETNEXTHOP, NEXTHOP, &[]))? },
@@ -120,6 +126,19 @@ fn forwarding(place: &mut Place) -> Result<Vec<Fact>, InspectError> {
     header[0] = BRIDGE;
     let read = |message: &Message<'_>| Fact::of(message, NEIGHBOUR, &NEIGHBOUR_PASSING);
     place.list(Family::Route, "forwarding entries", GETNEIGH, &header, |_| {}, read)
+}
+
+/// Which IPv6 addresses are preferred; every namespace has some from the beginning.
+fn address_labels(place: &mut Place) -> Result<Vec<Fact>, InspectError> {
+    let mut header = [0; ADDRESS_LABEL];
+    header[0] = INET6;
+    let read = |message: &Message<'_>| {
+        let address = message.attributes(ADDRESS_LABEL).get(1).and_then(|bytes| <[u8; 16]>::try_from(bytes).ok())?;
+        let prefix = message.body.get(2)?;
+        let label = message.attributes(ADDRESS_LABEL).number(2)?;
+        Some(Fact::text(format!("{}/{prefix}", Ipv6Addr::from(address)), format!("label {label}")))
+    };
+    place.list(Family::Route, "address labels", GETADDRLABEL, &header, |_| {}, read)
 }
 
 /// Of each link. Those of the whole host are nobody's in here.

@@ -109,6 +109,8 @@ pub(super) fn told(kind: Kind, fact: &Fact, names: &Names) -> (Kind, String, Str
         | Kind::Protocol
         | Kind::Socket
         | Kind::Sysctl
+        | Kind::AddressLabel
+        | Kind::VirtualServer
         | Kind::SharedFile
         | Kind::Ipc
         | Kind::NotRemoved

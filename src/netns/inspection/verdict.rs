@@ -34,6 +34,8 @@ pub enum Kind {
     Link,
     /// An IPv4 or IPv6 address.
     Address,
+    /// Which addresses the kernel prefers as its own.
+    AddressLabel,
     /// Of any table and family.
     Route,
     /// A policy routing rule.
@@ -58,6 +60,8 @@ pub enum Kind {
     LegacyTable,
     /// A set, an accounting object, a timeout policy that rules could use.
     NetfilterObject,
+    /// Of IPVS.
+    VirtualServer,
     /// An IPsec security association.
     XfrmState,
     /// An IPsec policy, or what holds where there is none.
@@ -89,6 +93,7 @@ impl Kind {
         match self {
             Self::Link => "link",
             Self::Address => "address",
+            Self::AddressLabel => "address_label",
             Self::Route => "route",
             Self::Rule => "rule",
             Self::Nexthop => "nexthop",
@@ -101,6 +106,7 @@ impl Kind {
             Self::Nftables => "nftables",
             Self::LegacyTable => "legacy_table",
             Self::NetfilterObject => "netfilter_object",
+            Self::VirtualServer => "virtual_server",
             Self::XfrmState => "xfrm_state",
             Self::XfrmPolicy => "xfrm_policy",
             Self::Multicast => "multicast",

@@ -174,6 +174,7 @@ fn rules(slots: u32) -> Rules {
         ready: slots,
         max: slots,
         afterwards: [Afterwards::Reuse].into(),
+        keep_tenants: false,
         linger: Duration::from_secs(10),
         max_detached: 1,
         max_waiting: 8,

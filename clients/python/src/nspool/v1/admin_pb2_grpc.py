@@ -152,7 +152,7 @@ class PoolAdminServicer(object):
 
     def Inspect(self, request, context):
         """What is different in a slot's buddy from what it was when it was ready. Changes nothing; what a function inside does at the moment shows as well.
-        FAILED_PRECONDITION (NO_SNAPSHOT) where `reuse` is not "verified".
+        FAILED_PRECONDITION (NO_SNAPSHOT) where `reuse` is not "verified", or the buddy is a predecessor's that was in use.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
