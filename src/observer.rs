@@ -237,6 +237,8 @@ struct Sight {
 /// Where [`Observer::follow`] begins.
 struct Connected {
     events: BoxStream<'static, Result<EngineEvent, EngineError>>,
+    /// Containers that were there before.
+    listed: HashSet<String>,
     known: Known,
     doubtful: Vec<String>,
 }
@@ -319,11 +321,12 @@ impl Observer {
         self.late.seen.notify_one();
         self.state.send_replace(EngineState::Up(info));
         self.gate.nudge();
-        Ok(Connected { events, known, doubtful })
+        let listed = list.iter().map(|container| container.id.to_string()).collect();
+        Ok(Connected { events, listed, known, doubtful })
     }
 
     async fn follow(&self, connected: Connected) -> EngineError {
-        let Connected { mut events, mut known, doubtful } = connected;
+        let Connected { mut events, listed, mut known, doubtful } = connected;
         let (mut inspections, mut under_way) = (FuturesUnordered::new(), UnderWay::default());
         for id in doubtful {
             inspections.extend(self.ask(id, &mut known, &mut under_way));
@@ -338,7 +341,7 @@ impl Observer {
                 Some(answer) = inspections.next() => {
                     let (number, id) = (answer.0, answer.1.clone());
                     under_way.asked.remove(&number);
-                    if self.inspected(answer, &mut known, &mut under_way) {
+                    if self.inspected(answer, &listed, &mut known, &mut under_way) {
                         inspections.extend(self.ask(id, &mut known, &mut under_way));
                     }
                     under_way.passed().for_each(|(id, name)| self.heard.tell(&id, &name));
@@ -451,7 +454,13 @@ impl Observer {
     }
 
     /// `true`: it is to be asked about again.
-    fn inspected(&self, (number, id, as_of, inspected): Answer, known: &mut Known, under_way: &mut UnderWay) -> bool {
+    fn inspected(
+        &self,
+        (number, id, as_of, inspected): Answer,
+        listed: &HashSet<String>,
+        known: &mut Known,
+        under_way: &mut UnderWay,
+    ) -> bool {
         let Some(sight) = known.get_mut(&id) else { return false };
         sight.asked = false;
         let again = std::mem::take(&mut sight.again);
@@ -477,7 +486,7 @@ impl Observer {
         };
         let (removed, started) = (sight.removed, sight.started);
         if !container.bounded && (started || !removed) {
-            self.through_others(&container, known);
+            self.through_others(&container, listed, known);
         }
         if removed {
             // It is nobody's joiner any more, and it was.
@@ -505,12 +514,13 @@ impl Observer {
     }
 
     /// Who joins a function is in its buddy's namespace as well.
-    fn through_others(&self, container: &Container, known: &Known) {
+    fn through_others(&self, container: &Container, listed: &HashSet<String>, known: &Known) {
         self.pool.with(|state, _| {
             for joined in container.joins() {
                 match known.get(joined) {
                     Some(other) => other.seen.iter().for_each(|seen| state.joiner_was_unbounded(&seen.buddy)),
-                    None if state.is_buddy(joined) => {}
+                    // Those that were there before and join somebody are known.
+                    None if state.is_buddy(joined) || listed.contains(joined) => {}
                     None => state.joiner_unknown(None),
                 }
             }

@@ -301,7 +301,12 @@ async fn an_audit_finds_and_mends_what_was_done_by_hand(engine: &TestEngine) {
         let own = format!("{TEST_LABEL}={}", daemon.pool);
         let labels = labels.iter().flat_map(|label| ["--label", label.as_str()]);
         let words: Vec<&str> = ["run", "-d", "--stop-timeout", "0", "--name", name, "--label", &own].into_iter().chain(labels).collect();
-        engine.run(&[&words[..], &[BUSYBOX, "sleep", "1000"]].concat())
+        engine.client(&[&words[..], &[BUSYBOX, "sleep", "1000"]].concat())
+    };
+    let made = |name: &str, labels: &[String]| {
+        let output = make(name, labels);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout)
     };
     let gone = |name: String| {
         let daemon = &daemon;
@@ -311,12 +316,13 @@ async fn an_audit_finds_and_mends_what_was_done_by_hand(engine: &TestEngine) {
         }
     };
     let late = format!("nspool-{}-2-7-1-00000000", daemon.pool);
-    make(&late, &labels(2, "i"));
+    // It may be gone before it is started.
+    let _cut_short = make(&late, &labels(2, "i"));
     gone(late).await;
 
-    let stray = make(&format!("web-{}", daemon.pool), &labels(0, "i"));
+    let stray = made(&format!("web-{}", daemon.pool), &labels(0, "i"));
     let orphan = format!("nspool-{}-3-7-1-00000000", daemon.pool);
-    make(&orphan, &labels(3, &instance));
+    made(&orphan, &labels(3, &instance));
     let found = |args: &[&str]| {
         let output = daemon.cli(&[&["audit", "-o", "json"], args].concat());
         let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", text(&output.stderr)));

@@ -21,17 +21,12 @@ on_both_engines!(
 /// With the host's programs, which a function's image does not have.
 const TOOLS: [&str; 6] = ["-v", "/usr:/usr:ro", "-v", "/usr/lib:/lib:ro", "-v", "/usr/lib64:/lib64:ro"];
 
-/// podman tells of containers late. Those of other tests, and short ones of ours, are gone by then, and may have been anybody in any slot.
-fn unknown(engine: &TestEngine) -> &'static str {
-    match engine.kind {
-        EngineKind::Podman => "pool.privileged = \"inspect\"",
-        EngineKind::Docker | EngineKind::Fake => "pool.privileged = \"retire\"",
-    }
-}
+/// Containers of other tests come and go, and podman tells of them late: of one that is gone by then nobody knows in which slot it was.
+const UNKNOWN: &str = "pool.privileged = \"inspect\"";
 
 async fn started<'e>(engine: &'e TestEngine, more: &[&str]) -> TestDaemon<'e> {
     load_busybox(engine);
-    let lines = [&["pool.ready = 1", "pool.max = 1", "pool.reuse = \"verified\"", unknown(engine)], more].concat();
+    let lines = [&["pool.ready = 1", "pool.max = 1", "pool.reuse = \"verified\"", UNKNOWN], more].concat();
     let daemon = TestDaemon::start(engine, &lines).await;
     daemon.settled(1).await;
     daemon
@@ -141,7 +136,7 @@ async fn a_privileged_function_is_the_last_one(engine: &TestEngine) {
 
 async fn a_killed_daemon_goes_on_with_those_that_are_ready(engine: &TestEngine) {
     load_busybox(engine);
-    let lines = ["pool.ready = 1", "pool.max = 2", "pool.reuse = \"verified\"", "stop.policy = \"keep\"", unknown(engine)];
+    let lines = ["pool.ready = 1", "pool.max = 2", "pool.reuse = \"verified\"", "stop.policy = \"keep\"", UNKNOWN];
     let mut daemon = TestDaemon::start(engine, &lines).await;
     daemon.settled(1).await;
     let lease = daemon.allocate(&daemon.client()).await;
