@@ -176,7 +176,7 @@ impl Daemon {
             fitness: Fitness::default(),
             heard: Arc::default(),
             snapshots: Arc::default(),
-            unbounded: config.pool.privileged,
+            unbounded: config.pool.privileged_joiners,
             doubts: Arc::new(Doubts::default()),
             trust: Trust::default(),
             detached: detached_tx,

@@ -9,7 +9,8 @@
 //! who joins what is told with the time it was asked for, and asked again where the pool finds that too old; and what an inspection found counts
 //! for nothing once the container's removal was told.
 
-use std::collections::{BTreeSet, VecDeque};
+mod heard;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +30,9 @@ use crate::nanny::backoff::Backoff;
 use crate::nanny::buddy::{LABEL_GENERATION, LABEL_INSTANCE, LABEL_NAMESPACE_ID};
 use crate::pool::{JoinerSeen, Moment, Pool};
 use crate::random::{HashMap, HashSet};
+
+pub use heard::Heard;
+use heard::UnderWay;
 
 /// Whether the engine answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,61 +113,6 @@ impl Doubts {
     }
 }
 
-/// Which of the fences that are up the event stream has told of.
-///
-/// A function that was there before the fence was told before it: its joiners' end may be all that is left of it. Whoever relies on what was
-/// heard of a use waits until its fence was.
-#[derive(Debug, Default)]
-pub struct Heard(Mutex<HashMap<ContainerId, (String, level::Sender<bool>)>>);
-
-impl Heard {
-    /// `true` once it was told that the container is called that now, and everybody who was told of before was looked at. To be called before the
-    /// rename.
-    pub fn expect(&self, container: &ContainerId, name: &str) -> level::Receiver<bool> {
-        let (sender, heard) = level::channel(false);
-        self.0.lock().insert(container.clone(), (name.to_owned(), sender));
-        heard
-    }
-
-    /// No longer.
-    pub fn forget(&self, container: &ContainerId) {
-        self.0.lock().remove(container);
-    }
-
-    fn is_expected(&self, container: &str, name: &str) -> bool {
-        self.0.lock().get(&ContainerId::from(container)).is_some_and(|(expected, _)| expected == name)
-    }
-
-    fn tell(&self, container: &str, name: &str) {
-        if let Some((_, heard)) = self.0.lock().get(&ContainerId::from(container)).filter(|(expected, _)| expected == name) {
-            heard.send_replace(true);
-        }
-    }
-}
-
-/// Inspections that are under way, and the fences that wait for them.
-#[derive(Debug, Default)]
-struct UnderWay {
-    next: u64,
-    asked: BTreeSet<u64>,
-    fences: VecDeque<(u64, String, String)>,
-}
-
-impl UnderWay {
-    fn ask(&mut self) -> u64 {
-        self.next += 1;
-        self.asked.insert(self.next);
-        self.next
-    }
-
-    /// Those fences before which nothing is under way any more.
-    fn passed(&mut self) -> impl Iterator<Item = (String, String)> + use<> {
-        let oldest = self.asked.first().copied().unwrap_or(u64::MAX);
-        let passed = self.fences.iter().take_while(|(asked, _, _)| *asked < oldest).count();
-        self.fences.drain(..passed).map(|(_, id, name)| (id, name)).collect::<Vec<_>>().into_iter()
-    }
-}
-
 /// See the module.
 pub struct Observer {
     /// The engine to listen to.
@@ -212,6 +161,16 @@ type Known = HashMap<String, Sight>;
 
 /// Of a question: its number, about which container, as of when.
 type Answer = (u64, String, Moment, Result<Container, EngineError>);
+
+/// What follows from an answer.
+enum Next {
+    /// It is known what the container was.
+    Settled,
+    /// It is to be asked about again.
+    Again,
+    /// Its start or its end will tell.
+    Open,
+}
 
 /// What is known of one container.
 #[derive(Debug, Default)]
@@ -327,7 +286,7 @@ impl Observer {
 
     async fn follow(&self, connected: Connected) -> EngineError {
         let Connected { mut events, listed, mut known, doubtful } = connected;
-        let (mut inspections, mut under_way) = (FuturesUnordered::new(), UnderWay::default());
+        let (mut inspections, mut under_way) = (FuturesUnordered::new(), UnderWay::new(Arc::clone(&self.heard)));
         for id in doubtful {
             inspections.extend(self.ask(id, &mut known, &mut under_way));
         }
@@ -340,11 +299,14 @@ impl Observer {
                 biased;
                 Some(answer) = inspections.next() => {
                     let (number, id) = (answer.0, answer.1.clone());
-                    under_way.asked.remove(&number);
-                    if self.inspected(answer, &listed, &mut known, &mut under_way) {
-                        inspections.extend(self.ask(id, &mut known, &mut under_way));
+                    match self.inspected(answer, &listed, &mut known) {
+                        Next::Open => {}
+                        Next::Settled => under_way.settled(number),
+                        Next::Again => {
+                            inspections.extend(self.ask(id, &mut known, &mut under_way));
+                            under_way.settled(number);
+                        }
                     }
-                    under_way.passed().for_each(|(id, name)| self.heard.tell(&id, &name));
                 }
                 _ = probe.tick(), if ping.is_none() => {
                     let engine = Arc::clone(&self.engine);
@@ -359,10 +321,7 @@ impl Observer {
                 event = events.next() => match event {
                     Some(Ok(event)) => {
                         if event.action == EventAction::Renamed {
-                            if self.heard.is_expected(&event.id, &event.name) {
-                                under_way.fences.push_back((under_way.next, event.id, event.name));
-                                under_way.passed().for_each(|(id, name)| self.heard.tell(&id, &name));
-                            }
+                            under_way.renamed(event.id, event.name);
                         } else if let Some(id) = self.handle(event, &mut known, &mut under_way) {
                             inspections.extend(self.ask(id, &mut known, &mut under_way));
                         }
@@ -392,7 +351,7 @@ impl Observer {
                 sight.started = true;
                 if let Some(number) = sight.gone {
                     self.was_nobody_knows_who(known.remove(&event.id));
-                    self.looked(number, under_way);
+                    under_way.settled(number);
                     return None;
                 }
                 sight.again = sight.asked;
@@ -423,7 +382,7 @@ impl Observer {
                     let gone = sight.gone;
                     known.remove(&event.id);
                     // It never ran.
-                    gone.into_iter().for_each(|number| self.looked(number, under_way));
+                    gone.into_iter().for_each(|number| under_way.settled(number));
                 }
             }
             EventAction::ImageGone => self.gate.image_gone(&event.id),
@@ -453,23 +412,15 @@ impl Observer {
         })
     }
 
-    /// `true`: it is to be asked about again.
-    fn inspected(
-        &self,
-        (number, id, as_of, inspected): Answer,
-        listed: &HashSet<String>,
-        known: &mut Known,
-        under_way: &mut UnderWay,
-    ) -> bool {
-        let Some(sight) = known.get_mut(&id) else { return false };
+    fn inspected(&self, (number, id, as_of, inspected): Answer, listed: &HashSet<String>, known: &mut Known) -> Next {
+        let Some(sight) = known.get_mut(&id) else { return Next::Settled };
         sight.asked = false;
         let again = std::mem::take(&mut sight.again);
         let container = match inspected {
             Ok(container) => container,
             Err(error) if error.class == ErrorClass::NotFound && !sight.started && !sight.removed => {
                 sight.gone = Some(number);
-                under_way.asked.insert(number);
-                return false;
+                return Next::Open;
             }
             Err(error) => {
                 if error.class != ErrorClass::NotFound {
@@ -481,7 +432,7 @@ impl Observer {
                 if !harmless {
                     self.was_nobody_knows_who(sight);
                 }
-                return false;
+                return Next::Settled;
             }
         };
         let (removed, started) = (sight.removed, sight.started);
@@ -494,9 +445,9 @@ impl Observer {
                 self.pool.with(|state, _| container.joins().for_each(|buddy| state.joiner_was_unbounded(buddy)));
             }
             known.remove(&id);
-            return false;
+            return Next::Settled;
         }
-        let Some(sight) = known.get_mut(&id) else { return false };
+        let Some(sight) = known.get_mut(&id) else { return Next::Settled };
         sight.seen = container
             .joins()
             .map(|buddy| JoinerSeen {
@@ -510,7 +461,7 @@ impl Observer {
             .collect();
         let conclusive = self.tell(&sight.seen);
         sight.told = conclusive;
-        !sight.seen.is_empty() && (again || !conclusive)
+        if !sight.seen.is_empty() && (again || !conclusive) { Next::Again } else { Next::Settled }
     }
 
     /// Who joins a function is in its buddy's namespace as well.
@@ -518,6 +469,8 @@ impl Observer {
         self.pool.with(|state, _| {
             for joined in container.joins() {
                 match known.get(joined) {
+                    // What that one joins is still being asked.
+                    Some(other) if other.asked && other.seen.is_empty() => state.joiner_unknown(None),
                     Some(other) => other.seen.iter().for_each(|seen| state.joiner_was_unbounded(&seen.buddy)),
                     // Those that were there before and join somebody are known.
                     None if state.is_buddy(joined) || listed.contains(joined) => {}
@@ -531,12 +484,6 @@ impl Observer {
     fn was_nobody_knows_who(&self, sight: Option<Sight>) {
         let label = sight.and_then(|sight| sight.label);
         self.pool.with(|state, _| state.joiner_unknown(label.as_deref()));
-    }
-
-    /// A question is answered: fences may have waited for it.
-    fn looked(&self, number: u64, under_way: &mut UnderWay) {
-        under_way.asked.remove(&number);
-        under_way.passed().for_each(|(id, name)| self.heard.tell(&id, &name));
     }
 
     /// `false`: the pool finds one of them too old to be believed.

@@ -132,7 +132,7 @@ pub struct Pool {
     /// `None`: `auto`. What it comes to on a network says [`Config::reuse_of`].
     pub reuse: Option<Reuse>,
     /// Matters where that is `Verified`.
-    pub privileged: Unbounded,
+    pub privileged_joiners: Unbounded,
     /// Matters where that is `Verified` or `Always`.
     pub across_tenants: AcrossTenants,
     /// How long a `joiners` lease waits for its first joiner, unless the caller says.
@@ -170,7 +170,7 @@ impl Default for Pool {
             networks: vec!["bridge".into()],
             namespaces: vec![NamespaceKind::Net],
             reuse: None,
-            privileged: Unbounded::Retire,
+            privileged_joiners: Unbounded::Retire,
             across_tenants: AcrossTenants::Allow,
             join_by: Duration::from_secs(60),
             linger: Duration::from_secs(10),

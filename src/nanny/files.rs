@@ -6,13 +6,14 @@
 //!
 //! What can go wrong: the engine's folder is not in our sight, or not ours to write; the buddy is not handed out again then.
 
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::engine::Container;
-use crate::netns::inspection::{Difference, Kind};
+use crate::netns::inspection::{Difference, InspectError, Kind};
 
 /// What the shared files were.
 #[derive(Clone, Debug, Default)]
@@ -41,14 +42,18 @@ impl SharedFiles {
         tokio::task::spawn_blocking(read).await?.map(Self)
     }
 
-    /// What is different from what they were: a difference each, which does not show what is in them.
-    pub(super) async fn differences(&self) -> Vec<Difference> {
+    /// What is different from what they were: a difference each, which does not show what is in them. What is late is different.
+    pub(super) async fn differences(&self, within: Duration) -> Vec<Difference> {
         if self.0.is_empty() {
             return Vec::new();
         }
         let files = Arc::clone(&self.0);
-        let compared = tokio::task::spawn_blocking(move || files.iter().filter_map(SharedFile::difference).collect()).await;
-        compared.unwrap_or_else(|error| vec![different("the files", "read", &error.to_string())])
+        let compare = tokio::task::spawn_blocking(move || files.iter().filter_map(SharedFile::difference).collect());
+        match tokio::time::timeout(within, compare).await {
+            Ok(Ok(differences)) => differences,
+            Ok(Err(error)) => vec![unreadable("the shared files", error.to_string())],
+            Err(_) => vec![InspectError::Late { limit: within }.into()],
+        }
     }
 
     /// Makes each of them a new file with the first one's content.
@@ -66,24 +71,25 @@ impl SharedFiles {
 
 impl SharedFile {
     fn read(path: PathBuf) -> io::Result<Self> {
+        Self::read_at_most(path, u64::MAX)
+    }
+
+    fn read_at_most(path: PathBuf, bytes: u64) -> io::Result<Self> {
         let of_path = |error: io::Error| with_path(&path, &error);
-        let content = std::fs::read(&path).map_err(of_path)?;
+        let (file, mut content) = (std::fs::File::open(&path).map_err(of_path)?, Vec::new());
+        file.take(bytes).read_to_end(&mut content).map_err(of_path)?;
         let metadata = std::fs::symlink_metadata(&path).map_err(of_path)?;
         Ok(Self { content, mode: metadata.permissions().mode() & 0o7777, owner: (metadata.uid(), metadata.gid()), path })
     }
 
     fn difference(&self) -> Option<Difference> {
         let name = self.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let length = std::fs::symlink_metadata(&self.path).map(|metadata| metadata.len());
-        if let Some(length) = length.ok().filter(|length| *length != self.content.len() as u64) {
-            // Its length is a function's choice: not read.
-            return Some(different(&name, &format!("{} bytes", self.content.len()), &format!("{length} bytes")));
-        }
-        match Self::read(self.path.clone()) {
-            Err(error) => Some(Difference { kind: Kind::Unreadable, subject: name, was: None, is: Some(error.to_string()) }),
+        // Its length is a function's choice: more than there was is not read.
+        match Self::read_at_most(self.path.clone(), self.content.len() as u64 + 1) {
+            Err(error) => Some(unreadable(&name, error.to_string())),
             Ok(now) if (now.mode, now.owner) != (self.mode, self.owner) => Some(different(&name, &self.rights(), &now.rights())),
             Ok(now) if now.content != self.content => {
-                Some(different(&name, &format!("{} bytes", self.content.len()), &format!("{} bytes, others", now.content.len())))
+                Some(different(&name, &format!("{} bytes", self.content.len()), &format!("{} bytes or more, others", now.content.len())))
             }
             Ok(_) => None,
         }
@@ -117,6 +123,10 @@ fn different(subject: &str, was: &str, is: &str) -> Difference {
     Difference { kind: Kind::SharedFile, subject: subject.to_owned(), was: Some(was.to_owned()), is: Some(is.to_owned()) }
 }
 
+fn unreadable(subject: &str, why: String) -> Difference {
+    Difference { kind: Kind::Unreadable, subject: subject.to_owned(), was: None, is: Some(why) }
+}
+
 fn with_path(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
@@ -142,6 +152,24 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "127.0.0.1 localhost\n");
         assert_eq!((now.permissions().mode() & 0o7777, now.ino() == inode), (0o640, false));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_became_of_a_file_is_told_and_a_long_one_is_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("hosts");
+        std::fs::write(&path, "127.0.0.1 localhost\n").unwrap();
+        let file = SharedFile::read(path.clone()).unwrap();
+        assert_eq!(file.difference(), None);
+        std::fs::write(&path, "127.0.0.1 lokalhost\n").unwrap();
+        assert_eq!(file.difference().unwrap().to_string(), "shared_file hosts: was 20 bytes, is 20 bytes or more, others");
+        std::fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
+        assert_eq!(file.difference().unwrap().to_string(), "shared_file hosts: was 20 bytes, is 21 bytes or more, others");
+        std::fs::write(&path, "127.0.0.1 localhost\n").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
+        assert!(file.difference().unwrap().to_string().contains("is 666 of "));
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(file.difference().unwrap().kind, Kind::Unreadable);
     }
 
     #[test]

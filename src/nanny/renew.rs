@@ -21,7 +21,7 @@ use crate::engine::{ContainerStatus, Engine, ErrorClass};
 use crate::netns::RenewError;
 use crate::netns::networks::{NetworkError, Reserved};
 use crate::pool::UseKey;
-use crate::pool::state::{Afterwards, Order, SlotState};
+use crate::pool::state::{Order, SlotState};
 use crate::telemetry::metric;
 
 /// A renewal takes a millisecond; a buddy that needs this long is not worth waiting for.
@@ -60,15 +60,11 @@ impl RenewalError {
     }
 }
 
-fn count(outcome: &'static str) {
-    metrics::counter!(metric::RENEWALS, "outcome" => outcome).increment(1);
-}
-
 impl Nanny {
     pub(super) async fn renew(&mut self, key: UseKey) {
         let order = Order::Renew(key);
         let began = self.tools.pool.now();
-        if self.tools.breed.networks[self.network()].afterwards == Afterwards::Verify {
+        if self.verifies() {
             // Each time: somebody may have come and gone since the last one.
             match self.verify(key).await {
                 Some(Ok(())) => {}
@@ -92,6 +88,13 @@ impl Nanny {
         }
     }
 
+    /// What is verified is counted as such.
+    fn count(&self, outcome: &'static str) {
+        if !self.verifies() {
+            metrics::counter!(metric::RENEWALS, "outcome" => outcome).increment(1);
+        }
+    }
+
     /// It waited for an address, and goes on.
     fn has_cooled(&self, key: UseKey) -> bool {
         let waited = self.tools.pool.read(|state| state.slot_view(key.slot).state == SlotState::Cooling);
@@ -107,7 +110,7 @@ impl Nanny {
         match self.who_is_left(order, settle).await {
             Left::Nobody => return true,
             Left::Somebody(who) => {
-                count("occupied");
+                self.count("occupied");
                 self.occupied(key, who);
             }
             Left::Configured(who) => self.not_renewed(key, &RenewalError::Configured(who.join(", "))),
@@ -117,7 +120,7 @@ impl Nanny {
     }
 
     fn not_renewed(&mut self, key: UseKey, error: &RenewalError) {
-        count(error.word());
+        self.count(error.word());
         self.spoiled(key, error.to_string());
     }
 
@@ -210,8 +213,8 @@ impl Nanny {
         let Some(buddy) = &mut self.buddy else { return };
         buddy.proven_empty = Some(key.use_number);
         let next = self.tools.breed.namespace(network, buddy);
-        if self.tools.breed.networks[network].afterwards == Afterwards::Renew {
-            count("ready");
+        self.count("ready");
+        if !self.verifies() {
             metrics::histogram!(metric::RENEWED).record(self.tools.pool.now().saturating_sub(began));
         }
         self.tools.pool.with(|state, now| state.renewed(now, key, std::sync::Arc::new(next)));

@@ -97,7 +97,7 @@ impl Snapshots {
         let reference = self.0.lock().get(&slot).filter(|reference| reference.generation == generation).cloned();
         let Some(reference) = reference else { return Ok(None) };
         let Some(snapshot) = reference.snapshot.upgrade() else { return Ok(None) };
-        let (seen, files) = tokio::join!(snapshot.look(LOOK_WITHIN), reference.files.differences());
+        let (seen, files) = tokio::join!(snapshot.look(LOOK_WITHIN), reference.files.differences(LOOK_WITHIN));
         let mut seen = seen?;
         seen.differences.extend(files);
         Ok(Some(seen))
@@ -110,9 +110,14 @@ impl Snapshots {
 }
 
 impl Nanny {
+    /// By its network's policy.
+    pub(super) fn verifies(&self) -> bool {
+        self.tools.breed.networks[self.network()].afterwards == Afterwards::Verify
+    }
+
     /// What the buddy's namespaces are, if they are to be verified: nobody has joined yet.
     pub(super) async fn take_snapshot(&self, buddy: &Buddy) -> Result<Option<Arc<dyn Snapshot>>, InspectError> {
-        if self.tools.breed.networks[self.network()].afterwards != Afterwards::Verify {
+        if !self.verifies() {
             return Ok(None);
         }
         let depth = match self.tools.unbounded {
@@ -127,8 +132,7 @@ impl Nanny {
         Ok(Some(snapshot))
     }
 
-    /// That the buddy is as it was, or has been made so.
-    /// `None`: the order changed meanwhile.
+    /// That the buddy is as it was, or has been made so. `None`: the order changed meanwhile.
     pub(super) async fn verify(&mut self, key: UseKey) -> Option<Result<(), NotVerified>> {
         if let Some(buddy) = &mut self.buddy {
             // Should the slot be given up meanwhile, it is looked into once more.
@@ -162,7 +166,7 @@ impl Nanny {
             (false, _) => Depth::Usual,
         };
         let began = self.tools.pool.now();
-        let (verdict, mut differences) = tokio::join!(snapshot.inspect(depth, WITHIN), files.differences());
+        let (verdict, mut differences) = tokio::join!(snapshot.inspect(depth, WITHIN), files.differences(WITHIN));
         metrics::histogram!(metric::INSPECTION).record(self.tools.pool.now().saturating_sub(began));
         match verdict {
             Verdict::Clean { removed } => {

@@ -7,7 +7,7 @@ use super::leases::Known;
 use super::list::{List, Place};
 use super::state::{STATES, SlotState, State};
 use super::target::share;
-use super::types::{ConnectionId, Lifetime, NetworkIndex, SlotIndex};
+use super::types::{ConnectionId, Lifetime, SlotIndex};
 use crate::random::HashMap;
 
 impl State {
@@ -141,11 +141,7 @@ impl State {
         for (waiter, waiting) in self.waiters.iter() {
             for (number, network) in self.networks.iter().enumerate() {
                 let serves = waiting.request.network.is_none_or(|wanted| usize::from(wanted) == number);
-                let keeps = self.keeps_tenants(number.try_into().unwrap_or(NetworkIndex::MAX));
-                let mut fitting = network
-                    .ready
-                    .present(&self.slots)
-                    .filter(|slot| !keeps || self.slots[*slot as usize].had.fits(&waiting.request.tenant));
+                let mut fitting = network.ready.present(&self.slots).filter(|slot| self.fits(*slot, &waiting.request.tenant));
                 assert!(!serves || fitting.next().is_none(), "{waiter:?} waits beside a ready slot on network {number}");
             }
         }

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use super::ended::EndedLease;
 use super::leases::{Known, Lease, LeaseIndex};
-use super::state::{Had, SlotState, State};
+use super::state::{SlotState, State};
+use super::tenants::Had;
 use super::types::{Address, Cause, ConnectionId, Lifetime, Moment, Namespace, NetworkIndex, Request, SlotIndex, Token, UseKey};
 use crate::ledger::Table;
 use crate::ledger::encode;

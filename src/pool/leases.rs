@@ -167,39 +167,12 @@ impl State {
 
     fn ready_slot(&self, network: Option<NetworkIndex>, tenant: &str) -> Option<SlotIndex> {
         if self.rules.keep_tenants {
-            return self.by_readiness(network).into_iter().find_map(|network| self.fitting_slot(network, tenant));
+            return self.fitting_slot(network, tenant);
         }
         match network {
             Some(network) => self.networks[usize::from(network)].ready.front(),
             // From where most are ready, so that a network that fills slowly is spared for those who name it.
             None => self.networks.iter().rev().max_by_key(|network| network.count(SlotState::Ready))?.ready.front(),
-        }
-    }
-
-    /// The network that is asked for, or all, those with most ready first.
-    fn by_readiness(&self, network: Option<NetworkIndex>) -> Vec<NetworkIndex> {
-        let mut all =
-            network.map_or_else(|| (0..NetworkIndex::try_from(self.networks.len()).unwrap_or(0)).collect(), |network| vec![network]);
-        all.sort_by_key(|network| std::cmp::Reverse(self.networks[usize::from(*network)].count(SlotState::Ready)));
-        all
-    }
-
-    /// Linear in the slots that others' functions have been in.
-    fn fitting_slot(&self, network: NetworkIndex, tenant: &str) -> Option<SlotIndex> {
-        let ready = &self.networks[usize::from(network)].ready;
-        if !self.keeps_tenants(network) {
-            return ready.front();
-        }
-        ready.present(&self.slots).find(|slot| self.slots[*slot as usize].had.fits(tenant))
-    }
-
-    /// All that is ready is others': one of them makes room, unless as many come as callers wait.
-    fn give_up_anothers(&mut self, now: Moment, network: Option<NetworkIndex>) {
-        let Some(network) = self.by_readiness(network).into_iter().find(|network| self.keeps_tenants(*network)) else { return };
-        let place = &self.networks[usize::from(network)];
-        if place.count(SlotState::Filling) + place.count(SlotState::Retiring) <= self.waiters.len() {
-            self.give_up_coldest(now, u32::from(network), "its namespace is another tenant's");
-            self.rebalance(now, u32::from(network));
         }
     }
 
@@ -268,10 +241,7 @@ impl State {
     /// Gives a slot that just became ready to whoever waits longest for one like it.
     pub(super) fn serve_waiter(&mut self, now: Moment, slot: SlotIndex) {
         let network = self.slots[slot as usize].network;
-        let keeps = self.keeps_tenants(network);
-        loop {
-            let had = &self.slots[slot as usize].had;
-            let Some(waiter) = self.waiters.first_for(network, |waiting| !keeps || had.fits(&waiting.request.tenant)) else { break };
+        while let Some(waiter) = self.waiters.first_for(network, |waiting| self.fits(slot, &waiting.request.tenant)) {
             let Some(waiting) = self.waiters.remove(waiter) else { return };
             if let Err(denied) = self.may_have_one(&waiting.request) {
                 self.drop_request(&waiting.request);
@@ -282,23 +252,9 @@ impl State {
             self.effects.push(Effect::Granted(waiter, index));
             return;
         }
-        if keeps && self.waiters.first_for(network, |_| true).is_some() {
+        if self.keeps_tenants(network) && self.waiters.first_for(network, |_| true).is_some() {
             self.doom(slot, "its namespace is another tenant's");
             self.set_state(now, slot, SlotState::Retiring);
-        }
-    }
-
-    /// What is ready may fit others by new rules.
-    pub(super) fn serve_waiters(&mut self, now: Moment) {
-        let networks = 0..NetworkIndex::try_from(self.networks.len()).unwrap_or(0);
-        for network in networks {
-            let ready: Vec<SlotIndex> = self.networks[usize::from(network)].ready.present(&self.slots).collect();
-            for slot in ready {
-                let (keeps, had) = (self.keeps_tenants(network), &self.slots[slot as usize].had);
-                if self.waiters.first_for(network, |waiting| !keeps || had.fits(&waiting.request.tenant)).is_some() {
-                    self.serve_waiter(now, slot);
-                }
-            }
         }
     }
 

@@ -22,6 +22,7 @@ mod list;
 mod sizing;
 pub mod state;
 pub mod target;
+mod tenants;
 mod types;
 mod views;
 mod waiters;

@@ -4,8 +4,9 @@
 use std::sync::Arc;
 
 use super::list::Place;
-use super::state::{Had, Rules, STATES, Slot, SlotState, State};
+use super::state::{Rules, STATES, Slot, SlotState, State};
 use super::target::{Demand, share};
+use super::tenants::Had;
 use super::types::{Denied, Moment, NetworkIndex, SlotIndex};
 
 impl State {

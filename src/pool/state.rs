@@ -30,6 +30,7 @@ use super::ended::Ended;
 use super::journal::Journal;
 use super::leases::{Lease, LeaseIndex};
 use super::list::{List, Listed, Place, Places};
+use super::tenants::Had;
 use super::types::{Denied, Moment, Namespace, NetworkIndex, PoolEvent, RequestKey, SlotIndex, Token, UseKey, Words};
 use super::waiters::{WaiterId, Waiters};
 use crate::random::HashMap;
@@ -224,35 +225,6 @@ pub(super) struct Slot {
     pub last_error: Option<Words>,
     /// Who holds it in quarantine.
     pub occupants: Arc<[String]>,
-}
-
-/// Which tenants a namespace had.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) enum Had {
-    #[default]
-    Nobody,
-    /// This one only.
-    One(Arc<str>),
-    /// Several, or those of a predecessor.
-    Others,
-}
-
-impl Had {
-    pub(super) fn fits(&self, tenant: &str) -> bool {
-        match self {
-            Self::Nobody => true,
-            Self::One(had) => **had == *tenant,
-            Self::Others => false,
-        }
-    }
-
-    pub(super) fn has(&mut self, tenant: &str) {
-        match self {
-            Self::Nobody => *self = Self::One(tenant.into()),
-            Self::One(had) if **had == *tenant => {}
-            Self::One(_) | Self::Others => *self = Self::Others,
-        }
-    }
 }
 
 impl Slot {
@@ -705,12 +677,6 @@ impl State {
         let useless = self.keeps_tenants(place.network) && place.had == Had::Others;
         let policy = self.rules.afterwards.get(usize::from(place.network)).filter(|_| wanted && !useless);
         policy.copied().unwrap_or(Afterwards::Retire)
-    }
-
-    /// Namespaces of that network are used again, and each has its tenant.
-    pub(super) fn keeps_tenants(&self, network: NetworkIndex) -> bool {
-        let policy = self.rules.afterwards.get(usize::from(network));
-        self.rules.keep_tenants && matches!(policy, Some(Afterwards::Verify | Afterwards::Reuse))
     }
 
     fn use_again(&mut self, now: Moment, slot: SlotIndex, next: Arc<Namespace>) {

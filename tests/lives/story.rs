@@ -80,7 +80,7 @@ impl Story {
     pub(crate) fn verified(seed: u64) -> Self {
         let mut dice = fastrand::Rng::with_seed(seed);
         let mut config = config(Reuse::Verified);
-        config.pool.privileged = if dice.bool() { Unbounded::Retire } else { Unbounded::Inspect };
+        config.pool.privileged_joiners = if dice.bool() { Unbounded::Retire } else { Unbounded::Inspect };
         Self::of(seed, dice, config)
     }
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nspool::config::{AcrossTenants, Config, Reuse, Unbounded};
-use nspool::engine::fake::{Containers, Events, FakeWorld, Fault, FunctionSpec, InspectionFault, Operation};
+use nspool::engine::fake::{Containers, Events, FakeWorld, Fault, FunctionId, FunctionSpec, InspectionFault, Operation};
+use nspool::ledger::{Identity, Ledger};
 use nspool::netns::inspection::{Depth, Difference, InspectError, Kind};
 use nspool::pool::state::SlotState;
 use nspool::pool::{Grant, Request};
@@ -125,7 +126,7 @@ async fn a_privileged_function_is_the_last_one_or_looked_after_as_configured() {
     ] {
         let what = format!("{privileged:?}, dirt: {dirt}");
         let mut config = one_slot();
-        config.pool.privileged = privileged;
+        config.pool.privileged_joiners = privileged;
         let (world, rig) = started(config).await;
         let soil = |function: &str| {
             if dirt {
@@ -233,4 +234,90 @@ async fn a_namespace_goes_to_no_other_tenant_when_that_is_asked_for() {
         assert!(buddies.len() < 8, "{what}: one who comes again has the same one: {buddies:?}");
         ended(&world, rig, &what).await;
     }
+}
+
+/// A privileged container comes and goes, leaves what only a full inspection finds, and does it so that nobody must see it as a joiner.
+async fn costs_the_buddy(what: &str, does: impl AsyncFnOnce(&FakeWorld, &Rig, &Grant) -> (FunctionSpec, Option<FunctionId>)) {
+    let (world, rig) = started(one_slot()).await;
+    let grant = rig.allocate().await;
+    let (spec, joined) = does(&world, &rig, &grant).await;
+    let function = world.create_function(FunctionSpec { privileged: true, ..spec }).unwrap();
+    world.start_function(&function).unwrap();
+    world.soil(&grant.lease.namespace.container_id, Depth::Privileged, Difference { kind: Kind::Sysctl, ..route() });
+    // The engine is asked what it may.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    world.exit_function(&function, 0);
+    world.remove_function(&function);
+    if let Some(function) = joined {
+        world.exit_function(&function, 0);
+        world.remove_function(&function);
+    }
+    rig.release(&grant);
+    rig.settled(1).await;
+    assert!(rig.allocate().await.lease.key.generation > grant.lease.key.generation, "{what}");
+    assert_eq!(world.dirt_in(world.buddies()[0].id.as_str()), 0, "{what}");
+    ended(&world, rig, what).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_gets_past_by_joining_a_function() {
+    costs_the_buddy("through a function", async |world, rig, grant| {
+        let name = &grant.lease.namespace.namespace_id;
+        let function = world.run_function(name, Some(name), "").unwrap();
+        rig.pool.until(|state| state.lease_views(None).iter().all(|lease| lease.joiners > 0)).await;
+        (FunctionSpec::joining(function.as_str(), None), Some(function))
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_gets_past_with_a_label_of_ours() {
+    costs_the_buddy("a buddy's label", async |_, _, grant| {
+        let labels = [("nspool.generation".to_owned(), "7".to_owned())].into();
+        (FunctionSpec { labels, ..FunctionSpec::joining(&grant.lease.namespace.namespace_id, None) }, None)
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_gets_past_between_two_streams_of_events() {
+    let (world, rig) = started(one_slot()).await;
+    world.cut_events();
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    // What is leased now was ready when the stream ended.
+    let grant = rig.allocate().await;
+    assert!(!rig.pool.read(|state| state.slot_view(0).unbounded));
+    let function = FunctionSpec { privileged: true, ..FunctionSpec::joining(&grant.lease.namespace.namespace_id, None) };
+    let function = world.create_function(function).unwrap();
+    world.start_function(&function).unwrap();
+    world.exit_function(&function, 0);
+    world.remove_function(&function);
+    let told = rig.pool.until(|state| state.slot_view(0).unbounded);
+    tokio::time::timeout(Duration::from_secs(60), told).await.expect("it is taken for privileged");
+    rig.release(&grant);
+    rig.settled(1).await;
+    assert!(rig.allocate().await.lease.key.generation > grant.lease.key.generation);
+    ended(&world, rig, "between two streams").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_another_policy_left_is_not_taken_for_right() {
+    let world = FakeWorld::new(1);
+    let (locks, state) = (Arc::new(tempfile::tempdir().unwrap()), tempfile::tempdir().unwrap());
+    let start = |reuse, keep| {
+        let identity = Identity { boot_id: "boot".into(), pool: "default".into(), now: world.kernel().since_boot() };
+        let ledger = Ledger::open(state.path(), &identity).unwrap();
+        Rig::start_in(rig::one_slot(config(reuse)), Arc::clone(&world), Arc::clone(&locks), Some(ledger), keep)
+    };
+    let rig = start(Reuse::Always, true);
+    rig.settled(1).await;
+    let dirty = used(&world, &rig, false, |function| world.soil(function, Depth::Usual, route())).await;
+    rig.kill().await;
+    let rig = start(Reuse::Verified, false);
+    rig.settled(1).await;
+    let first = used(&world, &rig, false, |_| {}).await;
+    assert_eq!(first.lease.key.generation, dirty.lease.key.generation, "what was ready stays ready");
+    let second = used(&world, &rig, false, |_| {}).await;
+    assert!(second.lease.key.generation > first.lease.key.generation, "and was never verified");
+    ended(&world, rig, "another policy").await;
 }

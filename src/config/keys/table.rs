@@ -119,14 +119,14 @@ pub const KEYS: &[Key] = &[
     ),
     key!(
         "pool",
-        "privileged",
-        "privileged",
+        "privileged_joiners",
+        "privileged-joiners",
         restart,
         Kind::Choice { allowed: &["retire", "inspect"], refused: &[] },
         None,
-        get | c | Value::Text(c.pool.privileged.word().to_owned()),
+        get | c | Value::Text(c.pool.privileged_joiners.word().to_owned()),
         set | c,
-        value | c.pool.privileged = if value.text() == "inspect" { Unbounded::Inspect } else { Unbounded::Retire },
+        value | c.pool.privileged_joiners = if value.text() == "inspect" { Unbounded::Inspect } else { Unbounded::Retire },
         "With reuse = \"verified\", after a function that could do more than root with NET_ADMIN (privileged, SYS_ADMIN, sysctls, a writable /proc), or when it \
          cannot be told who was there. retire: a new buddy, as not all that they can do leaves traces. inspect: the settings of the network are compared as well."
     ),

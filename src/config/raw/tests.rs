@@ -17,7 +17,7 @@ fn other_value(key: &Key) -> (String, String) {
         "pool.networks" => "a,b",
         "pool.namespaces" => "net,ipc",
         "pool.reuse" => "always",
-        "pool.privileged" => "inspect",
+        "pool.privileged_joiners" => "inspect",
         "pool.across_tenants" => "retire",
         "placeholder.image" => "busybox:1.36",
         "placeholder.command" => "tail -f '/dev/null now'",
