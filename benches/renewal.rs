@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use nspool::engine::Engine;
 use nspool::engine::docker::Docker;
-use nspool::netns::Kernel;
 use nspool::netns::linux::Linux;
 
 #[path = "../tests/support/mod.rs"]
@@ -64,7 +63,7 @@ async fn again(docker: &Docker) -> Vec<Duration> {
         last = docker.create(&spec("next", &image).renewable()).await.unwrap();
         docker.start(&last).await.unwrap();
         let pid = docker.inspect(last.as_str()).await.unwrap().pid;
-        let _held = kernel.hold(pid, &[]).unwrap();
+        let _held = kernel.hold_now(pid, &[]).unwrap();
         made.push(begun.elapsed());
     }
     docker.remove(&last).await.unwrap();

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!  config ─► daemon ─► supervisor ─► nanny[k] ─► gate ─► paced engine ─► Docker, podman; netns ─► kernel
-//!               │                      │  ▲                   │
+//!               │                      │  ▲                   │            (by the helper process)
 //!               │            register  │  │ vacate / retire   │ exited, paused, gone; joined, left
 //!               │                      ▼  │                   ▼
 //!               └─► api ── allocate / release ──► pool ◄── observer
@@ -55,6 +55,7 @@
 //! [`pool::state`] (the picture of a slot's life) → [`ledger`] (what survives the daemon) → [`nanny`] (the story of one slot) → [`engine`] (what an
 //! engine is asked) → [`audit`] (what must agree) → [`daemon`] (assembly and stop) → [`api`] (what callers are told) → [`process`] (sockets and signals).
 //! Networks of our own: [`netns::networks`] (addresses and links as nannies use them) → [`netns::managed`] (bridges, links, rules).
+//! What needs rights: [`netns::helper`] (a process of its own, a fixed set of verbs).
 //! Beneath all: [`level`] (a value that many follow), [`random`] (where chance comes from), `sync` (locks, as a model checker sees them).
 
 /// The examples in the README compile.

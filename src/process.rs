@@ -13,8 +13,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::unistd::{Group, chown};
+use rustix::fs::{Access, AtFlags, CWD, accessat};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::thread::{CapabilitySet, capabilities};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -28,10 +31,10 @@ use crate::image::gate::Source;
 use crate::ledger::{Identity, Ledger, OpenError, Replayed, boot_id};
 use crate::level;
 use crate::nanny::Tools;
+use crate::netns::helper::{Begin, Helper, HelperError, Keeper, Log, Remote, RemoteLinks, powers};
 use crate::netns::linux::Linux;
 use crate::netns::managed::host::Host;
 use crate::netns::managed::names::Names;
-use crate::netns::managed::{self, FurnishError, Furnisher, Worker};
 use crate::netns::networks::Links;
 use crate::netns::{Kernel, KernelError};
 use crate::systemd::{Notifier, SystemdError, inherited_listeners};
@@ -81,9 +84,18 @@ pub enum ProcessError {
     /// What tells one boot from another.
     #[error("the boot id cannot be read")]
     Boot(#[source] io::Error),
-    /// The thread for links.
-    #[error("the managed networks cannot be worked on; nspool needs root, or CAP_NET_ADMIN and CAP_SYS_ADMIN")]
-    Links(#[source] FurnishError),
+    /// What starts helpers.
+    #[error("the keeper of the helper process cannot be started")]
+    Keeper(#[source] io::Error),
+    /// Capabilities cannot be given away.
+    #[error("nspool cannot give its capabilities away")]
+    Powers(#[source] io::Error),
+    /// The first one.
+    #[error("there is no helper process")]
+    Helper(#[source] HelperError),
+    /// There is none, and there will be none.
+    #[error("nothing can be done any more without a helper process: {0}")]
+    HelperLost(String),
     /// SIGTERM and the like.
     #[error("signals cannot be caught")]
     Signals(#[source] io::Error),
@@ -92,21 +104,57 @@ pub enum ProcessError {
     Daemon(#[source] DaemonError),
 }
 
+/// What a daemon needs its rights for, done before it gives them away.
+#[derive(Debug)]
+pub struct Prepared {
+    keeper: Keeper,
+    sockets: Sockets,
+}
+
+/// The first part of the daemon, in a process with one thread: starts the keeper of the helper, opens the sockets, and gives away all capabilities,
+/// but for the one to connect to another user's engine, where that is needed.
+///
+/// # Errors
+/// [`ProcessError`], with its sources.
+pub fn prepare(config: &Config) -> Result<Prepared, ProcessError> {
+    may_look().map_err(ProcessError::Kernel)?;
+    let endpoints = discover::candidates(&config.engine, |name| std::env::var(name).ok()).map_err(ProcessError::Engine)?;
+    let keeper = Keeper::spawn().map_err(ProcessError::Keeper)?;
+    let sockets = Sockets::open(&config.api)?;
+    give_away(&endpoints).map_err(|errno| ProcessError::Powers(errno.into()))?;
+    Ok(Prepared { keeper, sockets })
+}
+
+/// Of those engines that are there, each can be talked to afterwards.
+fn give_away(endpoints: &[String]) -> Result<(), Errno> {
+    let own = capabilities(None)?;
+    let none = CapabilitySet::empty();
+    rustix::thread::set_capabilities(None, rustix::thread::CapabilitySets { effective: none, ..own })?;
+    let refused = |endpoint: &String| {
+        let path = endpoint.trim_start_matches("unix://");
+        matches!(accessat(CWD, path, Access::READ_OK | Access::WRITE_OK, AtFlags::EACCESS), Err(Errno::ACCESS))
+    };
+    let anothers = endpoints.iter().any(refused);
+    // What is to be given away for good is done with all rights.
+    rustix::thread::set_capabilities(None, own)?;
+    powers::keep(if anothers { CapabilitySet::DAC_OVERRIDE } else { none })
+}
+
 /// Runs the daemon until it is told to stop. `reload` reads the configuration again.
 ///
 /// # Errors
 /// [`ProcessError`], with its sources.
 pub async fn run(
     config: Config,
+    prepared: Prepared,
     log: LogHandle,
     reload: impl Fn() -> Result<Config, Mistakes> + Send + 'static,
 ) -> Result<Stopped, ProcessError> {
-    let kernel: Arc<dyn Kernel> = Arc::new(Linux::new());
-    may_look(&*kernel).map_err(ProcessError::Kernel)?;
+    let Prepared { keeper, sockets } = prepared;
+    let (listeners, bound) = sockets.listening()?;
     let engine = discover::connect(&config.engine, |name| std::env::var(name).ok()).map_err(ProcessError::Engine)?;
     tracing::info!(endpoint = engine.endpoint(), pool = config.pool.name, version = env!("CARGO_PKG_VERSION"), "starting");
     let source = Source::from_config(&config.placeholder, &config.registries).map_err(ProcessError::Placeholder)?;
-    let sockets = Sockets::open(&config.api).await?;
     let metrics = match config.metrics.listen {
         Some(address) => {
             let handle = telemetry::install_metrics().map_err(ProcessError::Metrics)?;
@@ -124,16 +172,17 @@ pub async fn run(
         // Whoever waits for a notice is a manager that starts the daemon again.
         StopPolicy::Auto => std::env::var_os("NOTIFY_SOCKET").is_some(),
     };
-    let ledger = open_ledger(&config, &*kernel).await?;
+    let ledger = open_ledger(&config).await?;
     let ledger_error = ledger.0.health();
     let ledger = Some(ledger);
-    let (worker, furnisher) = start_links(&config)?.unzip();
+    let helper = Helper::start(keeper.starter(), begin(&config)).await.map_err(ProcessError::Helper)?;
+    let mut lost = helper.lost();
     let parts = Parts {
         engine: Arc::new(engine),
-        kernel,
-        links: furnisher.map(|furnisher| Arc::new(furnisher) as Arc<dyn Links>),
+        kernel: Arc::new(Remote(Arc::clone(&helper))),
+        links: (!config.managed.is_empty()).then(|| Arc::new(RemoteLinks(Arc::clone(&helper))) as Arc<dyn Links>),
         source,
-        listeners: sockets.listeners,
+        listeners,
         locks: crate::lock::LOCKS.into(),
         ledger,
         keep,
@@ -154,31 +203,40 @@ pub async fn run(
         });
     }
     Notifier.ready("filling");
-    let outcome = daemon.run(told).await;
+    let outcome = tokio::select! {
+        outcome = daemon.run(told) => outcome.map_err(ProcessError::Daemon),
+        // As a crash: the next daemon goes on with what there is.
+        Ok(why) = lost.wait_for(Option::is_some) => Err(ProcessError::HelperLost(why.clone().unwrap_or_default())),
+    };
     end.cancel();
-    if let Some(worker) = worker {
-        worker.stop().await;
+    helper.stop().await;
+    match tokio::task::spawn_blocking(|| keeper.end()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "the helper process may still be there"),
+        Err(error) => tracing::warn!(%error, "the helper process may still be there"),
     }
-    drop(sockets.bound);
-    outcome.map_err(ProcessError::Daemon)
+    drop(bound);
+    outcome
 }
 
-/// The thread that works on links, where a network needs it.
-fn start_links(config: &Config) -> Result<Option<(Worker, Furnisher)>, ProcessError> {
-    if config.managed.is_empty() {
-        return Ok(None);
-    }
+/// What each helper is told first.
+fn begin(config: &Config) -> Begin {
     let host = Host {
         names: Names::of(&config.pool.name),
         networks: config.managed.iter().map(|managed| managed.network.clone()).collect(),
         forwarding: config.forwarding(),
     };
-    Worker::start(host, managed::Limits::default()).map(Some).map_err(ProcessError::Links)
+    Begin {
+        host: (!config.managed.is_empty()).then_some(host),
+        lock: config.state.dir.join(format!("{}.helper", config.pool.name)),
+        log: Log { filter: config.log.filter.clone(), json: config.log.format == config::LogFormat::Json },
+    }
 }
 
 /// A predecessor that is on its way out has it for a moment longer.
-async fn open_ledger(config: &Config, kernel: &dyn Kernel) -> Result<(Arc<Ledger>, Replayed), ProcessError> {
-    let identity = Identity { boot_id: boot_id().map_err(ProcessError::Boot)?, pool: config.pool.name.clone(), now: kernel.since_boot() };
+async fn open_ledger(config: &Config) -> Result<(Arc<Ledger>, Replayed), ProcessError> {
+    let identity =
+        Identity { boot_id: boot_id().map_err(ProcessError::Boot)?, pool: config.pool.name.clone(), now: Linux::new().since_boot() };
     let deadline = tokio::time::Instant::now() + daemon::WAIT_FOR_LOCK;
     loop {
         match Ledger::open(&config.state.dir, &identity) {
@@ -189,8 +247,8 @@ async fn open_ledger(config: &Config, kernel: &dyn Kernel) -> Result<(Arc<Ledger
 }
 
 /// Whether this process may see who is in a namespace. Better said at the start than by every slot.
-fn may_look(kernel: &dyn Kernel) -> Result<(), KernelError> {
-    kernel.host_namespace(NamespaceKind::Net)?;
+fn may_look() -> Result<(), KernelError> {
+    Linux::new().host_namespace(NamespaceKind::Net)?;
     match capabilities(None) {
         Ok(own) if own.effective.contains(CapabilitySet::SYS_PTRACE) => Ok(()),
         Ok(_) => Err(KernelError::NotPermitted { what: "the namespaces of other users' processes".into() }),
@@ -199,36 +257,47 @@ fn may_look(kernel: &dyn Kernel) -> Result<(), KernelError> {
 }
 
 /// Listening sockets, and which of them are ours to remove.
+#[derive(Debug)]
 struct Sockets {
-    listeners: Vec<UnixListener>,
+    listeners: Vec<(PathBuf, std::os::unix::net::UnixListener)>,
     bound: Vec<Bound>,
+    /// Only root can use them.
+    no_group: bool,
 }
 
 /// A socket that we made: it goes with this, however far a start came.
+#[derive(Debug)]
 struct Bound {
     path: PathBuf,
     identity: (u64, u64),
 }
 
 impl Sockets {
-    async fn open(api: &config::Api) -> Result<Self, ProcessError> {
+    fn open(api: &config::Api) -> Result<Self, ProcessError> {
         let passed = inherited_listeners().map_err(ProcessError::Systemd)?;
         if !passed.is_empty() {
-            let nowhere = PathBuf::from("(passed by systemd)");
-            let adopt =
-                |listener| UnixListener::from_std(listener).map_err(|source| ProcessError::Listen { path: nowhere.clone(), source });
-            return Ok(Self { listeners: passed.into_iter().map(adopt).collect::<Result<_, _>>()?, bound: Vec::new() });
+            let listeners = passed.into_iter().map(|listener| (PathBuf::from("(passed by systemd)"), listener)).collect();
+            return Ok(Self { listeners, bound: Vec::new(), no_group: false });
         }
         let group = group(api)?;
-        let mut sockets = Self { listeners: Vec::new(), bound: Vec::new() };
+        let mut sockets = Self { listeners: Vec::new(), bound: Vec::new(), no_group: group.is_none() };
         for path in &api.listen {
-            make_way(path).await?;
+            make_way(path)?;
             let (listener, bound) =
                 bind(path, api.mode, group.as_ref()).map_err(|source| ProcessError::Listen { path: path.clone(), source })?;
-            sockets.listeners.push(listener);
+            sockets.listeners.push((path.clone(), listener));
             sockets.bound.push(bound);
         }
         Ok(sockets)
+    }
+
+    /// Inside a runtime.
+    fn listening(self) -> Result<(Vec<UnixListener>, Vec<Bound>), ProcessError> {
+        if self.no_group {
+            tracing::info!(group = GROUP, "there is no such group: only root can use the socket");
+        }
+        let adopt = |(path, listener)| UnixListener::from_std(listener).map_err(|source| ProcessError::Listen { path, source });
+        Ok((self.listeners.into_iter().map(adopt).collect::<Result<_, _>>()?, self.bound))
     }
 }
 
@@ -236,20 +305,14 @@ fn group(api: &config::Api) -> Result<Option<Group>, ProcessError> {
     let found = |name: &str| Group::from_name(name).ok().flatten();
     match &api.group {
         Some(name) => found(name).map(Some).ok_or_else(|| ProcessError::Group(name.clone())),
-        None => {
-            let group = found(GROUP);
-            if group.is_none() {
-                tracing::info!(group = GROUP, "there is no such group: only root can use the socket");
-            }
-            Ok(group)
-        }
+        None => Ok(found(GROUP)),
     }
 }
 
 /// Removes a socket that nobody answers on, which a killed daemon leaves; anything else stays.
-async fn make_way(path: &Path) -> Result<(), ProcessError> {
+fn make_way(path: &Path) -> Result<(), ProcessError> {
     let io = |source| ProcessError::Listen { path: path.to_owned(), source };
-    match tokio::fs::symlink_metadata(path).await {
+    match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(io(error)),
         Ok(metadata) if !metadata.file_type().is_socket() => {
@@ -257,19 +320,23 @@ async fn make_way(path: &Path) -> Result<(), ProcessError> {
         }
         Ok(_) => {}
     }
-    match UnixStream::connect(path).await {
-        Ok(_) => Err(ProcessError::InUse(path.to_owned())),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => tokio::fs::remove_file(path).await.map_err(io),
-        Err(error) => Err(io(error)),
+    // Not waiting for somebody whose queue is full, who is there as well.
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None);
+    let connected = socket.and_then(|socket| connect(socket, &SocketAddrUnix::new(path)?));
+    match connected {
+        Ok(()) | Err(Errno::AGAIN) => Err(ProcessError::InUse(path.to_owned())),
+        Err(Errno::CONNREFUSED) => std::fs::remove_file(path).map_err(io),
+        Err(errno) => Err(io(errno.into())),
     }
 }
 
-fn bind(path: &Path, mode: u32, group: Option<&Group>) -> io::Result<(UnixListener, Bound)> {
+fn bind(path: &Path, mode: u32, group: Option<&Group>) -> io::Result<(std::os::unix::net::UnixListener, Bound)> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;
     }
     // Connecting needs write permission, which no usual umask gives to others: nobody gets in before the mode is set.
-    let listener = UnixListener::bind(path)?;
+    let listener = std::os::unix::net::UnixListener::bind(path)?;
+    listener.set_nonblocking(true)?;
     if let Some(group) = group {
         chown(path, None, Some(group.gid))?;
     }

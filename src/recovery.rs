@@ -206,5 +206,5 @@ async fn hold(means: &Means, found: &ContainerSummary) -> Result<Option<Box<dyn 
     if container.pid == 0 {
         return Ok(None);
     }
-    means.kernel.hold(container.pid, &kinds_held(&means.breed.namespaces)).map(Some).map_err(|error| error.to_string())
+    means.kernel.hold(container.pid, &kinds_held(&means.breed.namespaces)).await.map(Some).map_err(|error| error.to_string())
 }

@@ -162,7 +162,7 @@ async fn hold(engine: &dyn Engine, kernel: &dyn Kernel, id: &ContainerId) -> Res
     if container.pid == 0 {
         return Err(Unfit::Ended { code: container.exit_code });
     }
-    match kernel.hold(container.pid, &[NamespaceKind::Net]) {
+    match kernel.hold(container.pid, &[NamespaceKind::Net]).await {
         Ok(held) => Ok(held),
         Err(KernelError::Gone { .. }) => Err(Unfit::Ended { code: None }),
         Err(error) => Err(Unfit::Kernel { step: "holding a process of the probe", error }),

@@ -21,6 +21,7 @@ mod e2e {
     mod crash_points;
     mod engine_away;
     mod fresh;
+    mod helper;
     mod joiners;
     mod leases;
     mod lifetimes;

@@ -49,7 +49,7 @@ impl Drop for Buddy {
 async fn a_held_process_is_seen_to_end_within_100_ms() {
     let kernel = Linux::new();
     let mut buddy = Buddy::start(&["--net", "--ipc"]);
-    let held = kernel.hold(buddy.pid(), &[NamespaceKind::Ipc]).unwrap();
+    let held = kernel.hold_now(buddy.pid(), &[NamespaceKind::Ipc]).unwrap();
     assert_eq!(held.pid(), buddy.pid());
     assert!(held.is_alive());
     assert!(timeout(Duration::from_millis(50), held.exited()).await.is_err(), "it has not ended");
@@ -63,10 +63,10 @@ async fn a_held_process_is_seen_to_end_within_100_ms() {
     timeout(LIMIT, held.exited()).await.expect("at once when it had ended");
     assert!(held.namespace(NamespaceKind::Net).is_some(), "what is held stays known");
 
-    assert!(matches!(kernel.hold(buddy.pid(), &[]), Err(KernelError::Gone { .. })), "a zombie cannot be taken hold of");
+    assert!(matches!(kernel.hold_now(buddy.pid(), &[]), Err(KernelError::Gone { .. })), "a zombie cannot be taken hold of");
     let pid = buddy.pid();
     buddy.0.wait().unwrap();
-    assert!(matches!(kernel.hold(pid, &[]), Err(KernelError::Gone { .. })));
+    assert!(matches!(kernel.hold_now(pid, &[]), Err(KernelError::Gone { .. })));
     std::mem::forget(buddy);
 }
 
@@ -74,14 +74,14 @@ async fn a_held_process_is_seen_to_end_within_100_ms() {
 async fn a_namespace_of_ones_own_is_not_the_hosts() {
     let kernel = Linux::new();
     let buddy = Buddy::start(&["--net", "--ipc"]);
-    let held = kernel.hold(buddy.pid(), &[NamespaceKind::Net, NamespaceKind::Ipc]).unwrap();
+    let held = kernel.hold_now(buddy.pid(), &[NamespaceKind::Net, NamespaceKind::Ipc]).unwrap();
     for kind in [NamespaceKind::Net, NamespaceKind::Ipc] {
         assert_ne!(held.namespace(kind).unwrap(), kernel.host_namespace(kind).unwrap(), "{kind:?}");
     }
     assert_eq!(held.namespace(NamespaceKind::Pid), None, "not held with it");
     // The same process without namespaces of its own has the host's.
     let plain = Buddy::start(&["--uts"]);
-    let plain = kernel.hold(plain.pid(), &[]).unwrap();
+    let plain = kernel.hold_now(plain.pid(), &[]).unwrap();
     assert_eq!(plain.namespace(NamespaceKind::Net).unwrap(), kernel.host_namespace(NamespaceKind::Net).unwrap());
 }
 
@@ -89,7 +89,7 @@ async fn a_namespace_of_ones_own_is_not_the_hosts() {
 async fn members_are_processes_even_by_one_thread() {
     let kernel = Linux::new();
     let buddies = [Buddy::start(&["--net"]), Buddy::start(&["--net"])];
-    let held: Vec<_> = buddies.iter().map(|buddy| kernel.hold(buddy.pid(), &[]).unwrap()).collect();
+    let held: Vec<_> = buddies.iter().map(|buddy| kernel.hold_now(buddy.pid(), &[]).unwrap()).collect();
     let ids: Vec<_> = held.iter().map(|held| held.namespace(NamespaceKind::Net).unwrap()).collect();
     let pids = |members: &nspool::netns::Members, id| members[id].iter().map(|process| process.pid).collect::<Vec<_>>();
 
@@ -132,7 +132,7 @@ async fn members_are_processes_even_by_one_thread() {
 async fn a_thousand_questions_at_once_are_answered_by_few_looks() {
     let kernel = Linux::new();
     let buddy = Buddy::start(&["--net"]);
-    let id = [kernel.hold(buddy.pid(), &[]).unwrap().namespace(NamespaceKind::Net).unwrap()];
+    let id = [kernel.hold_now(buddy.pid(), &[]).unwrap().namespace(NamespaceKind::Net).unwrap()];
     let start = Instant::now();
     kernel.members(NamespaceKind::Net, &id).await.unwrap();
     let one = start.elapsed();
@@ -146,7 +146,7 @@ async fn a_thousand_questions_at_once_are_answered_by_few_looks() {
 async fn processes_that_come_and_go_do_not_disturb_a_look() {
     let kernel = Linux::new();
     let buddy = Buddy::start(&["--net"]);
-    let id = [kernel.hold(buddy.pid(), &[]).unwrap().namespace(NamespaceKind::Net).unwrap()];
+    let id = [kernel.hold_now(buddy.pid(), &[]).unwrap().namespace(NamespaceKind::Net).unwrap()];
     let _churn = Buddy(Command::new("sh").args(["-c", "while :; do /bin/true; done"]).spawn().unwrap());
     for _ in 0..50 {
         let members = kernel.members(NamespaceKind::Net, &id).await.unwrap();
@@ -156,7 +156,7 @@ async fn processes_that_come_and_go_do_not_disturb_a_look() {
 
 #[tokio::test]
 async fn a_process_of_many_threads_is_not_told_to_move() {
-    let held = Linux::new().hold(std::process::id(), &[]).unwrap();
+    let held = Linux::new().hold_now(std::process::id(), &[]).unwrap();
     // The signal would end this process, had it been sent.
     let refused = held.renew(2, Duration::from_millis(50)).await;
     assert!(matches!(refused, Err(RenewError::Wrong { wrong: WrongAnswer::Threads(2..), .. })), "{refused:?}");
@@ -170,7 +170,7 @@ async fn who_moves_into_the_hosts_namespace_is_found_out() {
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
     let liar = Buddy(child);
     let kernel = Linux::new();
-    let held = kernel.hold(liar.pid(), &[]).unwrap();
+    let held = kernel.hold_now(liar.pid(), &[]).unwrap();
     let before = held.namespace(NamespaceKind::Net);
     let wrong = held.renew(2, LIMIT).await;
     assert!(matches!(wrong, Err(RenewError::Wrong { wrong: WrongAnswer::TheHosts, .. })), "{wrong:?}");

@@ -323,7 +323,7 @@ async fn forwarding_is_told_and_switched_on_only_if_configured() {
     let rig = Rig::new(network());
     rig.host.run("sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0");
     let (worker, furnisher) = rig.start();
-    let off = [Finding::NoForwarding { family: "IPv4" }, Finding::NoForwarding { family: "IPv6" }];
+    let off = [Finding::NoForwarding { family: "IPv4".into() }, Finding::NoForwarding { family: "IPv6".into() }];
     assert_eq!(furnisher.mend().await.unwrap(), off);
     assert_eq!(off[0].to_string(), "the host does not forward IPv4 packets: set net.ipv4.ip_forward=1");
     worker.stop().await;
@@ -337,12 +337,12 @@ async fn where_docker_drops_what_is_forwarded_its_own_chain_lets_us_through() {
     let mut rig = Rig::new(network());
     rig.host.run("iptables -P FORWARD DROP");
     let (worker, furnisher) = rig.start();
-    let dropped = Finding::ForwardDropped { family: "ip", table: "filter".to_owned(), chain: "FORWARD".to_owned() };
+    let dropped = Finding::ForwardDropped { family: "ip".into(), table: "filter".to_owned(), chain: "FORWARD".to_owned() };
     assert_eq!(furnisher.mend().await.unwrap(), [dropped]);
     let slot = rig.slot(&furnisher, 1).await;
     assert!(slot.reaches(&rig.outside, ip("192.0.2.2")).is_err());
     rig.host.run("iptables -N DOCKER-USER; iptables -A DOCKER-USER -j RETURN; iptables -I FORWARD -j DOCKER-USER");
-    assert_eq!(furnisher.audit().await.unwrap(), [Finding::NotLetThrough { family: "ip" }]);
+    assert_eq!(furnisher.audit().await.unwrap(), [Finding::NotLetThrough { family: "ip".into() }]);
     let before = rig.host.run("iptables -S");
     assert_eq!(furnisher.mend().await.unwrap(), []);
     assert!(slot.reaches(&rig.outside, ip("192.0.2.2")).is_ok());
@@ -352,7 +352,7 @@ async fn where_docker_drops_what_is_forwarded_its_own_chain_lets_us_through() {
     assert_eq!(rig.host.run("iptables -S DOCKER-USER"), rules, "once is enough");
     // As Docker's start does.
     rig.host.run("iptables -F DOCKER-USER; iptables -A DOCKER-USER -j RETURN");
-    assert_eq!(furnisher.audit().await.unwrap(), [Finding::NotLetThrough { family: "ip" }]);
+    assert_eq!(furnisher.audit().await.unwrap(), [Finding::NotLetThrough { family: "ip".into() }]);
     furnisher.mend().await.unwrap();
     assert_eq!(furnisher.tear_down().await.unwrap().len(), 0);
     assert_eq!(rig.host.run("iptables -S"), before);

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use nspool::engine::NamespaceKind;
 use nspool::image::placeholder::{EXIT_CANNOT_RENEW, INIT};
 use nspool::netns::linux::Linux;
-use nspool::netns::{Held, Kernel, RenewError};
+use nspool::netns::{Held, RenewError};
 use rustix::process::{Pid, Signal, kill_process};
 
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -190,7 +190,7 @@ const WITHIN: Duration = Duration::from_secs(10);
 const SHORTLY: Duration = Duration::from_millis(100);
 
 fn hold(init: &Init) -> Box<dyn Held> {
-    Linux::new().hold(init.pid, &[]).unwrap()
+    Linux::new().hold_now(init.pid, &[]).unwrap()
 }
 
 fn net(pid: u32) -> std::path::PathBuf {

@@ -116,7 +116,7 @@ async fn processes(tools: &Tools, books: &Books) -> HashMap<SlotIndex, Process> 
     let all: Vec<_> = books.standing().filter(|(_, namespace)| namespace.pid != 0).collect();
     for batch in all.chunks(SEARCHED_TOGETHER) {
         let looks = batch.iter().map(|(slot, namespace)| async {
-            let process = match tools.kernel.hold(namespace.pid, &kinds_held(&tools.breed.namespaces)) {
+            let process = match tools.kernel.hold(namespace.pid, &kinds_held(&tools.breed.namespaces)).await {
                 Ok(held) => look_into(tools, slot, namespace, &*held).await,
                 Err(KernelError::Gone { .. }) => Process::Gone,
                 Err(error @ (KernelError::NotPermitted { .. } | KernelError::Failed { .. })) => Process::Unknown(error.to_string()),

@@ -12,6 +12,7 @@ mod config;
 pub mod demo;
 mod engine_client;
 pub mod exit;
+mod helper;
 mod host;
 mod inspect;
 mod lease;
@@ -147,6 +148,9 @@ enum Command {
     Completions(meta::Completions),
     /// Print the manual page, or write all of them to a directory
     Man(meta::Man),
+    /// A process of the daemon's own
+    #[command(hide = true)]
+    Helper(helper::HelperArgs),
 }
 
 /// Parses, carries out, and says what the process should exit with.
@@ -161,8 +165,15 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
     let Cli { globals, command } = cli;
+    // Both give rights away, which threads would keep.
+    if let Command::Serve(args) = command {
+        return serve::run(args);
+    }
+    if let Command::Helper(args) = &command {
+        return Ok(helper::run(args));
+    }
     // A client has one connection; the others are, or start, a daemon.
-    let one_thread = !matches!(command, Command::Serve(_) | Command::Bench(_) | Command::Demo(_));
+    let one_thread = !matches!(command, Command::Bench(_) | Command::Demo(_));
     let mut builder = if one_thread { Builder::new_current_thread() } else { Builder::new_multi_thread() };
     let runtime = builder.enable_all().build()?;
     runtime.block_on(dispatch(globals, command))
@@ -170,7 +181,7 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
 
 async fn dispatch(globals: Globals, command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Serve(args) => Box::pin(serve::run(args)).await,
+        Command::Serve(_) | Command::Helper(_) => unreachable!("they have runtimes of their own"),
         Command::Allocate(args) => lease::allocate(&globals, args).await,
         Command::Renew(args) => lease::renew(&globals, args).await,
         Command::Release(args) => lease::release(&globals, args).await,

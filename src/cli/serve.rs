@@ -12,6 +12,7 @@ use crate::config::raw::{self, Sources};
 use crate::daemon::DaemonError;
 use crate::ledger::OpenError;
 use crate::lock::LockError;
+use crate::netns::helper::{BeginError, HelperError};
 use crate::process::{self, ProcessError};
 use crate::telemetry;
 
@@ -32,9 +33,11 @@ pub(super) struct Serve {
     flags: ConfigFlags,
 }
 
-pub(super) async fn run(args: Serve) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: Serve) -> anyhow::Result<ExitCode> {
     let sources = Sources::from_process(args.config, args.flags.0);
     let loaded = raw::load(&sources)?;
+    // Before there is a second thread.
+    let prepared = process::prepare(&loaded.config).map_err(failure)?;
     let log = telemetry::init(&loaded.config.log)?;
     match &loaded.file {
         Some(file) => tracing::info!(file = %file.display(), "configuration read"),
@@ -46,7 +49,8 @@ pub(super) async fn run(args: Serve) -> anyhow::Result<ExitCode> {
         say_warnings(&loaded.warnings);
         Ok(loaded.config)
     };
-    start(loaded.config, log, reload).await
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(Box::pin(start(loaded.config, prepared, log, reload)))
 }
 
 fn say_warnings(warnings: &[String]) {
@@ -58,11 +62,12 @@ fn say_warnings(warnings: &[String]) {
 /// The one place where the command line meets the daemon.
 async fn start(
     config: crate::config::Config,
+    prepared: process::Prepared,
     log: telemetry::LogHandle,
     reload: impl Fn() -> Result<crate::config::Config, raw::Mistakes> + Send + Sync + 'static,
 ) -> anyhow::Result<ExitCode> {
     // The clone: what is said below is written too.
-    let stopped = process::run(config, log.clone(), reload).await.map_err(failure)?;
+    let stopped = process::run(config, prepared, log.clone(), reload).await.map_err(failure)?;
     for left in &stopped.left {
         tracing::warn!(container = left.container, why = left.why, "left in the engine");
     }
@@ -72,7 +77,7 @@ async fn start(
 /// The exit code tells systemd, or a script, what to do about it.
 fn failure(error: ProcessError) -> anyhow::Error {
     let code = match &error {
-        ProcessError::Kernel(_) | ProcessError::Links(_) => exit::NOPERM,
+        ProcessError::Kernel(_) | ProcessError::Helper(HelperError::Begin(BeginError::Kernel(_) | BeginError::Links(_))) => exit::NOPERM,
         ProcessError::Engine(_) | ProcessError::Group(_) | ProcessError::Systemd(_) => exit::CONFIG,
         ProcessError::InUse(_)
         | ProcessError::Ledger(OpenError::Taken(_))
@@ -80,7 +85,14 @@ fn failure(error: ProcessError) -> anyhow::Error {
         ProcessError::Ledger(OpenError::Io { .. }) => exit::CONFIG,
         ProcessError::Listen { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => exit::NOPERM,
         ProcessError::Listen { .. } | ProcessError::Metrics(_) => exit::CONFIG,
-        ProcessError::Placeholder(_) | ProcessError::Boot(_) | ProcessError::Signals(_) | ProcessError::Daemon(_) => exit::SOFTWARE,
+        ProcessError::Placeholder(_)
+        | ProcessError::Boot(_)
+        | ProcessError::Signals(_)
+        | ProcessError::Daemon(_)
+        | ProcessError::Keeper(_)
+        | ProcessError::Powers(_)
+        | ProcessError::Helper(_)
+        | ProcessError::HelperLost(_) => exit::SOFTWARE,
     };
     exit::Failure::new(code, with_causes(&error)).into()
 }

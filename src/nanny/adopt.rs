@@ -138,7 +138,7 @@ impl Nanny {
                 | FillError::Snapshot(_)),
             ) => return Seen::Unknown(error.to_string()),
             Err(error @ (FillError::Unfit(_) | FillError::EndedAtOnce { .. })) => {
-                return self.unfit_one(key, container, error.to_string());
+                return self.unfit_one(key, container, error.to_string()).await;
             }
         };
         let (started_at, name) = (facts.started_at.clone(), facts.name.clone());
@@ -187,10 +187,10 @@ impl Nanny {
         self.tools.networks.is_ours(self.network(), address).then_some(address)
     }
 
-    fn unfit_one(&self, key: UseKey, container: Container, why: String) -> Seen {
+    async fn unfit_one(&self, key: UseKey, container: Container, why: String) -> Seen {
         let held = match container.pid {
             0 => None,
-            pid => match self.tools.kernel.hold(pid, &kinds_held(&self.tools.breed.namespaces)) {
+            pid => match self.tools.kernel.hold(pid, &kinds_held(&self.tools.breed.namespaces)).await {
                 Ok(held) => Some(held),
                 Err(KernelError::Gone { .. }) => None,
                 Err(error) => return Seen::Unknown(error.to_string()),

@@ -17,6 +17,7 @@ use super::{Buddy, Nanny};
 use crate::causes::with_causes;
 use crate::engine::paced::PreparationPermit;
 use crate::engine::{Container, ContainerId, ContainerStatus, Engine, EngineError, ErrorClass, Flavour, ImageId, NamespaceKind};
+use crate::netns::files::MOST_BYTES;
 use crate::netns::inspection::InspectError;
 use crate::netns::networks::{NetworkError, Reserved};
 use crate::netns::{Held, KernelError};
@@ -212,7 +213,7 @@ impl Nanny {
     /// What the shared files are before anybody joins; nothing for a buddy that is not to be renewed or verified.
     pub(super) async fn baseline(&self, facts: &Container) -> std::io::Result<Option<SharedFiles>> {
         match self.tools.breed.networks[self.network()].afterwards {
-            Afterwards::Renew | Afterwards::Verify => SharedFiles::of(facts).await.map(Some),
+            Afterwards::Renew | Afterwards::Verify => SharedFiles::of(facts, &self.tools.kernel).await.map(Some),
             Afterwards::Retire | Afterwards::Reuse => Ok(None),
         }
     }
@@ -232,7 +233,7 @@ impl Nanny {
         if first.pid == 0 || first.status != ContainerStatus::Running {
             return Err(unfit(&first));
         }
-        let held = match tools.kernel.hold(first.pid, &kinds_held(&tools.breed.namespaces)) {
+        let held = match tools.kernel.hold(first.pid, &kinds_held(&tools.breed.namespaces)).await {
             Ok(held) => held,
             Err(KernelError::Gone { .. }) => {
                 let now = tools.engine.inspect(id.as_str()).await.map_err(FillError::Engine)?;
@@ -268,7 +269,10 @@ impl Nanny {
         let resolv_conf = match facts.resolv_conf_path.as_str() {
             "" => String::new(),
             // Only told to the holder, who can do without; the path is the engine's and may be out of our sight.
-            path => tokio::fs::read_to_string(path).await.unwrap_or_default(),
+            path => {
+                let read = self.tools.kernel.read_files(vec![(path.into(), MOST_BYTES)]).await.pop();
+                read.and_then(|file| String::from_utf8(file.ok()?.content).ok()).unwrap_or_default()
+            }
         };
         Buddy {
             id: facts.id.clone(),

@@ -9,13 +9,13 @@
 
 mod order;
 mod renewal;
-mod snapshot;
+pub(super) mod snapshot;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -69,21 +69,19 @@ impl Linux {
             NamespaceKind::Pid => &self.pid,
         }
     }
+
+    /// [`Kernel::hold`]. Must be called inside a tokio runtime, which watches the pidfd.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn hold_now(&self, pid: u32, kinds: &[NamespaceKind]) -> Result<Box<dyn Held>, KernelError> {
+        Ok(Box::new(HeldProcess(Arc::new(Process::watched(Opened::of(pid, kinds)?)?))))
+    }
 }
 
 impl Kernel for Linux {
-    /// Must be called inside a tokio runtime, which watches the pidfd.
-    fn hold(&self, pid: u32, kinds: &[NamespaceKind]) -> Result<Box<dyn Held>, KernelError> {
-        let id = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(KernelError::Gone { pid })?;
-        let pidfd = pidfd_open(id, PidfdFlags::empty()).map_err(|errno| failure(pid, "pidfd_open".to_owned(), errno))?;
-        let kinds: BTreeSet<NamespaceKind> = kinds.iter().copied().chain([NamespaceKind::Net]).collect();
-        let namespaces = kinds.into_iter().map(|kind| open_namespace(pid, kind).map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
-        if tokio::runtime::Handle::try_current().is_err() {
-            return Err(KernelError::Failed { what: "watching a process".to_owned(), message: "not inside a tokio runtime".to_owned() });
-        }
-        let process = Process { pid, pidfd: watch(pid, pidfd)?, namespaces: Mutex::new(namespaces), renewals: Mutex::new(()) };
-        // Alive now, so the pid was this process's all the time: what was opened by it is its own.
-        if process.is_alive() { Ok(Box::new(HeldProcess(Arc::new(process)))) } else { Err(KernelError::Gone { pid }) }
+    fn hold<'a>(&'a self, pid: u32, kinds: &'a [NamespaceKind]) -> BoxFuture<'a, Result<Box<dyn Held>, KernelError>> {
+        async move { self.hold_now(pid, kinds) }.boxed()
     }
 
     fn host_namespace(&self, kind: NamespaceKind) -> Result<NamespaceId, KernelError> {
@@ -101,8 +99,51 @@ impl Kernel for Linux {
     }
 
     fn since_boot(&self) -> Duration {
-        let now = clock_gettime(ClockId::Boottime);
-        Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
+        since_boot()
+    }
+}
+
+pub(super) fn since_boot() -> Duration {
+    let now = clock_gettime(ClockId::Boottime);
+    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
+}
+
+/// The descriptors of a process that lived when they were opened.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) pid: u32,
+    pub(super) pidfd: OwnedFd,
+    pub(super) namespaces: Vec<Namespace>,
+}
+
+impl Opened {
+    /// As [`Kernel::hold`] says.
+    pub(super) fn of(pid: u32, kinds: &[NamespaceKind]) -> Result<Self, KernelError> {
+        let id = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(KernelError::Gone { pid })?;
+        let pidfd = pidfd_open(id, PidfdFlags::empty()).map_err(|errno| failure(pid, "pidfd_open".to_owned(), errno))?;
+        let kinds: BTreeSet<NamespaceKind> = kinds.iter().copied().chain([NamespaceKind::Net]).collect();
+        let namespaces = kinds.into_iter().map(|kind| open_namespace(pid, kind)).collect::<Result<Vec<_>, _>>()?;
+        // Alive now, so the pid was this process's all the time: what was opened by it is its own.
+        if ends_within(&pidfd, Duration::ZERO) { Err(KernelError::Gone { pid }) } else { Ok(Self { pid, pidfd, namespaces }) }
+    }
+
+    /// What another process opened and passed: a pidfd, and a namespace of each kind.
+    pub(super) fn passed(pidfd: OwnedFd, namespaces: Vec<(NamespaceKind, OwnedFd)>) -> Result<Self, KernelError> {
+        let namespaces = namespaces.into_iter().map(|(kind, open)| Namespace::passed(kind, open.into())).collect::<Result<_, _>>()?;
+        Ok(Self { pid: pid_of(&pidfd)?, pidfd, namespaces })
+    }
+}
+
+/// Whose pidfd it is.
+fn pid_of(pidfd: &OwnedFd) -> Result<u32, KernelError> {
+    let path = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
+    let failed = |message: String| KernelError::Failed { what: "a process's descriptor".to_owned(), message };
+    let info = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")).map(str::trim);
+    match pid.ok_or_else(|| failed("is none".to_owned()))?.parse::<i64>() {
+        // Of one that was reaped it is -1.
+        Ok(pid) => u32::try_from(pid).ok().filter(|pid| *pid > 0).ok_or(KernelError::Gone { pid: 0 }),
+        Err(error) => Err(failed(error.to_string())),
     }
 }
 
@@ -111,8 +152,8 @@ impl Kernel for Linux {
 struct HeldProcess(Arc<Process>);
 
 #[derive(Debug)]
-struct Process {
-    pid: u32,
+pub(super) struct Process {
+    pub(super) pid: u32,
     pidfd: AsyncFd<OwnedFd>,
     namespaces: Mutex<Vec<Arc<Namespace>>>,
     /// Held for the time of a renewal.
@@ -120,37 +161,88 @@ struct Process {
 }
 
 #[derive(Debug)]
-struct Namespace {
-    kind: NamespaceKind,
-    id: NamespaceId,
+pub(super) struct Namespace {
+    pub(super) kind: NamespaceKind,
+    pub(super) id: NamespaceId,
     /// So that the inode number cannot become another's.
-    open: File,
+    pub(super) open: File,
+}
+
+impl Namespace {
+    /// What another process opened and passed.
+    pub(super) fn passed(kind: NamespaceKind, open: File) -> Result<Self, KernelError> {
+        let failed = |message: String| KernelError::Failed { what: format!("a descriptor of a {} namespace", kind.proc_name()), message };
+        let shown = std::fs::read_link(format!("/proc/self/fd/{}", open.as_raw_fd())).map_err(|error| failed(error.to_string()))?;
+        if !shown.as_os_str().to_string_lossy().starts_with(&format!("{}:[", kind.proc_name())) {
+            return Err(failed(format!("is one of {}", shown.display())));
+        }
+        let stat = rustix::fs::fstat(&open).map_err(|errno| failed(errno.to_string()))?;
+        Ok(Self { kind, id: NamespaceId { dev: stat.st_dev, ino: stat.st_ino }, open })
+    }
+}
+
+/// Whether a pidfd's process does. Blocks for that long at most.
+fn ends_within(pidfd: &OwnedFd, pause: Duration) -> bool {
+    let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
+    let timeout = Timespec::try_from(pause).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 });
+    loop {
+        match poll(&mut fds, Some(&timeout)) {
+            Err(Errno::INTR) => {}
+            // A pidfd becomes readable when its process ends, and stays so. An error (out of memory) says nothing: not dead.
+            Ok(readable) => return readable > 0,
+            Err(_) => return false,
+        }
+    }
 }
 
 impl Process {
-    fn is_alive(&self) -> bool {
+    /// Inside a tokio runtime, which watches its pidfd.
+    pub(super) fn watched(opened: Opened) -> Result<Self, KernelError> {
+        if tokio::runtime::Handle::try_current().is_err() {
+            return Err(KernelError::Failed { what: "watching a process".to_owned(), message: "not inside a tokio runtime".to_owned() });
+        }
+        let Opened { pid, pidfd, namespaces } = opened;
+        let namespaces = namespaces.into_iter().map(Arc::new).collect();
+        Ok(Self { pid, pidfd: watch(pid, pidfd)?, namespaces: Mutex::new(namespaces), renewals: Mutex::new(()) })
+    }
+
+    pub(super) fn pidfd(&self) -> &OwnedFd {
+        self.pidfd.get_ref()
+    }
+
+    pub(super) fn is_alive(&self) -> bool {
         !self.ends_within(Duration::ZERO)
     }
 
-    /// Blocks for that long at most.
-    fn ends_within(&self, pause: Duration) -> bool {
-        let mut fds = [PollFd::new(self.pidfd.get_ref(), PollFlags::IN)];
-        let timeout = Timespec::try_from(pause).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 });
-        loop {
-            match poll(&mut fds, Some(&timeout)) {
-                Err(Errno::INTR) => {}
-                // A pidfd becomes readable when its process ends, and stays so. An error (out of memory) says nothing: not dead.
-                Ok(readable) => return readable > 0,
-                Err(_) => return false,
+    /// Comes back when it has ended. Cancel safe.
+    pub(super) async fn exited(&self) {
+        while self.is_alive() {
+            match self.pidfd.readable().await {
+                Ok(mut guard) if self.is_alive() => guard.clear_ready(),
+                Ok(_) => {}
+                // The runtime ends. That is not the end of the process.
+                Err(_) => std::future::pending().await,
             }
         }
     }
 
-    fn held(&self, kind: NamespaceKind) -> Option<Arc<Namespace>> {
+    /// Blocks for that long at most.
+    fn ends_within(&self, pause: Duration) -> bool {
+        ends_within(self.pidfd(), pause)
+    }
+
+    pub(super) fn held(&self, kind: NamespaceKind) -> Option<Arc<Namespace>> {
         self.namespaces.lock().iter().find(|namespace| namespace.kind == kind).cloned()
     }
 
-    fn hold_instead(&self, new: &Arc<Namespace>) {
+    pub(super) fn open_network(&self) -> Result<OwnedFd, KernelError> {
+        let held = self.held(NamespaceKind::Net).ok_or(KernelError::Gone { pid: self.pid })?;
+        let failed =
+            |error: io::Error| KernelError::Failed { what: "a network namespace's descriptor".to_owned(), message: error.to_string() };
+        held.open.try_clone().map(OwnedFd::from).map_err(failed)
+    }
+
+    pub(super) fn hold_instead(&self, new: &Arc<Namespace>) {
         for namespace in self.namespaces.lock().iter_mut().filter(|namespace| namespace.kind == new.kind) {
             *namespace = Arc::clone(new);
         }
@@ -167,17 +259,7 @@ impl Held for HeldProcess {
     }
 
     fn exited(&self) -> BoxFuture<'_, ()> {
-        async move {
-            while self.is_alive() {
-                match self.0.pidfd.readable().await {
-                    Ok(mut guard) if self.is_alive() => guard.clear_ready(),
-                    Ok(_) => {}
-                    // The runtime ends. That is not the end of the process.
-                    Err(_) => std::future::pending().await,
-                }
-            }
-        }
-        .boxed()
+        self.0.exited().boxed()
     }
 
     fn namespace(&self, kind: NamespaceKind) -> Option<NamespaceId> {
@@ -185,10 +267,7 @@ impl Held for HeldProcess {
     }
 
     fn open_network(&self) -> Result<OwnedFd, KernelError> {
-        let held = self.0.held(NamespaceKind::Net).ok_or(KernelError::Gone { pid: self.0.pid })?;
-        let failed =
-            |error: std::io::Error| KernelError::Failed { what: "a network namespace's descriptor".to_owned(), message: error.to_string() };
-        held.open.try_clone().map(OwnedFd::from).map_err(failed)
+        self.0.open_network()
     }
 
     fn snapshot(&self, depth: Depth, addresses: Vec<IpAddr>, within: Duration) -> BoxFuture<'_, Result<Arc<dyn Snapshot>, InspectError>> {
@@ -196,18 +275,19 @@ impl Held for HeldProcess {
     }
 
     fn renew(&self, use_number: u64, within: Duration) -> BoxFuture<'_, Result<Renewed, RenewError>> {
-        let process = Arc::clone(&self.0);
-        async move {
-            let renewal = tokio::task::spawn_blocking(move || renewal::renew(&process, use_number, within)).await;
-            renewal.unwrap_or_else(|error| {
-                Err(RenewError::Kernel(KernelError::Failed { what: "the thread of a renewal".to_owned(), message: error.to_string() }))
-            })
-        }
-        .boxed()
+        renewed(Arc::clone(&self.0), use_number, within).boxed()
     }
 }
 
-fn host_namespace(kind: NamespaceKind) -> Result<NamespaceId, KernelError> {
+/// See [`Held::renew`].
+pub(super) async fn renewed(process: Arc<Process>, use_number: u64, within: Duration) -> Result<Renewed, RenewError> {
+    let renewal = tokio::task::spawn_blocking(move || renewal::renew(&process, use_number, within)).await;
+    renewal.unwrap_or_else(|error| {
+        Err(RenewError::Kernel(KernelError::Failed { what: "the thread of a renewal".to_owned(), message: error.to_string() }))
+    })
+}
+
+pub(super) fn host_namespace(kind: NamespaceKind) -> Result<NamespaceId, KernelError> {
     let of = |process: &str| format!("/proc/{process}/ns/{}", kind.proc_name());
     match stat(&of("1")) {
         // Even root may not read a hardened init's. nspool itself has to run in the host's namespaces, so its own are as good.
@@ -337,12 +417,12 @@ mod tests {
     async fn a_pid_that_nobody_has_is_gone() {
         let kernel = Linux::new();
         for pid in [0, u32::MAX, 4_194_305] {
-            assert!(matches!(kernel.hold(pid, &[]), Err(KernelError::Gone { .. })), "{pid}");
+            assert!(matches!(kernel.hold_now(pid, &[]), Err(KernelError::Gone { .. })), "{pid}");
         }
     }
 
     #[test]
     fn holding_outside_a_runtime_is_an_error_not_a_panic() {
-        assert!(matches!(Linux::new().hold(std::process::id(), &[]), Err(KernelError::Failed { .. })));
+        assert!(matches!(Linux::new().hold_now(std::process::id(), &[]), Err(KernelError::Failed { .. })));
     }
 }

@@ -5,6 +5,9 @@
 //! *held*: a pidfd for its process and an open descriptor per namespace. While the descriptors are open the inode numbers cannot be given to
 //! another namespace, which is what makes [`NamespaceId`] comparable.
 
+mod errno;
+pub mod files;
+pub mod helper;
 pub mod inspection;
 pub mod linux;
 pub mod managed;
@@ -16,19 +19,22 @@ mod wire;
 use std::fmt;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use futures::future::BoxFuture;
 
 use crate::engine::NamespaceKind;
 use crate::random::HashMap;
 
+use files::SharedFile;
 use inspection::{Depth, InspectError, Seen, Verdict};
 pub use renewal::{RenewError, Renewed, WrongAnswer};
 
 /// Device and inode of a namespace file. Meaningful only while somebody holds the namespace open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct NamespaceId {
     /// `st_dev` of nsfs.
     pub dev: u64,
@@ -37,7 +43,7 @@ pub struct NamespaceId {
 }
 
 /// A process found inside a namespace.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct Process {
     /// In the host's pid namespace.
     pub pid: u32,
@@ -55,7 +61,7 @@ impl fmt::Display for Process {
 pub type Members = HashMap<NamespaceId, Vec<Process>>;
 
 /// Why the kernel could not be asked. "Cannot be told" is never "nobody there".
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error, serde::Serialize, serde::Deserialize)]
 pub enum KernelError {
     /// The process ended before, or while, it was taken hold of.
     #[error("process {pid} is gone")]
@@ -131,13 +137,27 @@ pub trait Snapshot: Send + Sync + fmt::Debug {
 pub trait Kernel: Send + Sync + 'static {
     /// Opens a pidfd and the namespaces of `kinds`, in this order: pidfd, namespaces, then checks that the process still lives, so that what
     /// was opened was this process's.
-    fn hold(&self, pid: u32, kinds: &[NamespaceKind]) -> Result<Box<dyn Held>, KernelError>;
+    fn hold<'a>(&'a self, pid: u32, kinds: &'a [NamespaceKind]) -> BoxFuture<'a, Result<Box<dyn Held>, KernelError>>;
     /// The namespace of that kind that this daemon's host uses (pid 1's).
     fn host_namespace(&self, kind: NamespaceKind) -> Result<NamespaceId, KernelError>;
     /// All processes (any thread counts for its process) in each of the given namespaces of a kind. One look begun after the call: concurrent
     /// calls share looks, so that a thousand waiting slots cost two scans, not a thousand. Processes that end meanwhile are left out;
     /// anything else that cannot be read is an error.
     fn members<'a>(&'a self, kind: NamespaceKind, of: &'a [NamespaceId]) -> BoxFuture<'a, Result<Members, KernelError>>;
+    /// What the files that a container shares with its joiners are, that many bytes of each or less; why not, where one cannot be read. Cancel safe.
+    fn read_files(&self, files: Vec<(PathBuf, u64)>) -> BoxFuture<'_, Vec<Result<SharedFile, String>>> {
+        let number = files.len();
+        let read = move || files.iter().map(|(path, most)| SharedFile::read(path, *most).map_err(|error| error.to_string())).collect();
+        async move { tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| vec![Err(error.to_string()); number]) }.boxed()
+    }
+    /// Makes each of them a new file with that content, under the old name. Not cancel safe: what was begun is carried out.
+    ///
+    /// # Errors
+    /// One of them cannot be replaced; those before it are.
+    fn replace_files(&self, files: Vec<SharedFile>) -> BoxFuture<'_, Result<(), String>> {
+        let replace = move || files.iter().try_for_each(SharedFile::replace).map_err(|error| error.to_string());
+        async move { tokio::task::spawn_blocking(replace).await.unwrap_or_else(|error| Err(error.to_string())) }.boxed()
+    }
     /// CLOCK_BOOTTIME: goes on while the machine sleeps, begins anew at each boot.
     fn since_boot(&self) -> Duration;
 }

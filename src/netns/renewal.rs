@@ -14,7 +14,7 @@ use std::time::Duration;
 use super::{KernelError, NamespaceId};
 
 /// A renewal that went well.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Renewed {
     /// The network namespace that is held from now on.
     pub namespace: NamespaceId,
@@ -26,7 +26,7 @@ pub struct Renewed {
 }
 
 /// Why a renewal is not one. The buddy is to be retired in every case.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error, serde::Serialize, serde::Deserialize)]
 pub enum RenewError {
     /// The process ended, before or while it was told: its exit code says whether it was refused the system call.
     #[error("process {pid} ended instead of moving to a new network namespace")]
@@ -58,7 +58,7 @@ pub enum RenewError {
 }
 
 /// What makes an answer a wrong one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, serde::Serialize, serde::Deserialize)]
 pub enum WrongAnswer {
     /// It is in another namespace than the one that is held for it: it moved without being told, or after its time was over.
     #[error("had left its network namespace before it was told to")]

@@ -43,6 +43,8 @@ pub const FILL: &str = "nspool_fill_seconds";
 pub const RENEWAL: &str = "nspool_renewal_seconds";
 /// Histogram: a namespace's link, addresses and routes.
 pub const FURNISHING: &str = "nspool_furnishing_seconds";
+/// Counter: helper processes that ended, or did not answer, and were followed by another.
+pub const HELPERS: &str = "nspool_helper_restarts_total";
 /// Counter, label `outcome`: renewals (`ready`, or why the buddy was given up).
 pub const RENEWALS: &str = "nspool_renewals_total";
 /// Histogram: from an empty, fenced use to Ready in a new network namespace.
@@ -122,6 +124,7 @@ pub const ALL: &[(&str, Kind, &str)] = &[
     (MISSES, Kind::Counter, "Allocate calls that found nothing ready at once."),
     (ALLOCATE_WAIT, Kind::Histogram, "From an Allocate call to its lease."),
     (FILL, Kind::Histogram, "From the decision to fill a slot until it is ready."),
+    (HELPERS, Kind::Counter, "Helper processes that ended or did not answer and were followed by another."),
     (RENEWALS, Kind::Counter, "Renewals of a buddy's namespace by outcome."),
     (RENEWAL, Kind::Histogram, "From the order to move until the buddy is proven to be in its new network namespace."),
     (FURNISHING, Kind::Histogram, "A namespace's link, addresses and routes."),

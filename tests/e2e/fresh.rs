@@ -22,7 +22,7 @@ on_both_engines!(
 );
 
 /// The lines of a managed network, and its bridge.
-fn own(more: &[&str]) -> (Vec<String>, String) {
+pub(super) fn own(more: &[&str]) -> (Vec<String>, String) {
     let bridge = format!("nt{:x}", unique());
     let lines = [
         "pool.networks = [\"own\"]".to_owned(),
@@ -34,14 +34,14 @@ fn own(more: &[&str]) -> (Vec<String>, String) {
     (lines.into_iter().chain(more.iter().map(|line| (*line).to_owned())).collect(), bridge)
 }
 
-async fn started<'e>(engine: &'e TestEngine, more: &[&str]) -> (TestDaemon<'e>, String) {
+pub(super) async fn started<'e>(engine: &'e TestEngine, more: &[&str]) -> (TestDaemon<'e>, String) {
     load_busybox(engine);
     let (lines, bridge) = own(more);
     let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
     (TestDaemon::start(engine, &lines).await, bridge)
 }
 
-fn one_slot() -> [&'static str; 2] {
+pub(super) fn one_slot() -> [&'static str; 2] {
     ["pool.ready = 1", "pool.max = 1"]
 }
 

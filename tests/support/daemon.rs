@@ -83,6 +83,11 @@ impl<'e> TestDaemon<'e> {
     /// Starts it (again), and waits until it answers calls.
     pub async fn launch(&mut self) {
         let command = self.command(&[]);
+        self.launch_as(command).await;
+    }
+
+    /// The same, by that command.
+    pub async fn launch_as(&mut self, command: Command) {
         self.spawn(command);
         let client = self.client();
         let answers = || async {

@@ -8,7 +8,7 @@ use nspool::engine::docker::Docker;
 use nspool::engine::{BuddySpec, ContainerId, Engine, Flavour, ImageId, Labels, NamespaceKind};
 use nspool::image::placeholder::Archive;
 use nspool::netns::linux::Linux;
-use nspool::netns::{Held, Kernel, NamespaceId};
+use nspool::netns::{Held, NamespaceId};
 
 use super::engines::{TestEngine, unique};
 use super::eventually;
@@ -59,7 +59,7 @@ impl Renewable {
         let id = docker.create(&spec).await.unwrap();
         docker.start(&id).await.unwrap();
         let pid = docker.inspect(id.as_str()).await.unwrap().pid;
-        Self { held: Linux::new().hold(pid, &[]).unwrap(), id, pid }
+        Self { held: Linux::new().hold_now(pid, &[]).unwrap(), id, pid }
     }
 
     /// Where it is held.

@@ -97,11 +97,13 @@ impl FakeKernel {
 }
 
 impl Kernel for FakeKernel {
-    fn hold(&self, pid: u32, kinds: &[NamespaceKind]) -> Result<Box<dyn Held>, KernelError> {
-        let mut ticket = self.0.begin(Operation::Hold, &pid.to_string());
-        let held = self.take_hold(pid, kinds);
-        ticket.settled(held.as_ref().map(|_| ()).map_err(|_| ErrorClass::Refused));
-        held
+    fn hold<'a>(&'a self, pid: u32, kinds: &'a [NamespaceKind]) -> BoxFuture<'a, Result<Box<dyn Held>, KernelError>> {
+        Box::pin(async move {
+            let mut ticket = self.0.begin(Operation::Hold, &pid.to_string());
+            let held = self.take_hold(pid, kinds);
+            ticket.settled(held.as_ref().map(|_| ()).map_err(|_| ErrorClass::Refused));
+            held
+        })
     }
 
     fn host_namespace(&self, kind: NamespaceKind) -> Result<NamespaceId, KernelError> {

@@ -139,7 +139,7 @@ impl Links for FakeLinks {
                 Some(LinkFault::Error(error)) => Err(NetworkError::Link(error)),
                 Some(LinkFault::DoneUnknown) => {
                     self.furnish_now(namespace, plan)?;
-                    Err(NetworkError::Link(FurnishError::TimedOut { what: "furnishing a namespace", limit: Duration::ZERO }))
+                    Err(NetworkError::Link(FurnishError::TimedOut { what: "furnishing a namespace".into(), limit: Duration::ZERO }))
                 }
                 Some(LinkFault::Slow(slow)) => {
                     tokio::time::sleep(slow).await;

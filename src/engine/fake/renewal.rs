@@ -187,7 +187,7 @@ mod tests {
         let id = engine.create(&spec).await.unwrap();
         engine.start(&id).await.unwrap();
         let pid = engine.inspect(id.as_str()).await.unwrap().pid;
-        (id, world.kernel().hold(pid, &[]).unwrap())
+        (id, world.kernel().hold(pid, &[]).await.unwrap())
     }
 
     fn net(held: &dyn Held) -> crate::netns::NamespaceId {

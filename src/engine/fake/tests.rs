@@ -55,7 +55,7 @@ async fn a_buddy_runs_in_namespaces_of_its_own_with_an_address() {
     assert_ne!(first.addresses, second.addresses);
     assert_ne!(first.started_at, second.started_at);
     let kernel = world.kernel();
-    let (held, other) = (kernel.hold(first.pid, &[]).unwrap(), kernel.hold(second.pid, &[]).unwrap());
+    let (held, other) = (kernel.hold(first.pid, &[]).await.unwrap(), kernel.hold(second.pid, &[]).await.unwrap());
     let net = held.namespace(NamespaceKind::Net).unwrap();
     assert_ne!(Some(net), other.namespace(NamespaceKind::Net));
     assert_ne!(net, kernel.host_namespace(NamespaceKind::Net).unwrap());
@@ -68,7 +68,7 @@ async fn pids_and_inode_numbers_come_back_unless_held() {
     let kernel = world.kernel();
     buddy(&world, "one").await;
     let before = engine.inspect("one").await.unwrap();
-    let held = kernel.hold(before.pid, &[]).unwrap();
+    let held = kernel.hold(before.pid, &[]).await.unwrap();
     let net = held.namespace(NamespaceKind::Net).unwrap();
     world.kill("one");
     assert!(!held.is_alive());
@@ -146,7 +146,7 @@ async fn a_process_may_outlive_the_removal_of_its_container() {
     let (world, engine) = world();
     let id = buddy(&world, "one").await;
     let pid = engine.inspect("one").await.unwrap().pid;
-    let held = world.kernel().hold(pid, &[]).unwrap();
+    let held = world.kernel().hold(pid, &[]).await.unwrap();
     world.survive_removal("one");
     engine.remove(&id).await.unwrap();
     assert!(world.container("one").is_none());
@@ -242,7 +242,7 @@ async fn the_engine_can_lie() {
     let (world, engine) = world();
     let id = buddy(&world, "one").await;
     let pid = engine.inspect("one").await.unwrap().pid;
-    let held = world.kernel().hold(pid, &[]).unwrap();
+    let held = world.kernel().hold(pid, &[]).await.unwrap();
     let mut events = engine.events().await.unwrap();
     world.lie_running("one");
     held.exited().await;
@@ -372,9 +372,9 @@ async fn the_kernel_can_be_scripted_and_its_clock_counts_sleep() {
     let pid = world.container("one").unwrap().pid;
     let failed = KernelError::Failed { what: "pidfd_open".into(), message: "too many open files".into() };
     world.script_hold(failed);
-    assert!(matches!(kernel.hold(pid, &[]), Err(KernelError::Failed { .. })));
-    assert!(matches!(kernel.hold(4_000_000, &[]), Err(KernelError::Gone { .. })));
-    kernel.hold(pid, &[NamespaceKind::Ipc]).unwrap().namespace(NamespaceKind::Ipc).unwrap();
+    assert!(matches!(kernel.hold(pid, &[]).await, Err(KernelError::Failed { .. })));
+    assert!(matches!(kernel.hold(4_000_000, &[]).await, Err(KernelError::Gone { .. })));
+    kernel.hold(pid, &[NamespaceKind::Ipc]).await.unwrap().namespace(NamespaceKind::Ipc).unwrap();
     world.script_members(MembersFault::Never);
     assert!(tokio::time::timeout(Duration::from_secs(9), kernel.members(NamespaceKind::Net, &[])).await.is_err());
     let before = kernel.since_boot();

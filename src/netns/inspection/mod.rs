@@ -68,7 +68,7 @@ const STACK: usize = 256 * 1024;
 static TURNS: Semaphore = Semaphore::const_new(MOST_AT_ONCE);
 
 /// How much is compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Depth {
     /// What a joiner with NET_ADMIN or less could change.
     Usual,
@@ -127,7 +127,7 @@ pub async fn inspect(namespace: BorrowedFd<'_>, baseline: &Arc<Baseline>, depth:
 }
 
 /// What is different, and what was left by and by: told, and left as it is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Seen {
     /// What would make it dirty.
     pub differences: Vec<Difference>,

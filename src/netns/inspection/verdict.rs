@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 /// The outcome of an inspection.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Verdict {
     /// As it was when it was ready, now. What had been left by and by was removed, and looked for again.
     Clean {
@@ -28,7 +28,7 @@ impl Verdict {
 }
 
 /// What differences are counted by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub enum Kind {
     /// A link, or something about one: hardware address, MTU, flags, alias, master, queues, per-link settings.
     Link,
@@ -129,7 +129,7 @@ impl fmt::Display for Kind {
 }
 
 /// One line of a diff: what was when the namespace was ready, and what is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Difference {
     /// For metrics.
     pub kind: Kind,
@@ -156,7 +156,7 @@ impl fmt::Display for Difference {
 }
 
 /// What unprivileged joiners leave by and by, and what is removed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub enum LeftoverKind {
     /// TCP connections without an owner: in TIME-WAIT, or with data that still wants to go.
     Connection,
@@ -185,7 +185,7 @@ impl LeftoverKind {
 }
 
 /// Removed, and found gone when looked for again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Leftover {
     /// For metrics.
     pub kind: LeftoverKind,
@@ -200,7 +200,7 @@ impl fmt::Display for Leftover {
 }
 
 /// Why a namespace could not be looked at. As to its use again, this is as good as dirty.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error, serde::Serialize, serde::Deserialize)]
 pub enum InspectError {
     /// The kernel refused, or gave more than can be taken.
     #[error("reading {what}")]
@@ -209,6 +209,7 @@ pub enum InspectError {
         what: String,
         /// The kernel's word.
         #[source]
+        #[serde(with = "crate::netns::errno")]
         cause: Errno,
     },
     /// See the deadline that was given.

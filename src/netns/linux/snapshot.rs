@@ -31,7 +31,7 @@ struct Kept {
     addresses: Vec<IpAddr>,
 }
 
-pub(super) async fn take(
+pub(in crate::netns) async fn take(
     process: Arc<Process>,
     depth: Depth,
     addresses: Vec<IpAddr>,

@@ -1,5 +1,6 @@
 //! What can go wrong, and what follows from it.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -7,17 +8,18 @@ use rustix::io::Errno;
 use crate::netns::socket::Refusal;
 
 /// Why something was not done. What was begun for a slot has been undone then, if that was possible.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error, serde::Serialize, serde::Deserialize)]
 pub enum FurnishError {
     /// The kernel said no.
     #[error("{step} ({subject})")]
     Refused {
         /// What was tried.
-        step: &'static str,
+        step: Cow<'static, str>,
         /// With what.
         subject: String,
         /// The kernel's word.
         #[source]
+        #[serde(with = "crate::netns::errno")]
         cause: Errno,
     },
     /// A link with a name that we would use. It stays as it is.
@@ -45,7 +47,7 @@ pub enum FurnishError {
     #[error("{what} took longer than {limit:?}")]
     TimedOut {
         /// What was asked for.
-        what: &'static str,
+        what: Cow<'static, str>,
         /// How long it might have taken.
         limit: Duration,
     },
@@ -54,6 +56,7 @@ pub enum FurnishError {
     Astray {
         /// The kernel's word.
         #[source]
+        #[serde(with = "crate::netns::errno")]
         cause: Errno,
     },
     /// The worker has ended.
@@ -89,11 +92,11 @@ impl FurnishError {
     }
 
     pub(super) fn refused(refusal: Refusal, subject: &str) -> Self {
-        Self::Refused { step: refusal.step, subject: subject.to_owned(), cause: refusal.errno }
+        Self::Refused { step: refusal.step.into(), subject: subject.to_owned(), cause: refusal.errno }
     }
 
     pub(super) fn failing(step: &'static str, subject: &str) -> impl Fn(Errno) -> Self {
-        move |cause| Self::Refused { step, subject: subject.to_owned(), cause }
+        move |cause| Self::Refused { step: step.into(), subject: subject.to_owned(), cause }
     }
 }
 

@@ -254,7 +254,7 @@ pub(super) fn wait_until(mut holds: impl FnMut() -> Result<bool, FurnishError>) 
     let until = Instant::now() + SETTLING;
     while !holds()? {
         if Instant::now() > until {
-            return Err(FurnishError::TimedOut { what: "waiting until packets pass", limit: SETTLING });
+            return Err(FurnishError::TimedOut { what: "waiting until packets pass".into(), limit: SETTLING });
         }
         // Interrupted is as good as over.
         let _ = poll(&mut [], Some(&PAUSE));

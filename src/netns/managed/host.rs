@@ -4,6 +4,7 @@
 //! wrong is told as a list of [`Finding`]s: what is not as it should be and that we could not, or may not, put right. Whether the host
 //! forwards packets is the operator's decision, and changed only when configured.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use super::error::FurnishError;
@@ -17,7 +18,7 @@ use crate::netns::socket::Refusal;
 use crate::netns::wire::Batch;
 
 /// A pool's networks.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Host {
     /// Of the pool.
     pub names: Names,
@@ -28,7 +29,7 @@ pub struct Host {
 }
 
 /// Whether packets go from link to link is a setting of the whole host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Forwarding {
     /// Left as it is; a finding when it is off.
     Told,
@@ -38,7 +39,7 @@ pub enum Forwarding {
 }
 
 /// Something that is not as it should be.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error, serde::Serialize, serde::Deserialize)]
 pub enum Finding {
     /// Not there, or no bridge.
     #[error("the bridge {0} is not there")]
@@ -73,13 +74,13 @@ pub enum Finding {
     #[error("the rules in DOCKER-USER ({family}) that let our bridges through are not there")]
     NotLetThrough {
         /// `ip` or `ip6`.
-        family: &'static str,
+        family: Cow<'static, str>,
     },
     /// By others' rules.
     #[error("the chain {chain} of table {family} {table} drops what is forwarded, ours, too, unless a rule there accepts our bridges")]
     ForwardDropped {
         /// `ip`, `ip6` or `inet`.
-        family: &'static str,
+        family: Cow<'static, str>,
         /// Of the chain.
         table: String,
         /// Whose policy it is.
@@ -89,7 +90,7 @@ pub enum Finding {
     #[error("the host does not forward {family} packets: set {}=1", if *family == "IPv4" { "net.ipv4.ip_forward" } else { "net.ipv6.conf.all.forwarding" })]
     NoForwarding {
         /// `IPv4` or `IPv6`.
-        family: &'static str,
+        family: Cow<'static, str>,
     },
 }
 
@@ -187,7 +188,7 @@ impl Hand {
         self.audit_rules(&mut findings)?;
         for (family, name, _) in self.host.families() {
             if !link::forwards(&mut self.route, family).map_err(FurnishError::failing("asking for forwarding", name))? {
-                findings.push(Finding::NoForwarding { family: name });
+                findings.push(Finding::NoForwarding { family: name.into() });
             }
         }
         Ok(findings)
@@ -274,10 +275,10 @@ impl Hand {
             let family = family_name(chain.family);
             if chain.is_docker_user() && nft::let_through(&mut self.nft, &names, chain.family).map_err(&failed)?.len() != 2 * bridges.len()
             {
-                findings.push(Finding::NotLetThrough { family });
+                findings.push(Finding::NotLetThrough { family: family.into() });
             }
             if chain.drops_what_is_forwarded() && !docker_user && !bridges.is_empty() {
-                findings.push(Finding::ForwardDropped { family, table: chain.table.clone(), chain: chain.name.clone() });
+                findings.push(Finding::ForwardDropped { family: family.into(), table: chain.table.clone(), chain: chain.name.clone() });
             }
         }
         Ok(())

@@ -25,7 +25,7 @@ const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
 const TAG: usize = 5;
 
 /// The names of a pool.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Names {
     pool: String,
     /// With which all links of slots begin.
@@ -33,7 +33,7 @@ pub struct Names {
 }
 
 /// The name of a link that is ours, because nobody else makes one of these.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct HostEnd(String);
 
 impl HostEnd {

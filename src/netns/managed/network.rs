@@ -21,7 +21,7 @@ const MTU: std::ops::RangeInclusive<u32> = 1280..=65_535;
 const MOST_BRIDGES: u32 = 64;
 
 /// Where the links of slots go.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Bridge {
     /// Made by us, and removed with the pool. Further ones are `NAME-1`, `NAME-2`, and so on.
     Own {
@@ -46,7 +46,7 @@ impl Bridge {
 }
 
 /// The addresses of one family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Range {
     /// Of the network.
     pub subnet: Subnet,
@@ -65,7 +65,7 @@ impl Range {
 }
 
 /// See the module.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ManagedNetwork {
     /// For people.
     pub name: String,
@@ -99,7 +99,7 @@ pub struct Segment {
 }
 
 /// Everything about one slot's link.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Plan {
     /// On the host.
     pub host_end: HostEnd,
@@ -118,7 +118,7 @@ pub struct Plan {
 }
 
 /// An address inside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Interface {
     /// Of the slot.
     pub address: IpAddr,

@@ -150,7 +150,7 @@ impl Worker {
 }
 
 fn started(step: &'static str, error: &io::Error) -> FurnishError {
-    FurnishError::Refused { step, subject: "worker".to_owned(), cause: Errno::from_io_error(error).unwrap_or(Errno::IO) }
+    FurnishError::Refused { step: step.into(), subject: "worker".to_owned(), cause: Errno::from_io_error(error).unwrap_or(Errno::IO) }
 }
 
 impl Furnisher {
@@ -234,7 +234,7 @@ impl Furnisher {
         })?;
         match tokio::time::timeout(self.deadline, answer).await {
             Ok(answer) => answer.unwrap_or(Err(FurnishError::Stopped)),
-            Err(_) => Err(FurnishError::TimedOut { what, limit: self.deadline }),
+            Err(_) => Err(FurnishError::TimedOut { what: what.into(), limit: self.deadline }),
         }
     }
 }

@@ -1,0 +1,170 @@
+//! What the helper can be asked for, and nothing else: the verbs, with what each of them brings and answers.
+//!
+//! A question is one of them, an answer the result that its line names. Descriptors that go along are in the order given here. Both ends are the same
+//! program, so the form is nobody else's concern, and changes with it.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::engine::NamespaceKind;
+use crate::netns::files::SharedFile;
+use crate::netns::inspection::Depth;
+use crate::netns::managed::host::Host;
+use crate::netns::managed::names::HostEnd;
+use crate::netns::managed::{FurnishError, Plan};
+use crate::netns::networks::NetworkError;
+use crate::netns::{KernelError, NamespaceId};
+
+/// What a helper is told first.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Begin {
+    /// The networks that it works on, if there are any.
+    pub host: Option<Host>,
+    /// Held while it is there.
+    pub lock: PathBuf,
+    /// What it writes, and how.
+    pub log: Log,
+}
+
+/// Of `[log]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Log {
+    /// Which lines.
+    pub filter: String,
+    /// Whether in JSON.
+    pub json: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Verb {
+    /// The first one: `Result<Hosts, BeginError>`.
+    Begin(Begin),
+    /// `()`.
+    Ping,
+    /// `Result<Vec<NamespaceKind>, KernelError>`, with the pidfd and a namespace of each of these kinds.
+    Hold { pid: u32, kinds: Vec<NamespaceKind> },
+    /// `Result<Vec<(NamespaceId, Vec<Process>)>, KernelError>`.
+    Members { kind: NamespaceKind, of: Vec<NamespaceId> },
+    /// Of a pidfd and its network namespace: `Result<Renewed, RenewError>`, with the new one.
+    Renew { use_number: u64, within: Duration },
+    /// Of a pidfd and a namespace of each of these kinds: `Result<u64, InspectError>`, by which it is called from then on.
+    Snapshot { kinds: Vec<NamespaceKind>, depth: Depth, addresses: Vec<IpAddr>, within: Duration },
+    /// `Verdict`.
+    Inspect { snapshot: u64, depth: Depth, within: Duration },
+    /// `Result<Seen, InspectError>`.
+    Look { snapshot: u64, within: Duration },
+    /// `()`.
+    Forget { snapshot: u64 },
+    /// `Vec<Result<SharedFile, String>>`.
+    ReadFiles { files: Vec<(PathBuf, u64)> },
+    /// `Result<(), String>`.
+    ReplaceFiles { files: Vec<SharedFile> },
+    /// Of a network namespace: `Result<(), LinkError>`.
+    Furnish { plan: Plan },
+    /// `Result<(), LinkError>`.
+    Strip { end: HostEnd },
+    /// `Result<(), LinkError>`.
+    Cut { end: HostEnd },
+    /// `Result<Found, LinkError>`.
+    Links,
+    /// `Result<(), LinkError>`.
+    Adopt { plans: Vec<Plan> },
+    /// `Result<Vec<Finding>, LinkError>`.
+    Mend,
+    /// `Result<Vec<FurnishError>, LinkError>`.
+    TearDown,
+}
+
+impl Verb {
+    /// For people.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Begin(_) => "begin",
+            Self::Ping => "ping",
+            Self::Hold { .. } => "hold",
+            Self::Members { .. } => "members",
+            Self::Renew { .. } => "renew",
+            Self::Snapshot { .. } => "snapshot",
+            Self::Inspect { .. } => "inspect",
+            Self::Look { .. } => "look",
+            Self::Forget { .. } => "forget",
+            Self::ReadFiles { .. } => "read files",
+            Self::ReplaceFiles { .. } => "replace files",
+            Self::Furnish { .. } => "furnish",
+            Self::Strip { .. } => "strip",
+            Self::Cut { .. } => "cut",
+            Self::Links => "links",
+            Self::Adopt { .. } => "adopt",
+            Self::Mend => "mend",
+            Self::TearDown => "tear down",
+        }
+    }
+}
+
+/// The host's own namespaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Hosts {
+    pub(super) net: NamespaceId,
+    pub(super) ipc: NamespaceId,
+    pub(super) pid: NamespaceId,
+}
+
+/// Why a helper cannot work.
+#[derive(Clone, Debug, thiserror::Error, Serialize, Deserialize)]
+pub enum BeginError {
+    /// Of the host's own namespaces.
+    #[error("the host's namespaces cannot be read")]
+    Kernel(#[source] KernelError),
+    /// The thread for links.
+    #[error("the managed networks cannot be worked on; nspool needs root, or CAP_NET_ADMIN and CAP_SYS_ADMIN")]
+    Links(#[source] FurnishError),
+    /// It cannot be made.
+    #[error("the helper's lock: {0}")]
+    Lock(String),
+    /// Its capabilities, its log.
+    #[error("the helper's own process: {0}")]
+    Process(String),
+}
+
+/// [`NetworkError`], as far as links have it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum LinkError {
+    Link(FurnishError),
+    Namespace(KernelError),
+    NotSetUp(String),
+}
+
+impl From<LinkError> for NetworkError {
+    fn from(error: LinkError) -> Self {
+        match error {
+            LinkError::Link(error) => Self::Link(error),
+            LinkError::Namespace(error) => Self::Namespace(error),
+            LinkError::NotSetUp(why) => Self::NotSetUp(why),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+    use crate::netns::inspection::InspectError;
+
+    #[test]
+    fn errors_come_as_they_were() {
+        let refused = FurnishError::Refused { step: "a step".into(), subject: "x".to_owned(), cause: Errno::NODEV };
+        for error in [refused, FurnishError::TimedOut { what: "a deed".into(), limit: Duration::from_millis(1) }, FurnishError::Stopped] {
+            let written = serde_json::to_vec(&LinkError::Link(error.clone())).unwrap();
+            let read: NetworkError = serde_json::from_slice::<LinkError>(&written).unwrap().into();
+            assert_eq!(format!("{read:?}"), format!("{:?}", NetworkError::Link(error)));
+        }
+        let unreadable = InspectError::Unreadable { what: "x".to_owned(), cause: Errno::PERM };
+        let read: InspectError = serde_json::from_slice(&serde_json::to_vec(&unreadable).unwrap()).unwrap();
+        assert_eq!(read.to_string(), unreadable.to_string());
+        assert!(serde_json::from_str::<InspectError>(r#"{"Unreadable":{"what":"x","cause":0}}"#).is_err());
+    }
+}
