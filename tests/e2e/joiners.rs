@@ -1,13 +1,16 @@
 //! Who is in a namespace when its lease is over, or comes too late: the fence, the quarantine, the detached ones.
 
 use std::process::{Child, Command};
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use nspool::proto::ReleaseOutcome;
 
-use crate::support::daemon::{TestDaemon, joined, load_busybox};
+use super::fresh::{one_slot, own};
+use crate::support::daemon::{LIMIT, TEST_LABEL, TestDaemon, joined, load_busybox, text};
 use crate::support::engines::TestEngine;
 use crate::support::eventually;
+use crate::support::image::BUSYBOX;
 
 on_both_engines!(
     a_start_by_an_old_name_fails,
@@ -16,6 +19,7 @@ on_both_engines!(
     a_slot_goes_on_without_a_buddy_that_stays_occupied,
     a_process_without_a_container_is_found,
     a_function_that_ended_and_was_not_removed_is_named_where_it_matters,
+    who_joins_from_the_first_moment_on_never_gets_the_hosts_namespace,
 );
 
 async fn a_start_by_an_old_name_fails(engine: &TestEngine) {
@@ -52,6 +56,56 @@ async fn a_container_created_before_the_release_never_meets_the_next_tenant(engi
     }
     engine.run(&["rm", "-f", &early]);
     client.release(&next.token, false).await.unwrap();
+    daemon.settled(1).await;
+}
+
+/// Buddies are joined as soon as the engine knows them, again and again, while they are started and moved.
+async fn who_joins_from_the_first_moment_on_never_gets_the_hosts_namespace(engine: &TestEngine) {
+    const JOINS: usize = 6;
+    load_busybox(engine);
+    let (mut lines, _) = own(&one_slot());
+    lines.extend(["backoff.first = \"100ms\"", "backoff.longest = \"200ms\""].map(str::to_owned));
+    let mut daemon = TestDaemon::prepare(engine, &lines.iter().map(String::as_str).collect::<Vec<_>>());
+    let command = daemon.command(&[]);
+    daemon.spawn(command);
+    let until = Instant::now() + LIMIT;
+    let (pool, joins) = (daemon.pool.clone(), AtomicUsize::new(0));
+    let hammer = || {
+        let (label, mut seen) = (format!("label=nspool.pool={pool}"), Vec::new());
+        while joins.load(Ordering::Relaxed) < JOINS && Instant::now() < until {
+            // podman refuses to list while a container goes.
+            let buddies = engine.client(&["ps", "-aq", "--no-trunc", "--filter", &label]);
+            for buddy in text(&buddies.stdout).split_whitespace() {
+                let network = format!("container:{buddy}");
+                let test = format!("{TEST_LABEL}={pool}");
+                let joined = engine.client(&[
+                    "run",
+                    "--rm",
+                    "--label",
+                    &test,
+                    "--network",
+                    &network,
+                    BUSYBOX,
+                    "busybox",
+                    "readlink",
+                    "/proc/self/ns/net",
+                ]);
+                if joined.status.success() {
+                    joins.fetch_add(1, Ordering::Relaxed);
+                    seen.push(text(&joined.stdout).trim().to_owned());
+                }
+            }
+        }
+        seen
+    };
+    let seen: Vec<String> = std::thread::scope(|scope| {
+        let hammers = [scope.spawn(hammer), scope.spawn(hammer)];
+        hammers.into_iter().flat_map(|hammer| hammer.join().unwrap()).collect()
+    });
+    let hosts = std::fs::read_link("/proc/self/ns/net").unwrap().to_str().unwrap().to_owned();
+    assert!(seen.iter().all(|namespace| namespace.starts_with("net:[") && *namespace != hosts), "{seen:?}");
+    assert!(!seen.is_empty(), "or this tests nothing: {}", daemon.log());
+    // Nobody stays in the way once they leave off.
     daemon.settled(1).await;
 }
 
