@@ -5,6 +5,7 @@
 //! *held*: a pidfd for its process and an open descriptor per namespace. While the descriptors are open the inode numbers cannot be given to
 //! another namespace, which is what makes [`NamespaceId`] comparable.
 
+pub mod host_links;
 pub mod inspection;
 pub mod linux;
 pub mod managed;
