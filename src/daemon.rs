@@ -27,6 +27,7 @@ use crate::audit::Auditor;
 use crate::config::{self, AcrossTenants, Config, PlaceholderImage, Reuse};
 use crate::engine::Engine;
 use crate::engine::paced::{Deadlines, Paced};
+use crate::engine_networks::EngineNetworks;
 use crate::image::gate::{Gate, GateState, Source};
 use crate::ledger::{Ledger, Replayed};
 use crate::level;
@@ -38,6 +39,7 @@ use crate::nanny::looks::Looks;
 use crate::nanny::minder::{self, Detached, DetachedList};
 use crate::nanny::{Settings, Tools};
 use crate::netns::Kernel;
+use crate::netns::host_links;
 use crate::netns::networks::{Links, Networks};
 use crate::observer::{Doubts, EngineState, Late, Observer};
 use crate::pool::state::{Afterwards, Rules, SlotState, State};
@@ -83,14 +85,14 @@ pub enum Signal {
 /// How it ended.
 #[derive(Debug, Default)]
 pub struct Stopped {
-    /// Buddies that stay in the engine, each with who is inside, or why.
+    /// Buddies and networks that stay in the engine, each with who is inside, or why.
     pub left: Vec<Left>,
 }
 
-/// One buddy that stays.
+/// One buddy that stays, or a network of the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Left {
-    /// The container's id, which stays true whatever it is called.
+    /// The container's id, which stays true whatever it is called; or `network` and its name.
     pub container: String,
     /// Who is inside, or why it could not be removed.
     pub why: String,
@@ -260,7 +262,8 @@ impl Daemon {
             mutations,
         } = self;
         let (ending, api_ending) = (CancellationToken::new(), CancellationToken::new());
-        let mut background = watchers(&tools, predecessor, &ending);
+        let engines = Arc::new(engine_networks(&config, &tools));
+        let mut background = watchers(&tools, &engines, predecessor, &ending);
         background.spawn(observer.run(ending.clone()));
         background.spawn(minder::run(Arc::clone(&tools), arriving, Arc::clone(&detached), ending.clone()));
         if !config.audit.every.is_zero() {
@@ -311,27 +314,24 @@ impl Daemon {
         mutations.close();
         let _ = tokio::time::timeout(END_OF_API, mutations.wait()).await;
         outcome?;
-        Ok(if keep { kept(&tools, &detached) } else { removed(&tools, &detached).await })
+        Ok(if keep { kept(&tools, &detached) } else { removed(&tools, &engines, &detached).await })
     }
 }
 
 /// Nothing stays, but for what somebody is in, and then what that needs.
-async fn removed(tools: &Tools, detached: &DetachedList) -> Stopped {
+async fn removed(tools: &Tools, engines: &EngineNetworks, detached: &DetachedList) -> Stopped {
     let left = left(tools, detached);
-    if left.is_empty() {
-        links::tear_down(tools).await;
-    }
-    Stopped { left }
+    Stopped { left: if left.is_empty() { links::tear_down(tools, engines).await } else { left } }
 }
 
-fn watchers(tools: &Arc<Tools>, predecessor: bool, ending: &CancellationToken) -> JoinSet<()> {
+fn watchers(tools: &Arc<Tools>, engines: &Arc<EngineNetworks>, predecessor: bool, ending: &CancellationToken) -> JoinSet<()> {
     let mut background = JoinSet::new();
     let (pool, gate) = (Arc::clone(&tools.pool), Arc::clone(&tools.gate));
     let stop = ending.clone();
     background.spawn(async move { pool.run_timer(stop).await });
     let stop = ending.clone();
     background.spawn(async move { gate.run(stop).await });
-    background.spawn(links::run(Arc::clone(tools), predecessor, ending.clone()));
+    background.spawn(links::run(Arc::clone(tools), Arc::clone(engines), predecessor, ending.clone()));
     background.spawn(links::tidy(Arc::clone(tools), ending.clone()));
     background
 }
@@ -605,6 +605,12 @@ fn policies(config: &Config) -> String {
 fn networks(config: &Config, links: Option<Arc<dyn Links>>) -> Networks {
     let managed = |network| config.managed_of(network).map(|managed| (managed.network.clone(), managed.rest));
     Networks::new(&config.pool.name, (0..config.pool.networks.len()).map(managed).collect(), links)
+}
+
+fn engine_networks(config: &Config, tools: &Tools) -> EngineNetworks {
+    let wanted = config.managed.iter().filter_map(config::Managed::engine_spec).collect();
+    let engine = Arc::clone(&tools.engine) as Arc<dyn Engine>;
+    EngineNetworks::new(engine, &config.pool.name, wanted, Box::new(host_links::is_there))
 }
 
 fn random_token() -> Token {

@@ -54,7 +54,8 @@
 //! # Reading order
 //! [`pool::state`] (the picture of a slot's life) → [`ledger`] (what survives the daemon) → [`nanny`] (the story of one slot) → [`engine`] (what an
 //! engine is asked) → [`audit`] (what must agree) → [`daemon`] (assembly and stop) → [`api`] (what callers are told) → [`process`] (sockets and signals).
-//! Networks of our own: [`netns::networks`] (addresses and links as nannies use them) → [`netns::managed`] (bridges, links, rules).
+//! Networks of our own: [`netns::networks`] (addresses and links as nannies use them) → [`netns::managed`] (bridges, links, rules) →
+//! [`engine_networks`] (those whose bridge the engine makes for us).
 //! What needs rights: [`netns::helper`] (a process of its own, a fixed set of verbs).
 //! Beneath all: [`level`] (a value that many follow), [`random`] (where chance comes from), `sync` (locks, as a model checker sees them).
 
@@ -78,6 +79,7 @@ pub mod supervisor;
 mod causes;
 pub mod coalesce;
 pub mod engine;
+pub mod engine_networks;
 pub mod image;
 pub mod level;
 pub mod lock;

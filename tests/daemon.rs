@@ -20,6 +20,7 @@ mod e2e {
     mod buddies;
     mod crash_points;
     mod engine_away;
+    mod engine_networks;
     mod fresh;
     mod helper;
     mod joiners;

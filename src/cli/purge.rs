@@ -1,7 +1,8 @@
 //! `purge`: removes what a dead pool left behind.
 //!
 //! It takes the pool's lock, as a daemon does: while one is alive nothing is looked at. Then it does what the pool's next daemon would do at its
-//! start ([`recovery`]), and takes away what managed networks put on the host under the pool's name. It does not read the daemon's configuration:
+//! start ([`recovery`]), and takes away what managed networks put on the host under the pool's name, and the networks that the engine made for them
+//! ([`engine_networks`](crate::engine_networks)), unless a container is on one. It does not read the daemon's configuration:
 //! it looks into every kind of namespace that a pool may share.
 
 use std::process::ExitCode;
@@ -17,6 +18,7 @@ use crate::causes::with_causes;
 use crate::config::{self, Config};
 use crate::engine::paced::{Deadlines, Paced};
 use crate::engine::{Engine, EngineInfo, NamespaceKind};
+use crate::engine_networks::EngineNetworks;
 use crate::image::placeholder::IMAGE_LABEL;
 use crate::nanny::buddy::Breed;
 use crate::nanny::looks::Looks;
@@ -32,7 +34,7 @@ use crate::recovery::{self, Means};
   sudo nspool purge --dry-run
   sudo nspool purge --pool blue
 
-Touches only containers with nspool's labels and names, of a pool that no daemon is alive for, and that nobody is in.
+Touches only containers and networks with nspool's labels and names, of a pool that no daemon is alive for, and that nobody is in.
 Exit code 1: something was left because somebody is in it. Exit code 75: a daemon is alive.")]
 pub struct Purge {
     /// The pool's name
@@ -79,6 +81,10 @@ pub async fn run(globals: &Globals, args: Purge) -> anyhow::Result<ExitCode> {
     let mut view = purge(&args, &info, &means).await?;
     if view.left.is_empty() && !args.dry_run {
         view.left = links_left(&args.pool).await;
+    }
+    // Before its networks the pool itself: a buddy with somebody inside needs them.
+    if view.left.is_empty() || args.dry_run {
+        engines_networks(&args, &means, &mut view).await?;
     }
     globals.out().print(&view, table)?;
     if view.left.is_empty() && !args.dry_run {
@@ -152,6 +158,17 @@ async fn links_left(pool: &str) -> Vec<LeftView> {
     };
     let left = |error| LeftView { name: "networks on the host".to_owned(), container_id: String::new(), why: vec![with_causes(error)] };
     failures.iter().map(|error| left(error)).collect()
+}
+
+/// Those that the engine made for the pool.
+async fn engines_networks(args: &Purge, means: &Means, view: &mut View) -> Result<(), Failure> {
+    let networks = EngineNetworks::new(Arc::clone(&means.engine), &args.pool, Vec::new(), Box::new(|_| true));
+    let removed = networks.remove(args.dry_run).await;
+    let removed = removed.map_err(|error| host::engine_failure("the engine's networks cannot be listed", &error))?;
+    view.removed.extend(removed.removed.into_iter().map(|name| format!("network {name}")));
+    let left = removed.left.into_iter();
+    view.left.extend(left.map(|left| LeftView { name: format!("network {}", left.network), container_id: String::new(), why: left.why }));
+    Ok(())
 }
 
 fn table(view: &View) -> String {

@@ -24,7 +24,7 @@ use crate::telemetry;
 
 Each flag goes before its variable (NSPOOL_POOL_READY), and that before the file.
 SIGHUP reads the file again. SIGTERM or SIGINT stops within stop.timeout; a second one stops at once.
-Exit code 1: a stop left buddies behind because somebody was in them.")]
+Exit code 1: a stop left buddies behind because somebody was in them, or a network that the engine made, as a container was on it.")]
 pub(super) struct Serve {
     /// The configuration file; it must exist [default: /etc/nspool/nspool.toml, if it exists]
     #[arg(long, env = "NSPOOL_CONFIG", value_name = "FILE")]

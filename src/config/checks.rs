@@ -31,6 +31,19 @@ pub(super) const BRIDGE: Check = Check {
     test: |text| verdict(text.is_empty() || is_link_name(text)),
 };
 
+/// Of the engine, made for a managed network.
+pub(super) const ENGINE_NETWORK: Check = Check {
+    allowed: "\"\" (none), or a new network's name: 2 to 64 characters of a-z A-Z 0-9 _ . -, beginning with a letter or digit",
+    test: |text| {
+        if ["bridge", "host", "none", "default", "nat", "container", "ingress"].contains(&text) {
+            return Err(Some("that is one of the engine's own".into()));
+        }
+        let first = text.starts_with(|c: char| c.is_ascii_alphanumeric());
+        let rest = text.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c));
+        verdict(text.is_empty() || first && rest && (2..=64).contains(&text.len()))
+    },
+};
+
 /// All addresses of a managed network.
 pub(super) const SUBNET: Check =
     Check { allowed: "an IPv4 subnet from a /16 to a /30, like \"10.213.0.0/16\"", test: |text| is_subnet(text, IpAddr::is_ipv4) };

@@ -115,7 +115,8 @@ pub const NAMED_SECTIONS: &[NamedSection] = &[
               can get a new namespace under the same buddy after each use (reuse = \"fresh\"). All keys but kind are for managed networks \
               only, and are shown with their defaults. With existing = true the slots go on a bridge of somebody else's: that needs bridge, \
               subnet, gateway, and as addresses a part of the subnet that its owner gives to nobody (docker network create --subnet \
-              10.89.0.0/16 --ip-range 10.89.0.0/17 leaves 10.89.128.0/17). All of it changes with a restart only.",
+              10.89.0.0/16 --ip-range 10.89.0.0/17 leaves 10.89.128.0/17). With engine_network nspool has Docker make \
+              such a network. All of it changes with a restart only.",
         keys: NETWORK_KEYS,
     },
     NamedSection {

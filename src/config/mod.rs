@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::engine::NamespaceKind;
-pub use networks::Managed;
+pub use networks::{EngineNetwork, Managed};
 
 /// Everything that can be configured. The sections are those of `/etc/nspool/nspool.toml`; `systemd/nspool.toml` explains each key.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]

@@ -2,6 +2,9 @@
 //!
 //! What the kernel and the bridge need of a network is judged by [`crate::netns::managed::network`]; here are the rules between the keys,
 //! and where a mistake is. This file deliberately does not look at the machine: whether a bridge exists is found out by who uses it.
+//!
+//! With `engine_network` the subnet is cut in two: slots have one part (`addresses`), the engine's containers the largest that leaves it out, which is
+//! the other half of the subnet.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -10,8 +13,8 @@ use std::time::Duration;
 use super::keys::NETWORK_KEYS;
 use super::raw::{Draft, Origin};
 use super::value::Value;
-use super::{Config, PlaceholderImage, Pool, Reuse};
-use crate::engine::NamespaceKind;
+use super::{Config, EngineChoice, PlaceholderImage, Reuse};
+use crate::engine::{Labels, NamespaceKind, NetworkRange, NetworkSpec};
 use crate::netns::managed::host::Forwarding;
 use crate::netns::managed::network::{clashes, is_link_name};
 use crate::netns::managed::{Bridge, ManagedNetwork, Range, Subnet};
@@ -29,6 +32,17 @@ pub struct Managed {
     pub rest: Duration,
     /// Whether the host's forwarding may be switched on for it.
     pub forwarding: bool,
+    /// The engine makes its bridge; `None`: nspool does, or it is there.
+    pub engine: Option<EngineNetwork>,
+}
+
+/// A network that the engine makes for a managed one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineNetwork {
+    /// As the engine's clients call it.
+    pub name: String,
+    /// Whether the engine hides slots and containers behind the host's addresses.
+    pub nat: bool,
 }
 
 impl Managed {
@@ -44,15 +58,35 @@ impl Managed {
         NETWORK_KEYS.iter().map(|key| (key.name, key.kind.to_toml(&self.value(key.name)))).collect()
     }
 
+    /// What the engine is asked for, without labels. `None`: nothing.
+    #[must_use]
+    pub fn engine_spec(&self) -> Option<NetworkSpec> {
+        let (network, engine) = (&self.network, self.engine.as_ref()?);
+        let range = |range: Range| NetworkRange {
+            subnet: range.subnet.to_string(),
+            range: range.subnet.half_without(range.part).map(|half| half.to_string()).unwrap_or_default(),
+            gateway: range.gateway.to_string(),
+        };
+        Some(NetworkSpec {
+            name: engine.name.clone(),
+            bridge: network.bridge.name().to_owned(),
+            ranges: [Some(network.ipv4), network.ipv6].into_iter().flatten().map(range).collect(),
+            mtu: network.mtu,
+            masquerade: engine.nat,
+            labels: Labels::new(),
+        })
+    }
+
     fn value(&self, key: &str) -> Value {
-        let network = &self.network;
-        let is_existing = matches!(network.bridge, Bridge::Existing { .. });
+        let (network, engine) = (&self.network, self.engine.as_ref());
+        let is_anothers = matches!(network.bridge, Bridge::Existing { .. });
         let text = |text: Option<String>| Value::Text(text.unwrap_or_default());
-        let part = |range: Range| is_existing.then(|| range.part.to_string());
+        let part = |range: Range| is_anothers.then(|| range.part.to_string());
         match key {
             "kind" => text(Some("managed".to_owned())),
             "bridge" => text(Some(network.bridge.name().to_owned())),
-            "existing" => Value::Switch(is_existing),
+            "existing" => Value::Switch(is_anothers && engine.is_none()),
+            "engine_network" => text(engine.map(|engine| engine.name.clone())),
             "subnet" => text(Some(network.ipv4.subnet.to_string())),
             "gateway" => text(Some(network.ipv4.gateway.to_string())),
             "addresses" => text(part(network.ipv4)),
@@ -61,7 +95,7 @@ impl Managed {
             "addresses6" => text(network.ipv6.and_then(part)),
             "mtu" => Value::Number(u64::from(network.mtu)),
             "isolation" => Value::Switch(network.isolation),
-            "nat" => Value::Switch(network.nat),
+            "nat" => Value::Switch(engine.map_or(network.nat, |engine| engine.nat)),
             "forwarding" => Value::Switch(self.forwarding),
             "rest" => Value::Duration(self.rest),
             _ => unreachable!("not a key of a network: {key}"),
@@ -70,7 +104,7 @@ impl Managed {
 }
 
 impl Config {
-    /// A network of the pool, by its place in [`Pool::networks`]; `None`: it is the engine's.
+    /// A network of the pool, by its place in [`Pool::networks`](super::Pool::networks); `None`: it is the engine's.
     #[must_use]
     pub fn managed_of(&self, network: usize) -> Option<&Managed> {
         let name = self.pool.networks.get(network)?;
@@ -134,16 +168,19 @@ impl Section {
         self.values.get(key).map_or(default, |(value, _)| value.is_on())
     }
 
+    /// On a bridge that the engine makes, slots get the second half unless it is said: the gateway, by default, is in the first.
     fn range(&self, [subnet, gateway, part]: [&str; 3], default: Option<&str>) -> Option<Range> {
         let whole = Range::whole(self.text(subnet).or(default)?.parse().ok()?);
         let parsed = |key| self.text(key).and_then(|text| text.parse::<IpAddr>().ok());
         let part = self.text(part).and_then(|text| text.parse::<Subnet>().ok());
-        Some(Range { gateway: parsed(gateway).unwrap_or(whole.gateway), part: part.unwrap_or(whole.part), ..whole })
+        let half = self.text("engine_network").and_then(|_| whole.subnet.part(whole.subnet.prefix() + 1, 1));
+        Some(Range { gateway: parsed(gateway).unwrap_or(whole.gateway), part: part.or(half).unwrap_or(whole.part), ..whole })
     }
 
     /// What is written, and does not fit the rest.
     fn check_keys(&self, draft: &mut Draft) {
         let is_existing = self.is_on("existing", false);
+        let is_anothers = is_existing || self.text("engine_network").is_some();
         let has_ipv6 = self.text("subnet6").is_some();
         let with = |only: &str, good: bool, keys: &[&'static str], draft: &mut Draft| {
             for key in keys.iter().filter(|key| !good && self.text(key).is_some()) {
@@ -151,9 +188,13 @@ impl Section {
                 draft.mistake(origin, &path(&self.name, key), read, format!("\"\" without {only}"), "");
             }
         };
-        with("existing = true", is_existing, &["addresses"], draft);
+        with("existing = true or engine_network", is_anothers, &["addresses"], draft);
         with("subnet6", has_ipv6, &["gateway6"], draft);
-        with("existing = true and subnet6", is_existing && has_ipv6, &["addresses6"], draft);
+        with("subnet6, and existing = true or engine_network", is_anothers && has_ipv6, &["addresses6"], draft);
+        if let Some((value, origin)) = self.values.get("engine_network").filter(|(value, _)| is_existing && !value.text().is_empty()) {
+            let read = format!("read {:?}", value.text());
+            draft.mistake(origin.clone(), &path(&self.name, "engine_network"), read, "\"\" with existing = true", "");
+        }
         let wanted = ["bridge", "subnet", "gateway", "addresses"]
             .iter()
             .chain(has_ipv6.then_some(&["gateway6", "addresses6"]).into_iter().flatten());
@@ -176,12 +217,13 @@ impl Section {
         if self.is_on("existing", false) {
             return Some(Bridge::Existing { name });
         }
+        let is_engines = self.text("engine_network").is_some();
         if !is_link_name(&name) {
             let hint = format!("{name:?}, which it would be, is no name for a link");
             draft.mistake(self.origin.clone(), &path(&self.name, "bridge"), "missing", "1 to 15 characters of a-z A-Z 0-9 _ . -", hint);
             return None;
         }
-        Some(Bridge::Own { name })
+        Some(if is_engines { Bridge::Existing { name } } else { Bridge::Own { name } })
     }
 
     /// Nothing, when its keys do not say what it is. A network with mistakes may have some together with others, too.
@@ -192,6 +234,8 @@ impl Section {
         if draft.mistakes.len() > before {
             return None;
         }
+        let nat = self.is_on("nat", !self.is_on("existing", false));
+        let engine = self.text("engine_network").map(|name| EngineNetwork { name: name.to_owned(), nat });
         let network = ManagedNetwork {
             name: self.name.clone(),
             bridge: bridge?,
@@ -200,20 +244,58 @@ impl Section {
             ipv6: self.range(["subnet6", "gateway6", "addresses6"], None),
             mtu: self.values.get("mtu").map_or(MTU, |(mtu, _)| mtu.small()),
             isolation: self.is_on("isolation", true),
-            nat: self.is_on("nat", !self.is_on("existing", false)),
+            nat: engine.is_none() && nat,
         };
         for mistake in network.mistakes() {
             // The key says which network it is.
             let what = mistake.strip_prefix(&format!("network {}: ", self.name)).unwrap_or(&mistake);
             draft.mistake(self.origin.clone(), &self.path(), what, "", "");
         }
+        if engine.is_some() {
+            for range in [Some(network.ipv4), network.ipv6].into_iter().flatten().filter(|range| range.part == range.subnet) {
+                let what = format!("all of {} is for slots", range.subnet);
+                draft.mistake(
+                    self.origin.clone(),
+                    &self.path(),
+                    what,
+                    "a part of it at most",
+                    "the engine needs another for its containers",
+                );
+            }
+        }
         let rest = self.values.get("rest").map_or(REST, |(rest, _)| rest.duration());
-        Some(Managed { network, rest, forwarding: self.is_on("forwarding", true) })
+        Some(Managed { network, rest, forwarding: self.is_on("forwarding", true), engine })
     }
 }
 
+/// What two networks cannot both have, the kernel's side aside: the engine's own network, its bridge, and all of its addresses.
+fn engine_clashes(one: &Managed, other: &Managed) -> Vec<String> {
+    let (a, b) = (&one.network, &other.network);
+    let mut clashes = Vec::new();
+    if let (Some(ours), Some(others)) = (&one.engine, &other.engine)
+        && ours.name == others.name
+    {
+        clashes.push(format!("networks {} and {}: both have the engine_network {}", a.name, b.name, ours.name));
+    }
+    if one.engine.is_none() && other.engine.is_none() {
+        return clashes;
+    }
+    if a.bridge == b.bridge {
+        clashes.push(format!("networks {} and {}: both have the bridge {}", a.name, b.name, a.bridge.name()));
+    }
+    let ranges = |network: &ManagedNetwork| [Some(network.ipv4), network.ipv6].into_iter().flatten().collect::<Vec<_>>();
+    for (x, y) in ranges(a).iter().flat_map(|x| ranges(b).into_iter().map(move |y| (*x, y))) {
+        // Those whose parts overlap are told by all networks' rule.
+        if x.subnet.overlaps(y.subnet) && !x.part.overlaps(y.part) {
+            clashes.push(format!("networks {} and {}: {} and {} overlap", a.name, b.name, x.subnet, y.subnet));
+        }
+    }
+    clashes
+}
+
 /// Makes the managed networks; mistakes go into the draft.
-pub(super) fn build(draft: &mut Draft, pool: &Pool) -> Vec<Managed> {
+pub(super) fn build(draft: &mut Draft, config: &Config) -> Vec<Managed> {
+    let pool = &config.pool;
     let sections = std::mem::take(&mut draft.networks);
     let mut built: Vec<(Managed, &Section)> = Vec::new();
     for section in &sections {
@@ -222,12 +304,18 @@ pub(super) fn build(draft: &mut Draft, pool: &Pool) -> Vec<Managed> {
         } else if section.is_whole
             && let Some(managed) = section.managed(draft, pool.max)
         {
+            if managed.engine.is_some() && config.engine.kind == EngineChoice::Podman {
+                let (origin, path) = (section.values["engine_network"].1.clone(), managed.path("engine_network"));
+                let hint =
+                    "podman gives a network its bridge only while a container of its own is on it: nspool makes a bridge of its own there";
+                draft.mistake(origin, &path, "written with engine.kind = \"podman\"", "\"\" with podman", hint);
+            }
             built.push((managed, section));
         }
     }
     for (at, (one, _)) in built.iter().enumerate() {
         for (other, section) in &built[at + 1..] {
-            for clash in clashes(&one.network, &other.network) {
+            for clash in clashes(&one.network, &other.network).into_iter().chain(engine_clashes(one, other)) {
                 draft.mistake(section.origin.clone(), &section.path(), clash, "", "");
             }
         }

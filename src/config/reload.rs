@@ -148,7 +148,7 @@ mod tests {
             isolation: true,
             nat: true,
         };
-        Managed { network, rest: Duration::from_secs(10), forwarding: true }
+        Managed { network, rest: Duration::from_secs(10), forwarding: true, engine: None }
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub(super) fn build(draft: &mut Draft) -> Config {
         config.state.dir = PathBuf::from(format!("/run/nspool/{}", config.pool.name));
     }
     config.registries = std::mem::take(&mut draft.registries);
-    config.managed = networks::build(draft, &config.pool);
+    config.managed = networks::build(draft, &config);
     let mut rules = Rules { draft, config: &config };
     rules.sizes();
     rules.namespaces();

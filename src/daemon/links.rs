@@ -1,5 +1,5 @@
 //! The care for managed networks: what a predecessor left is found, bridges and rules are made, mended when somebody changes them, and taken away
-//! with the pool.
+//! with the pool; and so are the networks that the engine makes for us ([`crate::engine_networks`]).
 //!
 //! What can go wrong: something of another's is in the way (said again only when it changes; no slot of a managed network is filled meanwhile) · a
 //! firewall is reloaded under us (noticed, and mended within [`AT_MOST_EVERY`]) · somebody removes a slot's link (its buddy is given up: a lease on it is
@@ -11,19 +11,24 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use super::Left;
 use crate::causes::with_causes;
+use crate::engine_networks::{Care, EngineNetworks};
 use crate::nanny::Tools;
 use crate::netns::managed::host::Finding;
 use crate::netns::managed::names::HostEnd;
-use crate::pool::Address;
+use crate::pool::{Address, state::State};
 
 /// Our own changes are told, too, and looking costs as much as some links.
 const AT_MOST_EVERY: Duration = Duration::from_secs(1);
 /// What nobody tells of: forwarding, and whatever the kernel's news did not say.
 const AT_LEAST_EVERY: Duration = Duration::from_secs(30);
 
+/// For the engine to remove its networks, at a stop that has removed the slots.
+const END_OF_ENGINES: Duration = Duration::from_secs(10);
+
 /// Until `stop`. `predecessor`: a daemon of this pool ran before on this boot.
-pub(super) async fn run(tools: Arc<Tools>, predecessor: bool, stop: CancellationToken) {
+pub(super) async fn run(tools: Arc<Tools>, engines: Arc<EngineNetworks>, predecessor: bool, stop: CancellationToken) {
     let networks = &tools.networks;
     let Some(mut changes) = networks.changes() else { return };
     while let Err(error) = networks.begin(tools.pool.now(), predecessor).await {
@@ -34,10 +39,12 @@ pub(super) async fn run(tools: Arc<Tools>, predecessor: bool, stop: Cancellation
             () = tokio::time::sleep(AT_MOST_EVERY) => {}
         }
     }
-    let mut said = Said::default();
+    let (mut said, mut care) = (Said::default(), Care::new(engines));
     loop {
         let _seen = *changes.borrow_and_update();
-        let looked = networks.mend().await;
+        // Open: the lock is held, and a predecessor is dead that might take away what is made.
+        let may_look = tools.engine_state.borrow().is_up() && tools.pool.read(State::is_open);
+        let looked = networks.mend(care.look(may_look).await).await;
         let longest = if looked.is_ok() { AT_LEAST_EVERY } else { AT_MOST_EVERY };
         match looked {
             Ok(findings) => said.found(&tools, &findings),
@@ -72,10 +79,10 @@ pub(super) async fn tidy(tools: Arc<Tools>, stop: CancellationToken) {
     }
 }
 
-/// After the slots are gone: nothing of the pool stays on the host.
-pub(super) async fn tear_down(tools: &Tools) {
+/// After the slots are gone: nothing of the pool stays on the host, nor of its networks in the engine, but for those that others are on.
+pub(super) async fn tear_down(tools: &Tools, engines: &EngineNetworks) -> Vec<Left> {
     if !tools.networks.any() {
-        return;
+        return Vec::new();
     }
     match tools.networks.tear_down().await {
         Ok(failures) => failures.iter().for_each(|error| {
@@ -83,6 +90,22 @@ pub(super) async fn tear_down(tools: &Tools) {
         }),
         Err(error) => tracing::warn!(%error, "the managed networks stay"),
     }
+    remove_engines(engines).await
+}
+
+async fn remove_engines(engines: &EngineNetworks) -> Vec<Left> {
+    let removed = tokio::time::timeout(END_OF_ENGINES, engines.remove(false)).await;
+    let why = match removed {
+        Ok(Ok(outcome)) => {
+            outcome.removed.iter().for_each(|network| tracing::info!(network, "the engine removed this network"));
+            let left = outcome.left.into_iter();
+            return left.map(|left| Left { container: format!("network {}", left.network), why: left.why.join(", ") }).collect();
+        }
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("the engine did not remove it within {END_OF_ENGINES:?}"),
+    };
+    tracing::debug!(why, "it is not known which networks of the engine are ours");
+    engines.names().map(|name| Left { container: format!("network {name}"), why: why.clone() }).collect()
 }
 
 /// What was said, so that it is said once; and links that were gone at the last look.

@@ -11,6 +11,7 @@
 mod convert;
 mod errors;
 mod functions;
+mod networks;
 mod podman;
 mod powers;
 mod security;
@@ -37,7 +38,7 @@ pub use functions::FunctionSpec;
 
 use super::{
     BuddySpec, Container, ContainerId, ContainerSummary, Credentials, Engine, EngineError, EngineEvent, EngineFuture, EngineInfo,
-    EngineKind, ErrorClass, ImageId, WaitOutcome,
+    EngineKind, ErrorClass, ImageId, Network, NetworkSpec, WaitOutcome,
 };
 
 /// A client of one engine. Cheap to make, does no I/O until the first call.
@@ -287,6 +288,22 @@ impl Engine for Docker {
 
     fn list(&self) -> EngineFuture<'_, Vec<ContainerSummary>> {
         self.list_all().boxed()
+    }
+
+    fn networks(&self) -> EngineFuture<'_, Vec<Network>> {
+        networks::list(self).boxed()
+    }
+
+    fn create_network<'a>(&'a self, spec: &'a NetworkSpec) -> EngineFuture<'a, ()> {
+        networks::create(self, spec).boxed()
+    }
+
+    fn network_users<'a>(&'a self, network: &'a Network) -> EngineFuture<'a, Vec<String>> {
+        networks::users(self, network).boxed()
+    }
+
+    fn remove_network<'a>(&'a self, network: &'a Network) -> EngineFuture<'a, ()> {
+        networks::remove(self, &network.id).boxed()
     }
 
     fn events(&self) -> EngineFuture<'_, BoxStream<'static, Result<EngineEvent, EngineError>>> {

@@ -17,6 +17,7 @@ mod kernel;
 mod links;
 mod machine;
 mod model;
+mod networks;
 mod outside;
 mod renewal;
 mod script;

@@ -9,6 +9,7 @@
 pub mod discover;
 pub mod docker;
 pub mod fake;
+mod network;
 pub mod paced;
 pub mod seccomp;
 mod spec;
@@ -21,6 +22,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 
+pub use network::{Network, NetworkRange, NetworkSpec};
 pub use spec::{BuddySpec, Flavour};
 
 /// What every engine call returns; dropping it abandons the *wait*, the engine may still carry the call out.
@@ -321,6 +323,14 @@ pub trait Engine: Send + Sync + 'static {
     fn wait<'a>(&'a self, id: &'a ContainerId) -> EngineFuture<'a, WaitOutcome>;
     /// All containers, in any state. An error is never an empty list.
     fn list(&self) -> EngineFuture<'_, Vec<ContainerSummary>>;
+    /// All networks, each with what it was made with. An error is never an empty list.
+    fn networks(&self) -> EngineFuture<'_, Vec<Network>>;
+    /// Makes a bridge network. [`ErrorClass::Unknown`]: it may exist, look. [`ErrorClass::Refused`] where the engine's networks would not do.
+    fn create_network<'a>(&'a self, spec: &'a NetworkSpec) -> EngineFuture<'a, ()>;
+    /// Names of the containers that are on it or would be with their next start, in any state.
+    fn network_users<'a>(&'a self, network: &'a Network) -> EngineFuture<'a, Vec<String>>;
+    /// Removes it; "no such network" is success. Refused while a container with a process is on it.
+    fn remove_network<'a>(&'a self, network: &'a Network) -> EngineFuture<'a, ()>;
     /// Subscribes. The events between the call and its return are in the stream. The stream ends with an error or with the connection;
     /// events while nobody was subscribed are lost: list and inspect afterwards. No deadline on the stream.
     fn events(&self) -> EngineFuture<'_, BoxStream<'static, Result<EngineEvent, EngineError>>>;

@@ -3,6 +3,7 @@
 //! - **Rate.** A token is one preparation: a create and a start, with their undo ([`PreparationPermit`]). Removals have a bucket of their own, of the same
 //!   size, so that a pool that fills cannot keep another part of it from being cleared. Nothing else has a rate: neither the fence
 //!   (rename), nor looks (inspect, list) ever wait behind preparations or removals.
+//!   A network that is made or removed takes a token of the same buckets.
 //! - **Concurrency.** Create, start and remove share a cap; rename has a cap of its own of the same size, so that a fence waits for other fences
 //!   only. Both are fair.
 //! - **Deadlines.** Every call has one, but wait and events. It begins when the call does, not when it queues: a queue is left by dropping the
@@ -39,7 +40,7 @@ use tokio_util::task::TaskTracker;
 use self::cap::{Cap, Place};
 use super::{
     BuddySpec, Container, ContainerId, ContainerSummary, Credentials, Engine, EngineError, EngineEvent, EngineFuture, EngineInfo,
-    ErrorClass, ImageId, WaitOutcome,
+    ErrorClass, ImageId, Network, NetworkSpec, WaitOutcome,
 };
 use crate::config;
 use crate::level;
@@ -57,9 +58,9 @@ pub mod names {
 /// How long a call may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deadlines {
-    /// Of info, ping, image_id, inspect and list.
+    /// Of info, ping, image_id, inspect, list, and looks at networks.
     pub read: Duration,
-    /// Of create, start, rename and remove.
+    /// Of create, start, rename and remove, and of a network's.
     pub write: Duration,
     /// Of a load or pull.
     pub prepare: Duration,
@@ -241,6 +242,35 @@ impl Engine for Paced {
 
     fn list(&self) -> EngineFuture<'_, Vec<ContainerSummary>> {
         self.read("list", "", self.0.engine.list())
+    }
+
+    fn networks(&self) -> EngineFuture<'_, Vec<Network>> {
+        self.read("networks", "", self.0.engine.networks())
+    }
+
+    fn create_network<'a>(&'a self, spec: &'a NetworkSpec) -> EngineFuture<'a, ()> {
+        Box::pin(async move {
+            self.0.preparations.take(&self.0.stopping).await;
+            let place = self.enter_to_prepare("create network", &spec.name).await?;
+            let spec = spec.clone();
+            let name = spec.name.clone();
+            mutate(&self.0, place, "create network", name, move |engine| Box::pin(async move { engine.create_network(&spec).await })).await
+        })
+    }
+
+    fn network_users<'a>(&'a self, network: &'a Network) -> EngineFuture<'a, Vec<String>> {
+        self.read("network users", &network.made_with.name, self.0.engine.network_users(network))
+    }
+
+    fn remove_network<'a>(&'a self, network: &'a Network) -> EngineFuture<'a, ()> {
+        Box::pin(async move {
+            self.0.removals.take(&self.0.stopping).await;
+            let place = self.0.mutations.enter().await;
+            let (network, name) = (network.clone(), network.made_with.name.clone());
+            let remove =
+                move |engine: Arc<dyn Engine>| -> BoxFuture<'static, _> { Box::pin(async move { engine.remove_network(&network).await }) };
+            mutate(&self.0, place, "remove network", name, remove).await
+        })
     }
 
     fn events(&self) -> EngineFuture<'_, BoxStream<'static, Result<EngineEvent, EngineError>>> {

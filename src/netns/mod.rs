@@ -8,6 +8,7 @@
 mod errno;
 pub mod files;
 pub mod helper;
+pub mod host_links;
 pub mod inspection;
 pub mod linux;
 pub mod managed;

@@ -82,6 +82,11 @@ pub enum NetworkError {
 }
 
 impl NetworkError {
+    /// Without saying twice that it is not.
+    fn why_not_set_up(&self) -> String {
+        if let Self::NotSetUp(why) = self { why.clone() } else { self.to_string() }
+    }
+
     /// When there will be an address, if that is known.
     #[must_use]
     pub fn retry_after(&self, now: Moment) -> Option<Duration> {
@@ -216,13 +221,15 @@ impl Networks {
         self.trouble.subscribe()
     }
 
-    /// Sets up what is missing on the host, and puts right what was changed. Answers what is still not as it should be.
+    /// Sets up what is missing on the host, and puts right what was changed. Answers what is still not as it should be. `elsewhere`: why what others make
+    /// for the networks is not there; empty when it is.
     ///
     /// # Errors
     /// When something is in the way; it is also told by [`Networks::trouble`].
-    pub async fn mend(&self) -> Result<Vec<Finding>, NetworkError> {
+    pub async fn mend(&self, elsewhere: &str) -> Result<Vec<Finding>, NetworkError> {
         let mended = self.links()?.mend().await;
-        let trouble = mended.as_ref().err().map(ToString::to_string).unwrap_or_default();
+        let mended = if elsewhere.is_empty() { mended } else { mended.and(Err(NetworkError::NotSetUp(elsewhere.to_owned()))) };
+        let trouble = mended.as_ref().err().map(NetworkError::why_not_set_up).unwrap_or_default();
         self.trouble.send_if_modified(|shown| {
             let news = *shown != trouble;
             *shown = trouble;

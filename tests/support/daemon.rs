@@ -354,6 +354,10 @@ impl Drop for TestDaemon<'_> {
                 self.engine.client(&[&["rm", "-f", "-v"], &found.lines().collect::<Vec<_>>()[..]].concat());
             }
         }
+        let networks = self.engine.client(&["network", "ls", "-q", "--filter", &format!("label=nspool.pool={}", self.pool)]);
+        for network in text(&networks.stdout).lines() {
+            self.engine.client(&["network", "rm", network]);
+        }
         for lock in std::fs::read_dir(nspool::lock::LOCKS).into_iter().flatten().flatten() {
             if lock.file_name().to_string_lossy().starts_with(&format!("{}-", self.pool)) {
                 let _gone = std::fs::remove_file(lock.path());

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use futures::stream::{BoxStream, StreamExt};
 use nspool::engine::{
     BuddySpec, Container, ContainerId, ContainerSummary, Credentials, Engine, EngineError, EngineEvent, EngineFuture, EngineInfo, ImageId,
-    WaitOutcome,
+    Network, NetworkSpec, WaitOutcome,
 };
 use nspool::ledger::Store;
 
@@ -116,6 +116,18 @@ impl Engine for MortalEngine {
     }
     fn list(&self) -> EngineFuture<'_, Vec<ContainerSummary>> {
         Box::pin(self.life.pass(self.engine.list()))
+    }
+    fn networks(&self) -> EngineFuture<'_, Vec<Network>> {
+        Box::pin(self.life.pass(self.engine.networks()))
+    }
+    fn create_network<'a>(&'a self, spec: &'a NetworkSpec) -> EngineFuture<'a, ()> {
+        Box::pin(self.life.pass(self.engine.create_network(spec)))
+    }
+    fn network_users<'a>(&'a self, network: &'a Network) -> EngineFuture<'a, Vec<String>> {
+        Box::pin(self.life.pass(self.engine.network_users(network)))
+    }
+    fn remove_network<'a>(&'a self, network: &'a Network) -> EngineFuture<'a, ()> {
+        Box::pin(self.life.pass(self.engine.remove_network(network)))
     }
     fn events(&self) -> EngineFuture<'_, BoxStream<'static, Result<EngineEvent, EngineError>>> {
         let life = Arc::clone(&self.life);

@@ -53,7 +53,7 @@ pub fn fresh() -> Config {
         isolation: true,
         nat: true,
     };
-    config.managed = vec![Managed { network, rest: Duration::from_secs(10), forwarding: false }];
+    config.managed = vec![Managed { network, rest: Duration::from_secs(10), forwarding: false, engine: None }];
     config
 }
 

@@ -28,6 +28,13 @@ pub const NETWORK_KEYS: &[NamedKey] = &[
         doc: "Whether the bridge is somebody else's, mostly Docker's, whose address, forwarding and NAT serve the slots, too.",
     },
     NamedKey {
+        name: "engine_network",
+        example: "\"\"",
+        kind: Kind::Text(checks::ENGINE_NETWORK),
+        doc: "A network that the engine makes for it, with that bridge and subnet, whose NAT and firewall then serve the slots; the engine's own containers \
+              can be on it, too. It is made when it is not there, and removed with the pool once no container is on it. Docker only.",
+    },
+    NamedKey {
         name: "subnet",
         example: "\"10.213.0.0/16\"",
         kind: Kind::Text(checks::SUBNET),
@@ -43,7 +50,8 @@ pub const NETWORK_KEYS: &[NamedKey] = &[
         name: "addresses",
         example: "\"\"",
         kind: Kind::Text(checks::PART),
-        doc: "What slots get of the subnet; only with existing = true.",
+        doc: "What slots get of the subnet; only with existing = true, or with engine_network, where it is the second half unless it is said, and \
+              the engine's containers get the other half.",
     },
     NamedKey { name: "subnet6", example: "\"\"", kind: Kind::Text(checks::SUBNET6), doc: "IPv6 addresses, besides those of IPv4." },
     NamedKey { name: "gateway6", example: "\"\"", kind: Kind::Text(checks::GATEWAY6), doc: "As gateway, of subnet6." },
@@ -59,7 +67,7 @@ pub const NETWORK_KEYS: &[NamedKey] = &[
         name: "nat",
         example: "true",
         kind: Kind::Switch,
-        doc: "Whether slots reach the outside by the host's addresses; then nobody outside reaches them. Always false with existing = true.",
+        doc: "Whether slots reach the outside by the host's addresses; then nobody outside reaches them. Always false with existing = true; with engine_network the engine sees to it.",
     },
     NamedKey {
         name: "forwarding",

@@ -32,6 +32,14 @@ const FAST: &str = "[pool]\nnetworks = [\"fast\"]\n[networks.fast]\nkind = \"man
 const DOCKERS: &str = "[pool]\nnetworks = [\"bridge\", \"fast\"]\n[networks.fast]\nkind = \"managed\"\nexisting = true\nbridge = \"docker0\"\n\
                        subnet = \"172.17.0.0/16\"\ngateway = \"172.17.0.1\"\naddresses = \"172.17.128.0/17\"\n";
 
+const SEVERAL: &str = "[pool]\nnetworks = [\"a\", \"b\", \"c\"]\n\
+                       [networks.a]\nkind = \"managed\"\nengine_network = \"fn\"\nsubnet = \"10.1.0.0/16\"\n\
+                       [networks.b]\nkind = \"managed\"\nengine_network = \"fn\"\nsubnet = \"10.1.0.0/17\"\naddresses = \"10.1.0.0/24\"\n\
+                       [networks.c]\nkind = \"managed\"\nexisting = true\nbridge = \"ns-a\"\nsubnet = \"10.3.0.0/16\"\n\
+                       gateway = \"10.3.0.1\"\naddresses = \"10.3.1.0/24\"\n";
+
+const ENGINES: &str = "[pool]\nnetworks = [\"fast\"]\n[networks.fast]\nkind = \"managed\"\nengine_network = \"fn\"\n";
+
 #[test]
 fn a_managed_network_needs_no_more_than_its_kind() {
     let config = config(FAST);
@@ -45,7 +53,7 @@ fn a_managed_network_needs_no_more_than_its_kind() {
         isolation: true,
         nat: true,
     };
-    assert_eq!(config.managed, [Managed { network: wanted, rest: Duration::from_secs(10), forwarding: true }]);
+    assert_eq!(config.managed, [Managed { network: wanted, rest: Duration::from_secs(10), forwarding: true, engine: None }]);
     assert_eq!(config.forwarding(), Forwarding::SwitchedOn);
     assert_eq!(Config::default().forwarding(), Forwarding::Told);
 }
@@ -62,12 +70,44 @@ fn the_bridge_of_another_keeps_its_nat() {
 }
 
 #[test]
+fn the_engine_is_asked_for_a_network_that_leaves_the_slots_addresses_out() {
+    let managed = |text: &str| config(text).managed.remove(0);
+    let ours = managed(ENGINES);
+    assert_eq!(ours.network.bridge, Bridge::Existing { name: "ns-fast".into() });
+    assert!(!ours.network.nat, "the engine sees to it");
+    assert_eq!(ours.network.ipv4.part.to_string(), "10.213.128.0/17");
+    let range =
+        |subnet: &str, range: &str, gateway: &str| NetworkRange { subnet: subnet.into(), range: range.into(), gateway: gateway.into() };
+    let spec = NetworkSpec {
+        name: "fn".into(),
+        bridge: "ns-fast".into(),
+        ranges: vec![range("10.213.0.0/16", "10.213.0.0/17", "10.213.0.1")],
+        mtu: 1500,
+        masquerade: true,
+        labels: Labels::new(),
+    };
+    assert_eq!(ours.engine_spec(), Some(spec));
+    let chosen = "bridge = \"br\"\nsubnet = \"10.9.0.0/16\"\naddresses = \"10.9.1.0/24\"\ngateway = \"10.9.0.9\"\nmtu = 1400\nnat = false\n\
+                  subnet6 = \"fd00:9::/64\"\n";
+    let ours = managed(&format!("{ENGINES}{chosen}"));
+    assert_eq!(ours.network.ipv6.unwrap().part.to_string(), "fd00:9:0:0:8000::/65");
+    let spec = ours.engine_spec().unwrap();
+    assert_eq!((spec.bridge.as_str(), spec.mtu, spec.masquerade), ("br", 1400, false));
+    let ranges = [range("10.9.0.0/16", "10.9.128.0/17", "10.9.0.9"), range("fd00:9::/64", "fd00:9::/65", "fd00:9::1")];
+    assert_eq!(spec.ranges, ranges, "the half without the slots");
+    for text in [FAST, DOCKERS] {
+        assert_eq!(managed(text).engine_spec(), None);
+    }
+}
+
+#[test]
 fn what_is_shown_reads_back() {
     let everything = "[pool]\nmax = 2000\nnetworks = [\"b\", \"x.1\"]\n[networks.\"x.1\"]\nkind = \"managed\"\nbridge = \"br\"\n\
                       subnet = \"10.9.0.0/16\"\ngateway = \"10.9.0.9\"\nsubnet6 = \"fd00:9::/64\"\ngateway6 = \"fd00:9::9\"\nmtu = 1400\n\
                       isolation = false\nnat = false\nforwarding = false\nrest = \"1m\"\n";
     let dockers6 = format!("{DOCKERS}subnet6 = \"fd00:17::/64\"\ngateway6 = \"fd00:17::1\"\naddresses6 = \"fd00:17:0:0:8000::/65\"\n");
-    for text in [FAST, DOCKERS, &dockers6, everything] {
+    let engines6 = format!("{ENGINES}subnet6 = \"fd00:17::/64\"\naddresses = \"10.213.7.0/24\"\nnat = false\n");
+    for text in [FAST, DOCKERS, &dockers6, everything, ENGINES, &engines6] {
         let config = config(text);
         let (head, table) = text.split_at(text.find("[networks").unwrap());
         let header = table.lines().next().unwrap();
@@ -113,6 +153,13 @@ fn each_mistake_about_a_network_is_told_with_its_line() {
         ("a subnet too large, and a gateway outside", fast("subnet = \"10.0.0.0/8\"\ngateway = \"11.0.0.1\"\n")),
         ("too few addresses", fast("subnet = \"10.0.0.0/27\"\n")),
         ("another's NAT", format!("{DOCKERS}nat = true\n")),
+        ("both kinds of another's bridge", format!("{DOCKERS}engine_network = \"fn\"\n")),
+        ("one of the engine's own", ENGINES.replace("\"fn\"", "\"bridge\"")),
+        ("no network's name", ENGINES.replace("\"fn\"", "\"f n\"")),
+        ("nothing left for the engine", format!("{ENGINES}addresses = \"10.213.0.0/16\"\n")),
+        ("more slots than ports on a bridge of the engine", ENGINES.replace("[pool]\n", "[pool]\nmax = 2000\n")),
+        ("an engine that makes none", format!("{ENGINES}[engine]\nkind = \"podman\"\n")),
+        ("two of one, and a bridge of another", SEVERAL.to_owned()),
         ("more slots than ports on another's bridge", DOCKERS.replace("[pool]\n", "[pool]\nmax = 2000\n")),
     ];
     let told: Vec<String> = others.iter().map(|(what, text)| format!("# {what}\n{}", report(text))).collect();
@@ -147,7 +194,7 @@ fn the_reference_page_shows_valid_ones() {
     let page = include_str!("../../../docs/configuration.md");
     let examples: Vec<&str> = page.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
     let managed: Vec<usize> = examples.iter().map(|example| config(example).managed.len()).collect();
-    assert_eq!(managed, [1, 1]);
+    assert_eq!(managed, [1, 1, 1]);
 }
 
 /// A network whose kind could not be read is not taken for one of the engine, nor are the defaults that stand in for refused values judged.

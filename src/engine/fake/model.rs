@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::Violation;
 use super::machine::{HOST, Machine, NsSet};
+use super::networks::EngineNetworks;
 use super::script::Operation;
 use crate::engine::{
     Address, BuddySpec, Container, ContainerId, ContainerStatus, ContainerSummary, EngineError, ErrorClass, EventAction, NamespaceKind,
@@ -36,6 +37,7 @@ pub(super) struct Model {
     /// Hashes of all names that buddies ever had.
     names_ever: HashSet<u64>,
     pub networks: BTreeMap<Arc<str>, Network>,
+    pub engine_networks: EngineNetworks,
     pub images: Images,
     pub machine: Machine,
     pub violations: Vec<Violation>,
@@ -73,6 +75,7 @@ impl Model {
             by_name: HashMap::default(),
             names_ever: HashSet::default(),
             networks: BTreeMap::new(),
+            engine_networks: EngineNetworks::default(),
             images: Images::default(),
             machine: Machine::new(),
             violations: Vec::new(),

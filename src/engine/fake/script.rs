@@ -33,6 +33,14 @@ pub enum Operation {
     Wait,
     /// `Engine::list`
     List,
+    /// `Engine::networks`
+    Networks,
+    /// `Engine::create_network`
+    CreateNetwork,
+    /// `Engine::network_users`
+    NetworkUsers,
+    /// `Engine::remove_network`
+    RemoveNetwork,
     /// `Engine::events`: the subscription, not the stream.
     Events,
     /// `Kernel::hold`; see `FakeWorld::script_hold`.
@@ -60,6 +68,10 @@ impl Operation {
             Self::Remove => "remove",
             Self::Wait => "wait",
             Self::List => "list",
+            Self::Networks => "networks",
+            Self::CreateNetwork => "create network",
+            Self::NetworkUsers => "network users",
+            Self::RemoveNetwork => "remove network",
             Self::Events => "events",
             Self::Hold => "hold",
             Self::Members => "members",
@@ -71,13 +83,22 @@ impl Operation {
     #[must_use]
     pub fn is_mutation(self) -> bool {
         match self {
-            Self::LoadImage | Self::PullImage | Self::Create | Self::Start | Self::Rename | Self::Remove => true,
+            Self::LoadImage
+            | Self::PullImage
+            | Self::Create
+            | Self::Start
+            | Self::Rename
+            | Self::Remove
+            | Self::CreateNetwork
+            | Self::RemoveNetwork => true,
             Self::Info
             | Self::Ping
             | Self::ImageId
             | Self::Inspect
             | Self::Wait
             | Self::List
+            | Self::Networks
+            | Self::NetworkUsers
             | Self::Events
             | Self::Hold
             | Self::Members

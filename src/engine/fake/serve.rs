@@ -12,7 +12,7 @@ use super::script::{Call, Fault, Operation, Phase};
 use super::{EngineState, FakeWorld};
 use crate::engine::{
     BuddySpec, Container, ContainerId, ContainerSummary, Credentials, Engine, EngineError, EngineEvent, EngineFuture, EngineInfo,
-    EngineKind, ErrorClass, ImageId, WaitOutcome,
+    EngineKind, ErrorClass, ImageId, Network, NetworkSpec, WaitOutcome,
 };
 use crate::level;
 
@@ -238,6 +238,29 @@ impl Engine for FakeEngine {
 
     fn list(&self) -> EngineFuture<'_, Vec<ContainerSummary>> {
         Box::pin(self.0.call(Operation::List, "", |model| Ok(model.containers.values().map(|item| model.summary(item)).collect())))
+    }
+
+    fn networks(&self) -> EngineFuture<'_, Vec<Network>> {
+        Box::pin(self.0.call(Operation::Networks, "", |model| Ok(model.engine_networks.list())))
+    }
+
+    fn create_network<'a>(&'a self, spec: &'a NetworkSpec) -> EngineFuture<'a, ()> {
+        let wanted = spec.clone();
+        Box::pin(self.0.call(Operation::CreateNetwork, &spec.name, move |model| model.engine_networks.create(wanted)))
+    }
+
+    fn network_users<'a>(&'a self, network: &'a Network) -> EngineFuture<'a, Vec<String>> {
+        let id = network.id.clone();
+        Box::pin(self.0.call(Operation::NetworkUsers, &network.made_with.name, move |model| Ok(model.engine_networks.users(&id))))
+    }
+
+    fn remove_network<'a>(&'a self, network: &'a Network) -> EngineFuture<'a, ()> {
+        let id = network.id.clone();
+        Box::pin(self.0.call(Operation::RemoveNetwork, &network.made_with.name, move |model| {
+            let removed = model.engine_networks.remove(&id)?;
+            model.violations.extend(removed);
+            Ok(())
+        }))
     }
 
     fn events(&self) -> EngineFuture<'_, BoxStream<'static, Result<EngineEvent, EngineError>>> {

@@ -90,6 +90,18 @@ impl Engine for Slow {
     fn list(&self) -> EngineFuture<'_, Vec<ContainerSummary>> {
         self.call("list", Vec::new())
     }
+    fn networks(&self) -> EngineFuture<'_, Vec<Network>> {
+        self.call("networks", Vec::new())
+    }
+    fn create_network<'a>(&'a self, _: &'a NetworkSpec) -> EngineFuture<'a, ()> {
+        self.call("create network", ())
+    }
+    fn network_users<'a>(&'a self, _: &'a Network) -> EngineFuture<'a, Vec<String>> {
+        self.call("network users", Vec::new())
+    }
+    fn remove_network<'a>(&'a self, _: &'a Network) -> EngineFuture<'a, ()> {
+        self.call("remove network", ())
+    }
     fn events(&self) -> EngineFuture<'_, BoxStream<'static, Result<EngineEvent, EngineError>>> {
         Box::pin(async move { Ok(futures::stream::empty().boxed()) })
     }
@@ -139,6 +151,21 @@ fn spec(name: &str) -> BuddySpec {
 }
 
 /// Lets every task go as far as it can at this moment of the paused clock.
+fn network_spec() -> NetworkSpec {
+    NetworkSpec {
+        name: "fn".into(),
+        bridge: "ns-fn".into(),
+        ranges: Vec::new(),
+        mtu: 1500,
+        masquerade: true,
+        labels: super::super::Labels::new(),
+    }
+}
+
+fn network() -> Network {
+    Network { id: "1".into(), driver: "bridge".into(), internal: false, made_with: network_spec() }
+}
+
 async fn settle() {
     for _ in 0..64 {
         tokio::task::yield_now().await;
@@ -270,6 +297,32 @@ async fn a_stop_refuses_creates_and_starts_that_still_queue() {
     bench.paced.remove(&id()).await.unwrap();
 }
 
+/// I6, of networks.
+#[tokio::test(start_paused = true)]
+async fn networks_are_made_and_removed_at_the_pace_of_all_else() {
+    let mut bench = bench(Some(1), 1, 1, SECOND / 10);
+    let (paced, network) = (bench.paced.clone(), network());
+    let begin = Instant::now();
+    let _burst = paced.preparation().await;
+    paced.create_network(&network_spec()).await.unwrap();
+    assert_eq!(begin.elapsed(), SECOND + SECOND / 10, "a token, then the call");
+    paced.remove_network(&network).await.unwrap();
+    let begin = Instant::now();
+    assert!(timeout(SECOND / 2, paced.remove_network(&network)).await.is_err(), "removals have tokens, too");
+    assert_eq!(bench.told().len(), 4, "who leaves the queue begins nothing");
+    paced.remove_network(&network).await.unwrap();
+    assert!(begin.elapsed() > SECOND * 9 / 10);
+    // Once begun it runs to its end.
+    tokio::time::sleep(2 * SECOND).await;
+    bench.told();
+    assert!(timeout(SECOND / 20, paced.remove_network(&network)).await.is_err());
+    tokio::time::sleep(SECOND).await;
+    assert_eq!(bench.told(), [("remove network", Told::Begun), ("remove network", Told::Done)]);
+    paced.set_stopping();
+    assert_eq!(paced.create_network(&network_spec()).await.unwrap_err().class, ErrorClass::Refused);
+    paced.remove_network(&network).await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn mutations_share_a_cap_in_order_and_the_fence_does_not_wait_for_them() {
     let mut bench = bench(None, 1, 2, SECOND);
@@ -350,7 +403,9 @@ async fn every_call_but_a_wait_has_its_deadline() {
     unknown(paced.image_id("a").await.unwrap_err(), "image");
     unknown(paced.inspect("a").await.unwrap_err(), "inspect");
     unknown(paced.list().await.unwrap_err(), "list");
-    assert_eq!(took(), 4 * DEADLINES.read);
+    unknown(paced.networks().await.unwrap_err(), "networks");
+    unknown(paced.network_users(&network()).await.unwrap_err(), "network users");
+    assert_eq!(took(), 6 * DEADLINES.read);
     unknown(paced.load_image(Vec::new()).await.unwrap_err(), "load");
     unknown(paced.pull_image("a", None).await.unwrap_err(), "pull");
     assert_eq!(took(), 2 * DEADLINES.prepare);
@@ -359,11 +414,13 @@ async fn every_call_but_a_wait_has_its_deadline() {
     unknown(paced.start(&id).await.unwrap_err(), "start");
     unknown(paced.rename(&id, "b").await.unwrap_err(), "rename");
     unknown(paced.remove(&id).await.unwrap_err(), "remove");
-    assert_eq!(took(), 4 * DEADLINES.write);
+    unknown(paced.create_network(&network_spec()).await.unwrap_err(), "create network");
+    unknown(paced.remove_network(&network()).await.unwrap_err(), "remove network");
+    assert_eq!(took(), 6 * DEADLINES.write);
     assert_eq!(paced.wait(&id).await, Ok(WaitOutcome::Exited(0)));
     assert_eq!(took(), Duration::from_secs(1_000_000));
     let cut_off = bench.told().iter().filter(|(_, told)| *told == Told::CutOff).count();
-    assert_eq!(cut_off, 11);
+    assert_eq!(cut_off, 15);
 }
 
 #[tokio::test(start_paused = true)]

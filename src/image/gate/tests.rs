@@ -9,7 +9,10 @@ use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
 use super::*;
-use crate::engine::{BuddySpec, Container, ContainerId, ContainerSummary, Credentials, EngineEvent, EngineFuture, EngineInfo, WaitOutcome};
+use crate::engine::{
+    BuddySpec, Container, ContainerId, ContainerSummary, Credentials, EngineEvent, EngineFuture, EngineInfo, Network, NetworkSpec,
+    WaitOutcome,
+};
 
 const BACKOFF: config::Backoff =
     config::Backoff { first: Duration::from_secs(1), longest: Duration::from_secs(8), healthy_after: Duration::from_secs(10) };
@@ -99,6 +102,18 @@ impl Engine for Images {
         unreachable!("the gate asks for images only")
     }
     fn list(&self) -> EngineFuture<'_, Vec<ContainerSummary>> {
+        unreachable!("the gate asks for images only")
+    }
+    fn networks(&self) -> EngineFuture<'_, Vec<Network>> {
+        unreachable!("the gate asks for images only")
+    }
+    fn create_network<'a>(&'a self, _: &'a NetworkSpec) -> EngineFuture<'a, ()> {
+        unreachable!("the gate asks for images only")
+    }
+    fn network_users<'a>(&'a self, _: &'a Network) -> EngineFuture<'a, Vec<String>> {
+        unreachable!("the gate asks for images only")
+    }
+    fn remove_network<'a>(&'a self, _: &'a Network) -> EngineFuture<'a, ()> {
         unreachable!("the gate asks for images only")
     }
     fn events(&self) -> EngineFuture<'_, BoxStream<'static, Result<EngineEvent, EngineError>>> {

@@ -20,7 +20,7 @@
 //!
 //! # Another's bridge
 //! On a bridge that Docker made, Docker's rules for it (NAT, forwarding) serve our slots, too, as they go by bridge and subnet; slots then
-//! need addresses that Docker does not hand out (its `--ip-range` leaves them to us). Our isolation keeps slots from each other there, not
+//! need addresses that Docker does not hand out (its `--ip-range` leaves them to us). Whether it was there, or is made for us, is not known here. Our isolation keeps slots from each other there, not
 //! from Docker's containers.
 //!
 //! It deliberately does not know pools, leases, engines, nor when a namespace may be furnished or stripped.

@@ -98,6 +98,15 @@ impl Subnet {
     }
 }
 
+impl Subnet {
+    /// The half that leaves that part out; nothing when the part is in both.
+    #[must_use]
+    pub fn half_without(self, part: Self) -> Option<Self> {
+        let half = |number| self.part(self.prefix.checked_add(1)?, number).filter(|half| !half.overlaps(part));
+        half(0).or_else(|| half(1))
+    }
+}
+
 impl fmt::Display for Subnet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.first, self.prefix)
