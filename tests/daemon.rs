@@ -25,6 +25,7 @@ mod e2e {
     mod leases;
     mod lifetimes;
     mod live;
+    mod pins;
     mod restarts;
     mod seen;
     mod stops;
