@@ -1,6 +1,7 @@
-//! What the inspection of a clean namespace costs, against the same facts read by `nsenter` with `ip`, `nft` and `cat`: over 10 and 200 slots.
+//! What the inspection of a clean namespace costs, against the same facts read by `nsenter` with `ip`, `nft` and `cat`: over 10 and 200 slots. And what it
+//! costs to forget what the host tracks for a slot, as it is done and by walks alone, one for each: for one slot, and for four at once.
 //!
-//!     cargo bench --bench inspection
+//!     cargo bench --bench inspection [-- host]
 //!
 //! Slots are visited in turns, each at most once in 50 ms, as none is used more often; by the tools, one is visited after every tenth
 //! inspection. Needs root, `ip`, `nft` and `nsenter`.
@@ -8,15 +9,15 @@
 #![expect(clippy::unwrap_used, reason = "a bench that fails, fails")]
 
 #[path = "../tests/support/space.rs"]
-#[expect(dead_code, reason = "a test uses the rest")]
 mod space;
 
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nspool::netns::inspection::{Baseline, Depth, Verdict, inspect};
+use nspool::netns::inspection::{Baseline, Depth, HostConnections, Verdict, inspect};
 use space::Space;
 
 const INSPECTIONS: usize = 2000;
@@ -118,9 +119,79 @@ async fn measure(count: usize) {
     println!("{:>32}: {:.0} times as long", "the tools", tools / ours);
 }
 
+/// Connections of others on the host.
+const OTHERS: [u16; 3] = [0, 10, 1000];
+const FORGETTINGS: usize = 200;
+const AT_ONCE: u8 = 4;
+
+fn slot_address(slot: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 5, 0, 10 + slot)
+}
+
+/// One connection for each port.
+fn send(host: &Space, from: Ipv4Addr, ports: std::ops::Range<u16>) {
+    host.inside(|| {
+        let socket = UdpSocket::bind((from, 0)).unwrap();
+        for port in ports {
+            // Nobody listens, of which the socket is told with the next one.
+            let _ = socket.send_to(b"x", ("10.6.0.1", port));
+        }
+    });
+}
+
+/// The time until all slots are done, each by what is told to be its own.
+async fn forget(connections: &[HostConnections], slots: u8, each: usize) -> Duration {
+    let begun = Instant::now();
+    let forgets = (0..slots).map(|slot| async move {
+        let connections = &connections[usize::from(slot) % connections.len()];
+        connections.forget(&[IpAddr::V4(slot_address(slot))], WITHIN).await
+    });
+    for verdict in futures::future::join_all(forgets).await {
+        let Verdict::Clean { removed } = verdict else { panic!("{verdict:?}") };
+        assert_eq!(removed.iter().map(|leftover| leftover.count).sum::<usize>(), each);
+    }
+    begun.elapsed()
+}
+
+async fn measure_host() {
+    let host = Space::new();
+    host.run(
+        "ip link set lo up; for i in $(seq 9 20); do ip addr add 10.5.0.$i/32 dev lo; done; ip addr add 10.6.0.1/32 dev lo
+         nft 'table inet t {
+           chain tracks { type filter hook output priority 0; ct state new accept; }
+         }'
+         echo 600 > /proc/sys/net/netfilter/nf_conntrack_udp_timeout",
+    );
+    let buckets = host.run("cat /proc/sys/net/netfilter/nf_conntrack_buckets");
+    println!("forgetting what the host tracks, {} buckets, of which others use a part", buckets.trim());
+    let now = [HostConnections::of(host.owned())];
+    let walks: Vec<HostConnections> = (0..AT_ONCE).map(|_| HostConnections::walking(host.owned())).collect();
+    let mut there = 0;
+    for others in OTHERS {
+        send(&host, Ipv4Addr::new(10, 5, 0, 9), 20_000 + there..20_000 + others);
+        there = others;
+        for (slots, each) in [(1, 0), (1, 3), (AT_ONCE, 0)] {
+            let mut times = [Vec::new(), Vec::new()];
+            for _ in 0..FORGETTINGS {
+                for (side, times) in [&now[..], &walks[..]].into_iter().zip(&mut times) {
+                    (0..slots).filter(|_| each > 0).for_each(|slot| send(&host, slot_address(slot), 7000..7000 + each));
+                    times.push(forget(side, slots, usize::from(each)).await);
+                }
+            }
+            println!("{others} connections of others, {slots} slots at once with {each} each");
+            let [now, walks] = times;
+            let now = report("as it is done", now);
+            println!("{:>32}: {:.1} times as long", "by a walk for each", report("by a walk for each", walks) / now);
+        }
+    }
+}
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
-    for count in [10, 200] {
-        measure(count).await;
+    if !std::env::args().any(|argument| argument == "host") {
+        for count in [10, 200] {
+            measure(count).await;
+        }
     }
+    measure_host().await;
 }

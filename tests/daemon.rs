@@ -27,6 +27,7 @@ mod e2e {
     mod leases;
     mod lifetimes;
     mod live;
+    mod pins;
     mod restarts;
     mod seen;
     mod stops;

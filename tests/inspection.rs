@@ -17,7 +17,6 @@ mod leftovers;
 #[path = "inspection/programs.rs"]
 mod programs;
 #[path = "support/space.rs"]
-#[expect(dead_code, reason = "another test uses the rest")]
 mod space;
 
 use std::os::fd::AsRawFd;

@@ -318,6 +318,63 @@ async fn a_second_daemon_adopts_links_or_is_told_of_them() {
     second.stop().await;
 }
 
+/// What passes the slot's link, by each way and family.
+fn traffic(slot: &Slot, rig: &Rig) -> [bool; 6] {
+    let ways = [
+        (&slot.space, &rig.host, ip("10.200.0.1")),
+        (&slot.space, &rig.host, ip("fd00:200::1")),
+        (&slot.space, &rig.outside, ip("192.0.2.2")),
+        (&slot.space, &rig.outside, ip("2001:db8::2")),
+        (&rig.host, &slot.space, slot.ipv4()),
+        (&rig.host, &slot.space, slot.ipv6()),
+    ];
+    std::thread::scope(|scope| ways.map(|(from, to, at)| scope.spawn(move || reaches(from, to, at).is_ok())).map(|way| way.join().unwrap()))
+}
+
+/// Whoever still has the old namespace has its end of the link, too.
+#[tokio::test]
+async fn nothing_passes_a_link_that_was_cut_whatever_is_done_to_its_other_end() {
+    let mut rig = Rig::new(network());
+    let (worker, furnisher) = rig.start();
+    furnisher.mend().await.unwrap();
+    let (slot, other) = (rig.slot(&furnisher, 1).await, rig.slot(&furnisher, 2).await);
+    let end = slot.furnished.host_end.clone();
+    let listener = rig.host.inside(|| TcpListener::bind(("10.200.0.1", 0))).unwrap();
+    let mut open = slot.space.inside(|| TcpStream::connect_timeout(&listener.local_addr().unwrap(), DROPPED)).unwrap();
+    let (mut accepted, _) = listener.accept().unwrap();
+    accepted.set_read_timeout(Some(DROPPED)).unwrap();
+    assert_eq!(traffic(&slot, &rig), [true; 6]);
+    furnisher.cut(&end).await.unwrap();
+    assert_eq!(traffic(&slot, &rig), [false; 6], "cut");
+    io::Write::write_all(&mut open, b"x").unwrap();
+    assert!(io::Read::read(&mut accepted, &mut [0]).is_err(), "what was sent on an open connection came through");
+    // The kernel tells bridges of a link some time after it has changed.
+    let heard =
+        format!("until ip link show {end} | grep -q LOWER_UP && ! ip link show {end} | grep -q LOWERLAYERDOWN; do sleep 0.02; done");
+    for deed in [
+        "ip link set eth0 down; ip link set eth0 up",
+        "ip link set eth0 down; sleep 0.3; ip link set eth0 up",
+        "ip link set eth0 address 02:00:00:00:00:77; ip link set eth0 mtu 1300; ip link set eth0 mode default",
+    ] {
+        slot.space.run(&format!(
+            "{deed}; ip -6 addr replace {}/64 dev eth0 nodad; ip route replace default via 10.200.0.1; ip -6 route replace default via fd00:200::1",
+            slot.ipv6()
+        ));
+        rig.host.run(&heard);
+        assert_eq!(traffic(&slot, &rig), [false; 6], "{deed}");
+    }
+    rig.host.run("ip link set nsbr0 down");
+    furnisher.mend().await.unwrap();
+    rig.host.run(&heard);
+    assert_eq!(traffic(&slot, &rig), [false; 6], "the bridge was down, and mended");
+    assert_eq!(traffic(&other, &rig), [true; 6], "others are not cut");
+    furnisher.cut(&end).await.unwrap();
+    assert_eq!(furnisher.strip(&end).await.unwrap(), Stripped::Removed);
+    furnisher.cut(&end).await.unwrap();
+    assert_eq!(furnisher.audit().await.unwrap(), []);
+    worker.stop().await;
+}
+
 #[tokio::test]
 async fn forwarding_is_told_and_switched_on_only_if_configured() {
     let rig = Rig::new(network());

@@ -45,18 +45,18 @@ pub(super) fn one_slot() -> [&'static str; 2] {
     ["pool.ready = 1", "pool.max = 1"]
 }
 
-fn address(lease: &proto::Lease) -> &str {
+pub(super) fn address(lease: &proto::Lease) -> &str {
     lease.ip_addresses[0].split('/').next().unwrap()
 }
 
-fn run(command: &[&str]) -> String {
+pub(super) fn run(command: &[&str]) -> String {
     let output = Command::new(command[0]).args(&command[1..]).output().unwrap();
     assert!(output.status.success(), "{command:?}: {}", text(&output.stderr));
     text(&output.stdout)
 }
 
 /// Waits until so many are on the bridge: the kernel takes a while to take away those that were left.
-async fn links(daemon: &TestDaemon<'_>, bridge: &str, expected: usize) {
+pub(super) async fn links(daemon: &TestDaemon<'_>, bridge: &str, expected: usize) {
     let count = |_| async { (run(&["ip", "-o", "link", "show", "master", bridge]).lines().count() == expected).then_some(()) };
     daemon.level(&format!("{expected} links on the bridge"), count).await;
 }

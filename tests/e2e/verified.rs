@@ -16,6 +16,7 @@ on_both_engines!(
     a_killed_daemon_goes_on_with_those_that_are_ready,
     an_ipc_object_costs_the_buddy,
     what_the_host_tracks_for_the_address_is_forgotten,
+    fresh_shows_nobody_any_deed,
 );
 
 /// With the host's programs, which a function's image does not have.
@@ -213,6 +214,15 @@ const LOOK: &str = "ip -d addr; ip -d link; ip route show table all; ip rule; ip
 /// 64 where nobody changed it.
 const SETTING: &str = "echo 77 > /proc/sys/net/ipv4/ip_default_ttl";
 
+/// Of a namespace, and what only a privileged one writes there.
+const SETTINGS: [(&str, &str); 5] = [
+    ("ipv4/ip_default_ttl", "77"),
+    ("core/somaxconn", "77"),
+    ("ipv4/tcp_syn_retries", "3"),
+    ("ipv4/conf/all/route_localnet", "1"),
+    ("ipv6/conf/default/hop_limit", "77"),
+];
+
 type Joiner = (&'static [&'static str], fn(&str) -> bool);
 
 /// As whom, and which of the deeds that one may do.
@@ -256,9 +266,7 @@ async fn verified_finds_every_deed_by_its_name() {
     every_deed_is_found_by_its_name_or_was_not_done(docker()).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn fresh_shows_nobody_any_deed() {
-    let engine = docker();
+async fn fresh_shows_nobody_any_deed(engine: &TestEngine) {
     load_busybox(engine);
     let lines = [
         "pool.ready = 1".to_owned(),
@@ -273,18 +281,24 @@ async fn fresh_shows_nobody_any_deed() {
     let daemon = TestDaemon::start(engine, &lines).await;
     daemon.settled(1).await;
     let deeds: Vec<&str> = DEEDS.iter().map(|(deed, _, _)| *deed).collect();
+    let settings = format!("cat {}", SETTINGS.map(|(file, _)| format!("/proc/sys/net/{file}")).join(" "));
+    let write = SETTINGS.map(|(file, value)| format!("echo {value} > /proc/sys/net/{file}")).join("; ");
+    let (_, clean) = used(&daemon, &[], &settings).await;
+    let clean = clean.unwrap();
     let all: [&[&str]; 4] = [&["--user", "1000"], &[], &["--cap-add", "NET_ADMIN"], powerful(engine)];
     for (number, options) in all.into_iter().enumerate() {
         let options = [options, &TOOLS].concat();
-        let command = format!("{}; {SETTING}; cat /proc/sys/net/ipv4/ip_default_ttl; {LOOK}", deeds.join("; "));
+        let command = format!("{}; {write}; {settings}; {LOOK}", deeds.join("; "));
         let (lease, said) = used(&daemon, &options, &command).await;
         let said = said.unwrap();
         let done = DEEDS.iter().filter(|(_, _, trace)| said.contains(trace)).count();
         assert!(number < 2 || done >= 10, "{options:?} did {done}:\n{said}");
-        let (next, seen) = used(&daemon, &options, &format!("cat /proc/sys/net/ipv4/ip_default_ttl; {LOOK}")).await;
+        let written = SETTINGS.iter().zip(said.lines()).filter(|((_, value), line)| value == line).count();
+        assert_eq!(written, if number == 3 { SETTINGS.len() } else { 0 }, "{options:?} wrote {written} settings:\n{said}");
+        let (next, seen) = used(&daemon, &options, &format!("{settings}; {LOOK}")).await;
         let seen = seen.unwrap();
         let traces: Vec<&str> = DEEDS.iter().map(|(_, _, trace)| *trace).filter(|trace| seen.contains(trace)).collect();
-        assert!(traces.is_empty() && seen.starts_with("64"), "after {options:?} the next one sees {traces:?}:\n{seen}");
+        assert!(traces.is_empty() && seen.starts_with(&clean), "after {options:?} the next one sees {traces:?}:\n{seen}");
         assert_eq!((next.generation, next.r#use), (lease.generation, lease.r#use + 1), "{}", daemon.log());
     }
 }

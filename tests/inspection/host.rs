@@ -1,10 +1,11 @@
 //! What the host tracks for a slot's addresses: all of it goes, and nothing of others. The host is a namespace of the test's own.
 
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use nspool::netns::inspection::forget_host_connections;
+use nspool::netns::inspection::HostConnections;
 use rustix::net::{AddressFamily, SocketType, ipproto, socket};
 
 use super::*;
@@ -39,6 +40,7 @@ fn host() -> Space {
         "sysctl -qw net.ipv6.conf.lo.accept_dad=0; ip link set lo up
          for ip in 10.5.0.2 10.5.0.3 10.6.0.1 10.6.0.2; do ip addr add $ip/32 dev lo; done
          for ip in fd05::2 fd05::3 fd06::1 fd06::2; do ip addr add $ip/128 dev lo nodad; done
+         until [ $(ip -6 route show table local | grep -c 'local fd0') -eq 4 ]; do sleep 0.01; done
          nft 'table inet t {
            chain zones { type filter hook output priority -300; udp dport 7006 ct zone set 5; udp dport 7007 ct original zone set 6; }
            chain tracks { type filter hook output priority 0; ct state new accept; }
@@ -113,16 +115,21 @@ fn naming<'a>(entries: &'a [String], ip: &str) -> Vec<&'a String> {
 }
 
 async fn forgotten(host: &Space, addresses: &[&str]) -> usize {
+    forgotten_by(&HostConnections::of(host.owned()), addresses).await
+}
+
+async fn forgotten_by(connections: &HostConnections, addresses: &[&str]) -> usize {
     let addresses: Vec<IpAddr> = addresses.iter().map(|ip| ip.parse().unwrap()).collect();
-    match forget_host_connections(host.fd(), &addresses, 6 * WITHIN).await {
+    match connections.forget(&addresses, 6 * WITHIN).await {
         Verdict::Clean { removed } => removed.iter().map(|leftover| leftover.count).sum(),
         Verdict::Dirty(differences) => panic!("dirty: {}", lines(&differences)),
     }
 }
 
-/// `crowd` decides how the kernel is asked.
-async fn only_the_slots_are_forgotten(crowd: std::ops::Range<u16>) {
+/// `crowd` decides how the kernel is asked, `of` whether by glances as well.
+async fn only_the_slots_are_forgotten(crowd: std::ops::Range<u16>, of: fn(OwnedFd) -> HostConnections) {
     let host = host();
+    let connections = of(host.owned());
     traffic(&host, &V4);
     traffic(&host, &V6);
     host.inside(|| send(V4.neighbour, V4.beyond, crowd.clone()));
@@ -130,7 +137,7 @@ async fn only_the_slots_are_forgotten(crowd: std::ops::Range<u16>) {
         let before = tracked(&host);
         let (of_slot, of_other) = (naming(&before, of.slot).len(), naming(&before, other.slot).len());
         assert_eq!(of_slot, EACH, "or this tests nothing: {:#?}", naming(&before, of.slot));
-        assert_eq!(forgotten(&host, &[of.slot]).await, of_slot);
+        assert_eq!(forgotten_by(&connections, &[of.slot]).await, of_slot);
         let after = tracked(&host);
         assert_eq!(naming(&after, of.slot), Vec::<&String>::new());
         assert_eq!(naming(&after, other.slot).len(), of_other, "{:#?}", naming(&after, other.slot));
@@ -139,22 +146,117 @@ async fn only_the_slots_are_forgotten(crowd: std::ops::Range<u16>) {
             let is = |entry: &&&String| entry.contains(&format!("dport={port} "));
             assert_eq!(naming(&after, of.neighbour).iter().filter(is).count(), 1, "{port}");
         }
-        assert_eq!(forgotten(&host, &[of.slot]).await, 0);
+        assert_eq!(forgotten_by(&connections, &[of.slot]).await, 0);
     }
     traffic(&host, &V4);
     traffic(&host, &V6);
-    assert_eq!(forgotten(&host, &[V4.slot, V6.slot]).await, 2 * EACH, "both at once");
+    assert_eq!(forgotten_by(&connections, &[V4.slot, V6.slot]).await, 2 * EACH, "both at once");
     assert!(tracked(&host).len() >= crowd.len() + 4);
 }
 
 #[tokio::test]
 async fn on_a_host_with_few_connections() {
-    only_the_slots_are_forgotten(0..0).await;
+    only_the_slots_are_forgotten(0..0, HostConnections::of).await;
 }
 
 #[tokio::test]
 async fn on_a_host_with_many_connections() {
-    only_the_slots_are_forgotten(CROWD).await;
+    only_the_slots_are_forgotten(CROWD, HostConnections::of).await;
+}
+
+#[tokio::test]
+async fn on_a_kernel_without_the_file() {
+    only_the_slots_are_forgotten(0..0, HostConnections::walking).await;
+}
+
+/// Few enough for the file's first page, up to more than fit: each time all of one address, and nothing else.
+#[tokio::test]
+async fn whatever_number_comes_in_one_read() {
+    let host = host();
+    let connections = HostConnections::of(host.owned());
+    for others in 0..40_u16 {
+        host.inside(|| {
+            send(V4.slot, V4.beyond, [7001, ZONE]);
+            connect(V4.slot, V4.beyond);
+            ping(V4.slot, V4.beyond);
+        });
+        if others % 2 == 1 {
+            // Which the file does not tell well enough to remove them by that.
+            host.inside(|| send(V4.slot, V4.beyond, [HALF_ZONE]));
+            host.inside(|| send(V4.beyond, V4.hosts, [TO_SLOT]));
+        }
+        let there = naming(&tracked(&host), V4.slot).len();
+        assert_eq!(there, if others % 2 == 1 { 6 } else { 4 });
+        assert_eq!(forgotten_by(&connections, &[V4.slot]).await, there, "with {others} others");
+        let after = tracked(&host);
+        assert_eq!((naming(&after, V4.slot).len(), after.len()), (0, usize::from(others)), "{after:#?}");
+        host.inside(|| send(V4.neighbour, V4.beyond, [30_000 + others]));
+    }
+}
+
+/// What is there when it is asked for is gone afterwards, whatever comes and goes meanwhile, and in whichever way it is looked for.
+#[tokio::test]
+async fn nothing_is_missed_while_others_come_and_go() {
+    let (host, stop) = (Arc::new(host()), Arc::new(AtomicBool::new(false)));
+    // A pair that is closed is forgotten at once when it begins anew.
+    let storms = [V4.neighbour, V4.hosts].map(|from| {
+        let (host, stop) = (Arc::clone(&host), Arc::clone(&stop));
+        std::thread::spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                host.inside(|| send(from, V4.beyond, 7200..7205));
+                host.run(&format!("conntrack -D -s {from} >/dev/null 2>&1 || true"));
+            }
+        })
+    });
+    let connections = HostConnections::of(host.owned());
+    for _ in 0..100 {
+        host.inside(|| send(V4.slot, V4.beyond, 7300..7303));
+        assert_eq!(forgotten_by(&connections, &[V4.slot]).await, 3);
+        assert_eq!(naming(&tracked(&host), V4.slot), Vec::<&String>::new());
+    }
+    stop.store(true, Ordering::Relaxed);
+    for storm in storms {
+        storm.join().unwrap();
+    }
+}
+
+/// Looks are shared, and each gets what is its own.
+#[tokio::test]
+async fn many_slots_at_once() {
+    let host = host();
+    let slots: Vec<String> = (10..42).map(|last| format!("10.5.0.{last}")).collect();
+    host.run(&slots.iter().map(|ip| format!("ip addr add {ip}/32 dev lo\n")).collect::<String>());
+    for connections in [HostConnections::of(host.owned()), HostConnections::walking(host.owned())] {
+        host.inside(|| {
+            send(V4.neighbour, V4.beyond, OTHERS);
+            for (slot, count) in slots.iter().zip(1..) {
+                send(slot, V4.beyond, 7400..7400 + count);
+            }
+        });
+        let all = futures::future::join_all(slots.iter().map(|slot| async { forgotten_by(&connections, &[slot]).await })).await;
+        assert_eq!(all, (1..=slots.len()).collect::<Vec<_>>());
+        let after = tracked(&host);
+        assert_eq!(naming(&after, V4.neighbour).len(), after.len());
+        assert!(after.len() >= OTHERS.len());
+    }
+}
+
+/// Who comes later does not get what was seen before: its entry came after that.
+#[tokio::test]
+async fn a_look_that_has_begun_serves_nobody_who_comes_later() {
+    let host = host();
+    for connections in [HostConnections::of(host.owned()), HostConnections::walking(host.owned())] {
+        for number in 0..50 {
+            let late = async {
+                // Somewhere in the midst of the other one's.
+                tokio::time::sleep(Duration::from_micros(200 * (number % 10))).await;
+                host.inside(|| send(V4.slot, V4.beyond, [7001]));
+                forgotten_by(&connections, &[V4.slot]).await
+            };
+            host.inside(|| send(V4.neighbour, V4.beyond, [7001]));
+            assert_eq!(tokio::join!(forgotten_by(&connections, &[V4.neighbour]), late), (1, 1));
+        }
+    }
 }
 
 #[tokio::test]
@@ -188,6 +290,7 @@ async fn where_there_is_nothing_nothing_is_forgotten() {
 #[tokio::test]
 async fn what_comes_again_each_time_is_not_removed() {
     let (host, stop, slot) = (Arc::new(host()), Arc::new(AtomicBool::new(false)), [V4.slot.parse().unwrap()]);
+    let connections = HostConnections::of(host.owned());
     let floods = [(); 2].map(|()| {
         let (host, stop) = (Arc::clone(&host), Arc::clone(&stop));
         std::thread::spawn(move || {
@@ -203,7 +306,7 @@ async fn what_comes_again_each_time_is_not_removed() {
     let until = Instant::now() + 4 * WITHIN;
     let mut dirty = None;
     while dirty.is_none() && Instant::now() < until {
-        dirty = Some(forget_host_connections(host.fd(), &slot, WITHIN).await).filter(|verdict| !verdict.is_clean());
+        dirty = Some(connections.forget(&slot, WITHIN).await).filter(|verdict| !verdict.is_clean());
     }
     stop.store(true, Ordering::Relaxed);
     for flood in floods {
@@ -222,9 +325,9 @@ async fn what_is_late_or_cannot_be_asked_is_dirty() {
     let host = host();
     traffic(&host, &V4);
     let slot = [V4.slot.parse().unwrap()];
-    let late = forget_host_connections(host.fd(), &slot, Duration::from_micros(20)).await;
+    let late = HostConnections::of(host.owned()).forget(&slot, Duration::from_micros(20)).await;
     assert!(matches!(&late, Verdict::Dirty(differences) if differences[0].kind == Kind::Late), "{late:?}");
     let file = std::fs::File::open("/dev/null").unwrap();
-    let unreadable = forget_host_connections(std::os::fd::AsFd::as_fd(&file), &slot, WITHIN).await;
+    let unreadable = HostConnections::of(file.into()).forget(&slot, WITHIN).await;
     assert!(matches!(&unreadable, Verdict::Dirty(differences) if differences[0].kind == Kind::Unreadable), "{unreadable:?}");
 }

@@ -9,6 +9,7 @@ pub mod engines;
 pub mod image;
 pub mod registry;
 pub mod renewable;
+pub mod space;
 
 use std::time::{Duration, Instant};
 

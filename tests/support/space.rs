@@ -10,6 +10,13 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space}
 #[derive(Debug)]
 pub struct Space(File);
 
+/// One that is there.
+impl From<File> for Space {
+    fn from(namespace: File) -> Self {
+        Self(namespace)
+    }
+}
+
 impl Space {
     /// Empty but for `lo`, which is down.
     #[expect(deprecated, reason = "only the network namespace of a thread that ends is left, which is none of what it warns of")]

@@ -1,8 +1,8 @@
 //! What the host still tracks of connections with a slot's addresses: the next tenant gets the same address, and would take part in them.
 //!
-//! [`forget_host_connections`] removes each entry whose source or destination, as it was sent or as it is answered, is one of the addresses, then
-//! looks again. Each is removed by its tuple, zone and number as the kernel told them: an entry of others is not, also when it has come in
-//! the place of one of these meanwhile.
+//! [`HostConnections::forget`] removes each entry whose source or destination, as it was sent or as it is answered, is one of the addresses, then
+//! looks again. Each is removed by its tuple, zone and number as the kernel told them, or by a tuple that names the address itself: an entry of others is
+//! not, also when it has come in the place of one of these meanwhile.
 //!
 //! What it promises: clean means that at the last look there was none. What comes about by itself while it is looked at (somebody beyond still
 //! sends to the address) is removed again, a few times.
@@ -13,24 +13,32 @@
 //! What it deliberately does not look at: expectations, which go with the connection that made them · the host's neighbours, routes and sets of
 //! nftables · IPVS.
 //!
-//! How: the kernel is asked for each side of each address (`CTA_FILTER`, since 5.8; older ones tell all, which costs time only), each of which is
-//! a walk through its whole table, of all namespaces. As long as the host has few entries, one walk that tells them all is cheaper.
+//! How: where a glance at the kernel's own list tells all of it ([`glance`](super::glance)), by that. Else by a walk through the kernel's whole table, of all
+//! namespaces, which tells all that the host has, and serves everybody who waits. Where the host has very many, the kernel is asked for each side of each
+//! address (`CTA_FILTER`, since 5.8; older ones tell all, which costs time only), a walk each. A look serves only those who asked before it began, so
+//! that nobody gets what was seen while his function was inside.
+//!
+//! Why not skip the look when nothing has passed the slot's link since the last one? Its counters tell too little: an entry with the slot's address needs no
+//! packet on its link. Others may send in its name, and the host tracks what it could not deliver, or what it answers itself.
 //!
 //! Why not let the kernel remove what its filter finds? It does since 6.8 only, and an older one takes the same message for something else.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
 use super::facts;
+use super::glance::{Seen, Told, glance};
 use super::netfilter::{self, CONNTRACK, CONNTRACK_DELETE, HEADER};
 use super::place::{Family, Place, Until};
 use super::verdict::{Difference, InspectError, Kind, Leftover, LeftoverKind, Verdict};
 use super::visit;
+use crate::coalesce::Coalesced;
 use crate::netns::wire::{Attributed, Attributes, Batch, Message};
 
 const ROUNDS: usize = 4;
@@ -43,20 +51,24 @@ const WORTH_A_WALK: usize = 2000;
 /// By the same figures, so many walks take longer than to tell all, however many there are.
 const MOST_WALKS: usize = 16;
 
+/// For a look that several wait for.
+const SHARED: Duration = Duration::from_secs(2);
+const ALL: &str = "tracked connections of the host";
+
 const GET: u16 = CONNTRACK + 1;
-const INET: u8 = 2;
-const INET6: u8 = 10;
+pub(super) const INET: u8 = 2;
+pub(super) const INET6: u8 = 10;
 /// Attributes of an entry.
-const ORIGINAL: u16 = 1;
+pub(super) const ORIGINAL: u16 = 1;
 const REPLY: u16 = 2;
 const ID: u16 = 12;
-const ZONE: u16 = 18;
+pub(super) const ZONE: u16 = 18;
 const FILTER: u16 = 25;
 /// Of a tuple.
-const TUPLE_IP: u16 = 1;
+pub(super) const TUPLE_IP: u16 = 1;
 /// Of its addresses: the sources' odd, the destinations' even.
-const V4_SOURCE: u16 = 1;
-const V6_SOURCE: u16 = 3;
+pub(super) const V4_SOURCE: u16 = 1;
+pub(super) const V6_SOURCE: u16 = 3;
 
 /// Where an address may stand, with the attribute of the filter that says so.
 #[derive(Clone, Copy, Debug)]
@@ -72,59 +84,141 @@ const SIDES: [Side; 4] = [
     Side { tuple: REPLY, is_destination: true },
 ];
 
-/// What an entry is known by: its tuple, zone and number, in the kernel's bytes.
+/// What an entry is known by: its tuple, zone and, from a walk, number, in the kernel's bytes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Entry {
-    family: u8,
-    attributes: Vec<u8>,
+pub(super) struct Entry {
+    pub(super) family: u8,
+    pub(super) attributes: Vec<u8>,
 }
 
-/// Removes what `host`, a network namespace, tracks for these addresses, and looks again: clean with the number of entries that were there, or
-/// dirty. `within` is for all of it; what is late is dirty.
-///
-/// Nobody may have the addresses at that time. Not cancel safe, in the way of a mutation: what was begun is carried out.
-pub async fn forget_host_connections(host: BorrowedFd<'_>, addresses: &[IpAddr], within: Duration) -> Verdict {
-    let addresses: BTreeSet<IpAddr> = addresses.iter().map(IpAddr::to_canonical).collect();
-    let until = Until { at: Instant::now() + within, limit: within };
-    let deed = move |place: &mut Place| forget(place, &addresses);
-    visit(host, until, None, deed).await.unwrap_or_else(|error| Verdict::Dirty(vec![error.into()]))
+/// What a network namespace tracks, for all who have addresses of which it shall forget: looks are shared.
+#[derive(Debug)]
+pub struct HostConnections {
+    host: Arc<OwnedFd>,
+    glances: Option<Coalesced<Glance>>,
+    walks: Coalesced<Walk>,
 }
 
-fn forget(place: &mut Place, addresses: &BTreeSet<IpAddr>) -> Result<Verdict, InspectError> {
-    let mut forgotten = BTreeSet::new();
-    let mut found = look(place, addresses)?;
-    for _ in 0..ROUNDS {
-        if found.is_empty() {
-            break;
+type Glance = Result<Arc<Option<Seen>>, InspectError>;
+/// All connections, each with its addresses; nothing where telling them all takes longer than to ask for those of an address.
+type Walk = Result<Arc<Option<Vec<Walked>>>, InspectError>;
+
+/// An entry, if the kernel has told by what it can be removed.
+#[derive(Clone, Debug)]
+struct Walked {
+    ends: Vec<IpAddr>,
+    entry: Option<Entry>,
+}
+
+impl HostConnections {
+    /// Asks nothing yet.
+    #[must_use]
+    pub fn of(host: OwnedFd) -> Self {
+        let walking = Self::walking(host);
+        let host = Arc::clone(&walking.host);
+        Self { glances: Some(Coalesced::new(move || shared(Arc::clone(&host), glance))), ..walking }
+    }
+
+    /// The same without glances, as on a kernel without the file for that.
+    #[must_use]
+    pub fn walking(host: OwnedFd) -> Self {
+        let host = Arc::new(host);
+        let walked = Arc::clone(&host);
+        Self { host, glances: None, walks: Coalesced::new(move || shared(Arc::clone(&walked), walk)) }
+    }
+
+    /// Removes what is tracked for these addresses, and looks again: clean with the number of entries that were there, or dirty. `within` is for all
+    /// of it; what is late is dirty.
+    ///
+    /// Nobody may have the addresses at that time. Not cancel safe, in the way of a mutation: what was begun is carried out.
+    pub async fn forget(&self, addresses: &[IpAddr], within: Duration) -> Verdict {
+        let addresses: Arc<BTreeSet<IpAddr>> = Arc::new(addresses.iter().map(IpAddr::to_canonical).collect());
+        let until = Until { at: Instant::now() + within, limit: within };
+        let late = Err(InspectError::Late { limit: within });
+        let forgotten = tokio::time::timeout_at(until.at.into(), self.forget_all(&addresses, until)).await.unwrap_or(late);
+        forgotten.and_then(|verdict| until.in_time().map(|()| verdict)).unwrap_or_else(|error| Verdict::Dirty(vec![error.into()]))
+    }
+
+    async fn forget_all(&self, addresses: &Arc<BTreeSet<IpAddr>>, until: Until) -> Result<Verdict, InspectError> {
+        let mut forgotten = BTreeSet::new();
+        let mut found = self.look(addresses, until).await?;
+        for _ in 0..ROUNDS {
+            if found.is_empty() {
+                break;
+            }
+            let entries = found.clone();
+            visit(self.host.as_fd(), until, None, move |place| remove(place, &entries)).await?;
+            forgotten.append(&mut found);
+            found = self.look(addresses, until).await?;
         }
-        remove(place, &found)?;
-        forgotten.append(&mut found);
-        found = look(place, addresses)?;
+        let count = forgotten.len();
+        Ok(match found.first() {
+            Some(one) => Verdict::Dirty(vec![not_removed(found.len(), one)]),
+            None if count == 0 => Verdict::Clean { removed: Vec::new() },
+            None => Verdict::Clean { removed: vec![Leftover { kind: LeftoverKind::Conntrack, count }] },
+        })
     }
-    place.in_time()?;
-    let count = forgotten.len();
-    Ok(match found.first() {
-        Some(one) => Verdict::Dirty(vec![not_removed(found.len(), one)]),
-        None if count == 0 => Verdict::Clean { removed: Vec::new() },
-        None => Verdict::Clean { removed: vec![Leftover { kind: LeftoverKind::Conntrack, count }] },
-    })
+
+    async fn look(&self, addresses: &Arc<BTreeSet<IpAddr>>, until: Until) -> Result<BTreeSet<Entry>, InspectError> {
+        if addresses.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        if let Some(glances) = &self.glances
+            && let Some(found) = glances.look().await?.as_ref().as_ref().and_then(|seen| seen_of(seen, addresses))
+        {
+            return Ok(found);
+        }
+        if let Some(walked) = self.walks.look().await?.as_ref() {
+            let entries = walked.iter().filter(|walked| walked.ends.iter().any(|end| addresses.contains(end)));
+            return entries.map(|walked| walked.entry.clone().ok_or_else(unknown)).collect();
+        }
+        let addresses = Arc::clone(addresses);
+        visit(self.host.as_fd(), until, None, move |place| look_by_sides(place, &addresses)).await
+    }
 }
 
-fn look(place: &mut Place, addresses: &BTreeSet<IpAddr>) -> Result<BTreeSet<Entry>, InspectError> {
-    let tracked = netfilter::tracked(place)?;
-    if tracked == 0 || addresses.is_empty() {
-        return Ok(BTreeSet::new());
+/// A look for everybody who waits, with a bound of its own.
+async fn shared<T: Send + 'static>(
+    host: Arc<OwnedFd>,
+    look: impl FnOnce(&mut Place) -> Result<T, InspectError> + Send + 'static,
+) -> Result<Arc<T>, InspectError> {
+    let until = Until { at: Instant::now() + SHARED, limit: SHARED };
+    visit(host.as_fd(), until, None, look).await.map(Arc::new)
+}
+
+/// Nothing when one of them cannot be removed by what is told of it: its tuple as it is sent does not name the address, and another one of that tuple may
+/// be in its place by now.
+fn seen_of(seen: &Seen, addresses: &BTreeSet<IpAddr>) -> Option<BTreeSet<Entry>> {
+    let names = |ends: &[IpAddr]| ends.iter().any(|end| addresses.contains(end));
+    let entry = |told: &Told| told.entry.clone().filter(|_| names(&told.ends[..2]));
+    seen.values().filter(|told| names(&told.ends)).map(entry).collect()
+}
+
+fn walk(place: &mut Place) -> Result<Option<Vec<Walked>>, InspectError> {
+    match netfilter::tracked(place)? {
+        0 => Ok(Some(Vec::new())),
+        tracked if tracked > SIDES.len() * WORTH_A_WALK => Ok(None),
+        _ => {
+            let read = |message: &Message<'_>| Some(Walked { ends: ends(message).collect(), entry: Entry::read(message) });
+            let all = list(place, None, read)?;
+            // A flood has come meanwhile.
+            Ok(Some(all).filter(|all| all.len() < MOST))
+        }
     }
+}
+
+fn look_by_sides(place: &mut Place, addresses: &BTreeSet<IpAddr>) -> Result<BTreeSet<Entry>, InspectError> {
+    let tracked = netfilter::tracked(place)?;
     let walks = addresses.len() * SIDES.len();
     if walks > MOST_WALKS || tracked <= walks * WORTH_A_WALK {
-        return list(place, addresses, None);
+        return list_of(place, addresses, None);
     }
     let mut found = BTreeSet::new();
     for &address in addresses {
         for side in SIDES {
-            match list(place, addresses, Some((address, side))) {
+            match list_of(place, addresses, Some((address, side))) {
                 // No such filter.
-                Err(InspectError::Unreadable { cause: Errno::OPNOTSUPP | Errno::INVAL, .. }) => return list(place, addresses, None),
+                Err(InspectError::Unreadable { cause: Errno::OPNOTSUPP | Errno::INVAL, .. }) => return list_of(place, addresses, None),
                 entries => found.append(&mut entries?),
             }
         }
@@ -133,17 +227,19 @@ fn look(place: &mut Place, addresses: &BTreeSet<IpAddr>) -> Result<BTreeSet<Entr
 }
 
 /// Those of the addresses, of all that the kernel tells.
-fn list(place: &mut Place, addresses: &BTreeSet<IpAddr>, only: Option<(IpAddr, Side)>) -> Result<BTreeSet<Entry>, InspectError> {
+fn list_of(place: &mut Place, addresses: &BTreeSet<IpAddr>, only: Option<(IpAddr, Side)>) -> Result<BTreeSet<Entry>, InspectError> {
+    let read = |message: &Message<'_>| ends(message).any(|end| addresses.contains(&end)).then(|| Entry::read(message));
+    list(place, only, read)?.into_iter().map(|entry| entry.ok_or_else(unknown)).collect()
+}
+
+/// What is read of those that the kernel tells, up to [`MOST`].
+fn list<T>(place: &mut Place, only: Option<(IpAddr, Side)>, read: impl Fn(&Message<'_>) -> Option<T>) -> Result<Vec<T>, InspectError> {
     place.in_time()?;
-    let (count, all_are_known) = (Cell::new(0), Cell::new(true));
-    let read = |message: &Message<'_>| {
-        if count.get() >= MOST || !ends(message).any(|end| addresses.contains(&end)) {
-            return None;
-        }
-        count.set(count.get() + 1);
-        let entry = Entry::read(message);
-        all_are_known.set(all_are_known.get() && entry.is_some());
-        entry
+    let count = Cell::new(0);
+    let bounded = |message: &Message<'_>| {
+        let found = if count.get() < MOST { read(message) } else { None };
+        count.set(count.get() + usize::from(found.is_some()));
+        found
     };
     let family = match only {
         Some((IpAddr::V4(_), _)) => INET,
@@ -155,9 +251,11 @@ fn list(place: &mut Place, addresses: &BTreeSet<IpAddr>, only: Option<(IpAddr, S
             side.ask(a, address);
         }
     };
-    let failed = InspectError::reading("tracked connections of the host");
-    let entries = place.socket(Family::Netfilter)?.list(GET, &[family, 0, 0, 0], fill, read).map_err(&failed)?;
-    if all_are_known.get() { Ok(entries.into_iter().collect()) } else { Err(failed(Errno::BADMSG)) }
+    place.socket(Family::Netfilter)?.list(GET, &[family, 0, 0, 0], fill, bounded).map_err(InspectError::reading(ALL))
+}
+
+fn unknown() -> InspectError {
+    InspectError::reading(ALL)(Errno::BADMSG)
 }
 
 /// Refused or not: they are looked for again.

@@ -16,7 +16,7 @@
 //! no connections without an owner, learnt neighbours and routes, metrics of TCP, tracked connections.
 //!
 //! Two more belong to it where joiners could leave them, and are asked for by themselves: the ipc objects of a shared ipc namespace ([`Objects`]),
-//! and what the host tracks for the slot's addresses ([`forget_host_connections`]).
+//! and what the host tracks for the slot's addresses ([`HostConnections`]).
 //!
 //! What it deliberately does not look at: processes, the files that joiners share, the host's end of the link, features of links that ethtool sets,
 //! ports of FOU and tunnels of L2TP without a session. At [`Depth::Usual`] neither what takes more than NET_ADMIN to leave: [`Depth::Privileged`]
@@ -29,6 +29,7 @@
 mod facts;
 mod files;
 mod generic;
+mod glance;
 mod host;
 mod ipc;
 mod legacy;
@@ -49,7 +50,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore, oneshot};
 
-pub use host::forget_host_connections;
+pub use host::HostConnections;
 pub use ipc::Objects;
 pub use verdict::{Difference, InspectError, Kind, Leftover, LeftoverKind, Verdict};
 

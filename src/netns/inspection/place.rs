@@ -25,6 +25,8 @@ const MOST_FACTS: usize = 1 << 16;
 /// Of one file, as above.
 const LARGEST_FILE: usize = 8 << 20;
 const FIRST_READ: usize = 4096;
+/// More than the kernel gives at once, which is a page.
+const LARGEST_READ: usize = 1 << 17;
 
 /// See the module.
 #[derive(Debug)]
@@ -128,6 +130,16 @@ impl Place {
             Err(errno) => return Err(failed(errno)),
         };
         read_all(&file).map(Some).map_err(failed)
+    }
+
+    /// The same, if it comes in one read; nothing when there is more of it, or it cannot be read.
+    pub(super) fn file_at_once(&self, name: &str) -> Option<String> {
+        let file = openat(&self.files, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+        let mut bytes = vec![0; LARGEST_READ];
+        let length = rustix::io::read(&file, &mut bytes).ok()?;
+        let more = rustix::io::read(&file, &mut bytes[length..]).ok()?;
+        bytes.truncate(length);
+        if more == 0 { String::from_utf8(bytes).ok() } else { None }
     }
 
     pub(super) fn socket(&mut self, family: Family) -> Result<&mut Socket, InspectError> {

@@ -3,9 +3,10 @@
 //! What can go wrong: the process ends meanwhile, so that what is found by its pid may be another's; then nothing is known.
 
 use std::fs::File;
+use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd as _, OwnedFd};
-use std::sync::Arc;
+use std::os::fd::AsFd as _;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::FutureExt as _;
@@ -16,10 +17,20 @@ use rustix::io::Errno;
 use super::{Namespace, Process};
 use crate::engine::NamespaceKind;
 use crate::netns::Snapshot;
-use crate::netns::inspection::{self, Baseline, Depth, Difference, InspectError, Objects, Seen, Verdict};
+use crate::netns::inspection::{self, Baseline, Depth, Difference, HostConnections, InspectError, Objects, Seen, Verdict};
 
 /// The daemon's own, which is the host's.
 const HOST: &str = "/proc/self/ns/net";
+
+/// One for all slots, which share its looks.
+static CONNECTIONS: OnceLock<HostConnections> = OnceLock::new();
+
+fn hosts() -> io::Result<&'static HostConnections> {
+    match CONNECTIONS.get() {
+        Some(connections) => Ok(connections),
+        None => File::open(HOST).map(|host| CONNECTIONS.get_or_init(|| HostConnections::of(host.into()))),
+    }
+}
 
 #[derive(Debug)]
 struct Kept {
@@ -69,11 +80,10 @@ impl Kept {
         if self.addresses.is_empty() {
             return Verdict::Clean { removed: Vec::new() };
         }
-        let host: OwnedFd = match File::open(HOST) {
-            Ok(host) => host.into(),
-            Err(error) => return Verdict::Dirty(vec![unreadable(HOST, Errno::from_io_error(&error).unwrap_or(Errno::IO)).into()]),
-        };
-        inspection::forget_host_connections(host.as_fd(), &self.addresses, within).await
+        match hosts() {
+            Ok(connections) => connections.forget(&self.addresses, within).await,
+            Err(error) => Verdict::Dirty(vec![unreadable(HOST, Errno::from_io_error(&error).unwrap_or(Errno::IO)).into()]),
+        }
     }
 }
 
