@@ -5,6 +5,7 @@ use std::process::Command;
 
 use nspool::proto::{self, ReleaseOutcome};
 
+use super::helper::helpers;
 use crate::support::daemon::{NSPOOL, TestDaemon, load_busybox, text};
 use crate::support::engines::{TestEngine, unique, unique_subnet};
 
@@ -237,12 +238,12 @@ async fn a_purge_takes_the_networks_along(engine: &TestEngine) {
     assert!(!run(&["ip", "-o", "link"]).contains(&bridge) && !run(&["nft", "list", "tables"]).contains(&daemon.pool));
 }
 
-/// By how much the daemon may grow: what a few hundred uses need (0.4 MiB were measured), and what the allocator keeps of the ledger's compactions, one in
+/// By how much the daemon and its helper may grow: what a few hundred uses need (0.4 MiB were measured), and what the allocator keeps of the ledger's compactions, one in
 /// some thousand uses, for each of its arenas (17 MiB after 10,000; with a single arena 6 MiB, and no more from then on).
 const MEMORY_KIB: u64 = 4 << 10;
 const MEMORY_KIB_A_USE: u64 = 2;
 
-/// What a use may leave in the daemon.
+/// What a use may leave in the daemon and its helper, both together.
 #[derive(Debug)]
 struct Traces {
     descriptors: usize,
@@ -251,12 +252,16 @@ struct Traces {
     memory_kib: u64,
 }
 
-fn traces(daemon: &TestDaemon<'_>) -> Traces {
-    let count = |of: &str| std::fs::read_dir(format!("/proc/{}/{of}", daemon.pid())).unwrap().count();
+async fn traces(daemon: &TestDaemon<'_>) -> Traces {
+    let both = [daemon.pid(), helpers(daemon).await.1];
+    let count = |of: &str| both.iter().map(|pid| std::fs::read_dir(format!("/proc/{pid}/{of}")).unwrap().count()).sum();
     let rules = run(&["nft", "list", "ruleset"]).matches(&format!("nspool_{}", daemon.pool)).count();
-    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
-    let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    let memory_kib = memory.trim().trim_end_matches(" kB").parse().unwrap();
+    let memory = |pid: &u32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        memory.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+    };
+    let memory_kib = both.iter().map(memory).sum();
     Traces { descriptors: count("fd"), threads: count("task"), rules, memory_kib }
 }
 
@@ -272,13 +277,13 @@ async fn many_uses_leave_nothing_behind(engine: &TestEngine) {
         client.release(&lease.token, false).await.unwrap();
         if number == 20 {
             daemon.settled(1).await;
-            before = Some(traces(&daemon));
+            before = Some(traces(&daemon).await);
         }
     }
     daemon.settled(1).await;
     let audit = daemon.cli(&["audit"]);
     assert!(audit.status.success(), "{}", text(&audit.stdout));
-    let (before, after) = (before.unwrap(), traces(&daemon));
+    let (before, after) = (before.unwrap(), traces(&daemon).await);
     assert!(after.descriptors <= before.descriptors + 4 && after.threads <= before.threads + 4, "{before:?} {after:?}");
     assert_eq!(after.rules, before.rules);
     assert!(after.memory_kib <= before.memory_kib + MEMORY_KIB + MEMORY_KIB_A_USE * uses, "{before:?} {after:?}");

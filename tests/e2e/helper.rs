@@ -25,7 +25,7 @@ fn children(pid: u32) -> Vec<u32> {
 }
 
 /// The keeper, and its helper.
-async fn helpers(daemon: &TestDaemon<'_>) -> (u32, u32) {
+pub(super) async fn helpers(daemon: &TestDaemon<'_>) -> (u32, u32) {
     let both = || async {
         let [keeper] = *children(daemon.pid()) else { return None };
         let [helper] = *children(keeper) else { return None };
