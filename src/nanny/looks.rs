@@ -109,14 +109,20 @@ impl Looks {
     /// # Errors
     /// What could not be looked at; it says nothing about who is there.
     pub async fn inside(&self, buddy: &ContainerId, held: Option<&dyn Held>) -> Result<Inside, LookError> {
+        let strangers = async {
+            match held {
+                Some(held) => self.strangers(held).await,
+                None => Ok(Vec::new()),
+            }
+        };
+        // Neither waits for the other: each begins after whatever the caller relies on.
+        let (list, strangers) = tokio::join!(self.list(), strangers);
         let mut inside = Inside::default();
-        for container in self.list().await.map_err(LookError::Engine)?.joiners_of(buddy) {
+        for container in list.map_err(LookError::Engine)?.joiners_of(buddy) {
             let who = format!("container {} ({})", container.id.as_str().get(..12).unwrap_or(container.id.as_str()), container.name);
             if container.status.is_live() { inside.live.push(who) } else { inside.configured.push(who) }
         }
-        if let Some(held) = held {
-            inside.live.extend(self.strangers(held).await.map_err(LookError::Kernel)?);
-        }
+        inside.live.extend(strangers.map_err(LookError::Kernel)?);
         Ok(inside)
     }
 

@@ -1,10 +1,12 @@
 //! Renew: from an empty, fenced use to the next one, in a network namespace that never was, under the same buddy.
 //!
 //! ```text
-//!  address ─► the old link is cut off ─► the init is told to move ─► proven ─► the shared files ─► furnished ─► look again ─► Ready
+//!            ┌► the old link is cut off ──────────┐
+//!  address ──┼► the init is told to move ─► proven ┼─► furnished ─► look again ─► Ready
+//!            └► the shared files are replaced ─────┘
 //! ```
 //!
-//! The old link is cut off first: what pins the old namespace (a descriptor, a socket that was passed on) keeps it, and must reach nobody by it. It is
+//! The old link is cut off: what pins the old namespace (a descriptor, a socket that was passed on) keeps it, and must reach nobody by it. It is
 //! not removed here, which takes ten times as long as all the rest: the kernel does that with the namespace, or the pool a little later. The look
 //! at the end is for whoever came meanwhile: the engine resolves the name that a container is to join early, and lists the container late.
 //!
@@ -12,12 +14,13 @@
 //! link cannot be made · the buddy is not the one it was · somebody is inside: in each case this buddy serves no other lease (I10). A daemon that ends
 //! in the middle leaves a buddy that its ledger does not tell as ready, so its successor removes it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Nanny;
 use super::vacate::Left;
 use crate::causes::with_causes;
-use crate::engine::{ContainerStatus, Engine, ErrorClass};
+use crate::engine::{Container, ContainerStatus, Engine, EngineError, ErrorClass};
 use crate::netns::RenewError;
 use crate::netns::networks::{NetworkError, Reserved};
 use crate::pool::UseKey;
@@ -80,12 +83,28 @@ impl Nanny {
                 return self.not_renewed(key, &error);
             }
         }
-        if let Err(error) = self.same_as_before(&order).await {
-            return self.not_renewed(key, &error);
-        }
-        if self.is_still_empty(key, &order).await {
+        if self.is_as_before_and_empty(key, &order).await {
             self.renewed(key, began);
         }
+    }
+
+    /// The last look. Identity, list and processes are looked at together; should that take long, the process that was there is alive in the end, and so
+    /// the same.
+    async fn is_as_before_and_empty(&mut self, key: UseKey, order: &Order) -> bool {
+        let (engine, id) = (Arc::clone(&self.tools.engine), self.buddy.as_ref().map(|buddy| buddy.id.clone()));
+        let inspection = async move {
+            match id {
+                Some(id) => Some(engine.inspect(id.as_str()).await),
+                None => None,
+            }
+        };
+        let settle = self.tools.settings.borrow().settle;
+        let (inspected, left) = tokio::join!(inspection, self.who_is_left(order, settle));
+        if let Err(error) = self.same_as_before(inspected, order).await {
+            self.not_renewed(key, &error);
+            return false;
+        }
+        self.is_empty(key, left)
     }
 
     /// What is verified is counted as such.
@@ -107,7 +126,12 @@ impl Nanny {
     /// The last look may be long ago.
     async fn is_still_empty(&mut self, key: UseKey, order: &Order) -> bool {
         let settle = self.tools.settings.borrow().settle;
-        match self.who_is_left(order, settle).await {
+        let left = self.who_is_left(order, settle).await;
+        self.is_empty(key, left)
+    }
+
+    fn is_empty(&mut self, key: UseKey, left: Left) -> bool {
+        match left {
             Left::Nobody => return true,
             Left::Somebody(who) => {
                 self.count("occupied");
@@ -167,11 +191,15 @@ impl Nanny {
         let Some(buddy) = &mut self.buddy else { return Err(RenewalError::Changed("its nanny has no buddy")) };
         // That was the old namespace: should the slot be given up meanwhile, it is looked into the new one as well.
         buddy.proven_empty = None;
-        if let Some(link) = &buddy.link {
-            tools.networks.cut(link).await.map_err(RenewalError::Network)?;
-        }
         let files = buddy.files.as_ref().ok_or(RenewalError::Changed("what it shared with its joiners at first is not known any more"))?;
-        let (renewed, replaced) = tokio::join!(buddy.held.renew(key.use_number + 1, ANSWER_WITHIN), files.renew());
+        let cut = async {
+            match &buddy.link {
+                Some(link) => tools.networks.cut(link).await,
+                None => Ok(()),
+            }
+        };
+        let (cut, renewed, replaced) = tokio::join!(cut, buddy.held.renew(key.use_number + 1, ANSWER_WITHIN), files.renew());
+        cut.map_err(RenewalError::Network)?;
         let renewed = renewed.map_err(RenewalError::Move)?;
         replaced.map_err(RenewalError::Files)?;
         metrics::histogram!(metric::RENEWAL).record(renewed.took);
@@ -186,11 +214,15 @@ impl Nanny {
         Ok(())
     }
 
-    /// The engine's container is the one that was proven, and runs (I4); the pidfd tells the rest.
-    async fn same_as_before(&mut self, order: &Order) -> Result<(), RenewalError> {
+    /// The engine's container is the one that was proven, and runs (I4); the pidfd tells the rest. It is asked again if it did not say.
+    async fn same_as_before(&mut self, mut inspected: Option<Result<Container, EngineError>>, order: &Order) -> Result<(), RenewalError> {
         loop {
             let Some(buddy) = &self.buddy else { return Err(RenewalError::Changed("its nanny has no buddy")) };
-            let changed = match self.tools.engine.inspect(buddy.id.as_str()).await {
+            let answer = match inspected.take() {
+                Some(answer) => answer,
+                None => self.tools.engine.inspect(buddy.id.as_str()).await,
+            };
+            let changed = match answer {
                 Ok(now) if now.status != ContainerStatus::Running || now.pid != buddy.held.pid() => "it does not run any more",
                 Ok(now) if now.started_at != buddy.started_at => "it was restarted",
                 Ok(_) if !buddy.held.is_alive() => "its process ended",
@@ -217,7 +249,7 @@ impl Nanny {
         if !self.verifies() {
             metrics::histogram!(metric::RENEWED).record(self.tools.pool.now().saturating_sub(began));
         }
-        self.tools.pool.with(|state, now| state.renewed(now, key, std::sync::Arc::new(next)));
+        self.tools.pool.with(|state, now| state.renewed(now, key, Arc::new(next)));
     }
 }
 

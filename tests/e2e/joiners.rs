@@ -8,7 +8,7 @@ use nspool::proto::ReleaseOutcome;
 
 use super::fresh::{one_slot, own};
 use crate::support::daemon::{LIMIT, TEST_LABEL, TestDaemon, joined, load_busybox, text};
-use crate::support::engines::TestEngine;
+use crate::support::engines::{TestEngine, docker};
 use crate::support::eventually;
 use crate::support::image::BUSYBOX;
 
@@ -19,7 +19,6 @@ on_both_engines!(
     a_slot_goes_on_without_a_buddy_that_stays_occupied,
     a_process_without_a_container_is_found,
     a_function_that_ended_and_was_not_removed_is_named_where_it_matters,
-    who_joins_from_the_first_moment_on_never_gets_the_hosts_namespace,
 );
 
 async fn a_start_by_an_old_name_fails(engine: &TestEngine) {
@@ -59,9 +58,12 @@ async fn a_container_created_before_the_release_never_meets_the_next_tenant(engi
     daemon.settled(1).await;
 }
 
-/// Buddies are joined as soon as the engine knows them, again and again, while they are started and moved.
-async fn who_joins_from_the_first_moment_on_never_gets_the_hosts_namespace(engine: &TestEngine) {
+/// Buddies are joined as soon as the engine knows them, again and again, while they are started and moved. Not on podman: there a container that is
+/// removed while another one is made to join it can be lost by half, and 4.3 lists nothing any more from then on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_joins_from_the_first_moment_on_never_gets_the_hosts_namespace() {
     const JOINS: usize = 6;
+    let engine = docker();
     load_busybox(engine);
     let (mut lines, _) = own(&one_slot());
     lines.extend(["backoff.first = \"100ms\"", "backoff.longest = \"200ms\""].map(str::to_owned));
@@ -73,9 +75,7 @@ async fn who_joins_from_the_first_moment_on_never_gets_the_hosts_namespace(engin
     let hammer = || {
         let (label, mut seen) = (format!("label=nspool.pool={pool}"), Vec::new());
         while joins.load(Ordering::Relaxed) < JOINS && Instant::now() < until {
-            // podman refuses to list while a container goes.
-            let buddies = engine.client(&["ps", "-aq", "--no-trunc", "--filter", &label]);
-            for buddy in text(&buddies.stdout).split_whitespace() {
+            for buddy in engine.run(&["ps", "-aq", "--no-trunc", "--filter", &label]).split_whitespace() {
                 let network = format!("container:{buddy}");
                 let test = format!("{TEST_LABEL}={pool}");
                 let joined = engine.client(&[

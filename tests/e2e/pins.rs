@@ -77,7 +77,8 @@ impl<'e> Scene<'e> {
 
     async fn after(&self, lease: &proto::Lease) -> proto::Lease {
         let answer = self.client.release(&lease.token, false).await.unwrap();
-        assert_eq!(answer.outcome(), ReleaseOutcome::Returned, "nobody is inside");
+        // podman tells of a function's end after it.
+        assert!([ReleaseOutcome::Returned, ReleaseOutcome::JoinerStillThere].contains(&answer.outcome()), "{answer:?}");
         self.daemon.allocate(&self.client).await
     }
 
