@@ -95,8 +95,9 @@ impl Bench {
         let held = self.kernel.hold_now(pid, &[]).unwrap();
         let place = self.book.allocate(Duration::ZERO).unwrap();
         let plan = self.network.plan(&self.names, u32::try_from(number).unwrap(), 1, place).unwrap();
-        let slot = Slot { unshare, held, turn: 1, plan };
-        slot.held.renew(1, WITHIN).await.unwrap();
+        // Out of the host's namespace: the first number that it obeys.
+        let slot = Slot { unshare, held, turn: 2, plan };
+        slot.held.renew(2, WITHIN).await.unwrap();
         self.furnish(&slot).await;
         slot
     }

@@ -182,7 +182,7 @@ impl Namespace {
 }
 
 /// Whether a pidfd's process does. Blocks for that long at most.
-fn ends_within(pidfd: &OwnedFd, pause: Duration) -> bool {
+pub(super) fn ends_within(pidfd: &OwnedFd, pause: Duration) -> bool {
     let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
     let timeout = Timespec::try_from(pause).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 });
     loop {
@@ -344,8 +344,10 @@ fn scan(kind: NamespaceKind) -> Result<HashMap<NamespaceId, BTreeSet<u32>>, Kern
         return Err(KernelError::Failed { what: "/proc".to_owned(), message });
     }
     for pid in pids {
-        for thread in numbers_in(&format!("/proc/{pid}/task"))? {
-            let path = format!("/proc/{pid}/task/{thread}/ns/{}", kind.proc_name());
+        for thread in threads(pid)? {
+            // The first thread is the process's own: the shorter way is the quicker one.
+            let task = if thread == pid { String::new() } else { format!("/task/{thread}") };
+            let path = format!("/proc/{pid}{task}/ns/{}", kind.proc_name());
             match stat(&path) {
                 Ok(namespace) => {
                     found.entry(namespace).or_default().insert(pid);
@@ -360,6 +362,17 @@ fn scan(kind: NamespaceKind) -> Result<HashMap<NamespaceId, BTreeSet<u32>>, Kern
         }
     }
     Ok(found)
+}
+
+/// Of a process; none when it is gone. One that has a single thread, as most have, is not listed for it: the folder's links tell how many there are.
+fn threads(pid: u32) -> Result<Vec<u32>, KernelError> {
+    let folder = format!("/proc/{pid}/task");
+    match rustix::fs::stat(&folder) {
+        // Two of its own, and one for each.
+        Ok(stat) if stat.st_nlink == 3 => Ok(vec![pid]),
+        // Also what cannot be told says the list.
+        Ok(_) | Err(_) => numbers_in(&folder),
+    }
 }
 
 /// The numeric names in a folder of `/proc`, in the order the kernel lists them (rising); none when the folder is gone.

@@ -71,6 +71,8 @@ async fn the_daemon_has_no_capabilities_and_its_helper_those_it_needs() {
             assert_eq!(has & !powers::HELPERS.bits(), 0, "{set}: {status}");
         }
     }
+    let name = |pid: u32| field(&statuses(pid)[0], "Name").to_owned();
+    assert_eq!((name(keeper), name(helper)), ("nspool-keeper".to_owned(), "nspool-helper".to_owned()));
     assert_eq!(daemon.stop().await, 0);
     assert!(!is_there(keeper) && !is_there(helper), "both are waited for");
 }

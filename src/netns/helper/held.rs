@@ -57,15 +57,17 @@ impl Kernel for Remote {
             let mut descriptors = descriptors.into_iter();
             let pidfd = descriptors.next();
             let all_there = descriptors.len() == held.len() && kinds.iter().chain([&NamespaceKind::Net]).all(|kind| held.contains(kind));
-            let Some(pidfd) = pidfd.filter(|_| all_there) else { return Err(session.confused("hold", "descriptors are missing").into()) };
+            let Some(pidfd) = pidfd.filter(|_| all_there) else {
+                return Err(session.confused("hold a process", "descriptors are missing").into());
+            };
             match Opened::passed(pidfd, held.into_iter().zip(descriptors).collect()) {
                 Ok(opened) if opened.pid == pid => {
                     let process = Arc::new(Process::watched(opened)?);
                     Ok(Box::new(RemoteHeld { process, helper: Arc::clone(&self.0), turn: Arc::default() }) as Box<dyn Held>)
                 }
-                Ok(_) => Err(session.confused("hold", "it holds another process").into()),
+                Ok(_) => Err(session.confused("hold a process", "it holds another process").into()),
                 Err(KernelError::Gone { .. }) => Err(KernelError::Gone { pid }),
-                Err(error) => Err(session.confused("hold", &error.to_string()).into()),
+                Err(error) => Err(session.confused("hold a process", &error.to_string()).into()),
             }
         }
         .boxed()
@@ -89,7 +91,7 @@ impl Kernel for Remote {
             if of.iter().all(|namespace| found.contains_key(namespace)) {
                 Ok(found)
             } else {
-                Err(session.confused("members", "a namespace is missing").into())
+                Err(session.confused("look for members", "a namespace is missing").into())
             }
         }
         .boxed()

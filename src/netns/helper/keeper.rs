@@ -10,16 +10,17 @@
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{Shutdown, shutdown};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::channel::{self, Message};
 use super::client::{StartError, Starter};
+use crate::netns::linux;
 
 /// The command of this program that both processes are, and what tells them apart.
 pub const COMMAND: &str = "helper";
@@ -29,6 +30,8 @@ pub const KEEP: &str = "keep";
 pub const WORK: &str = "work";
 /// To end one that does not end by itself takes the kernel a moment.
 const STARTED_WITHIN: Duration = Duration::from_secs(10);
+/// They go when they are told to, or are ended.
+const ENDED_WITHIN: Duration = Duration::from_secs(5);
 /// Of the environment: nothing that is meant for the daemon, as systemd's sockets are.
 const PASSED_ON: [&str; 2] = ["NO_COLOR", "RUST_BACKTRACE"];
 /// This program, also after it was replaced by another release.
@@ -47,17 +50,9 @@ impl Keeper {
     /// # Errors
     /// It cannot be started.
     pub fn spawn() -> io::Result<Self> {
-        Self::spawn_program(Path::new(SELF))
-    }
-
-    /// As [`Keeper::spawn`], of another program: for tests, which are programs of their own.
-    ///
-    /// # Errors
-    /// It cannot be started.
-    pub fn spawn_program(program: &Path) -> io::Result<Self> {
         let (ours, theirs) = channel::pair()?;
         set_socket_timeout(&ours, Timeout::Recv, Some(STARTED_WITHIN))?;
-        Ok(Self { socket: Arc::new(ours), child: start(program, KEEP, theirs)? })
+        Ok(Self { socket: Arc::new(ours), child: start(KEEP, theirs)? })
     }
 
     /// Gets helpers from it.
@@ -67,20 +62,25 @@ impl Keeper {
         Box::new(move || ask(&socket))
     }
 
-    /// Ends the helper, and it, and waits until both are gone. Blocks.
+    /// Ends the helper, and it, and waits until both are gone. Blocks for a few seconds at most.
     ///
     /// # Errors
-    /// It cannot be waited for.
+    /// They are not gone by then, or cannot be waited for.
     pub fn end(mut self) -> io::Result<()> {
         // An error says that it is so already.
         let _ = shutdown(&self.socket, Shutdown::Both);
+        let pidfd = pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty())?;
+        if !linux::ends_within(&pidfd, ENDED_WITHIN) {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, format!("it did not end within {ENDED_WITHIN:?}")));
+        }
         self.child.wait().map(drop)
     }
 }
 
-fn start(program: &Path, role: &str, socket: OwnedFd) -> io::Result<Child> {
+fn start(role: &str, socket: OwnedFd) -> io::Result<Child> {
     let passed_on = std::env::vars_os().filter(|(name, _)| PASSED_ON.iter().any(|wanted| name == wanted));
-    Command::new(program)
+    Command::new(SELF)
+        .arg0(env!("CARGO_PKG_NAME"))
         .args([COMMAND, role])
         .env_clear()
         .envs(passed_on)
@@ -92,10 +92,10 @@ fn start(program: &Path, role: &str, socket: OwnedFd) -> io::Result<Child> {
 }
 
 fn ask(keeper: &OwnedFd) -> Result<OwnedFd, StartError> {
-    let lost = |why: String| StartError::Lost(why);
-    channel::send(keeper.as_fd(), &Message { number: 1, ..Message::default() }).map_err(|errno| lost(errno.to_string()))?;
-    let answer = channel::receive(keeper.as_fd()).map_err(|error| lost(error.to_string()))?;
-    let answer = answer.ok_or_else(|| lost("it has ended".to_owned()))?;
+    let question = Message { number: 1, ..Message::default() };
+    channel::send(keeper.as_fd(), &question).map_err(|errno| StartError::Lost(errno.to_string()))?;
+    let answer = channel::receive(keeper.as_fd()).map_err(|error| StartError::Lost(error.to_string()))?;
+    let answer = answer.ok_or_else(|| StartError::Lost("it has ended".to_owned()))?;
     match answer.descriptors.into_iter().next() {
         Some(socket) => Ok(socket),
         None => Err(StartError::Failed(String::from_utf8_lossy(&answer.body).into_owned())),
@@ -105,7 +105,7 @@ fn ask(keeper: &OwnedFd) -> Result<OwnedFd, StartError> {
 /// The keeper's life.
 #[must_use]
 pub fn keep() -> ExitCode {
-    if close_what_was_inherited().is_err() {
+    if rustix::thread::set_name(c"nspool-keeper").is_err() || close_what_was_inherited().is_err() {
         return ExitCode::FAILURE;
     }
     let daemon = io::stdin();
@@ -129,7 +129,7 @@ pub fn keep() -> ExitCode {
 
 fn start_helper() -> io::Result<(Child, OwnedFd)> {
     let (ours, theirs) = channel::pair()?;
-    Ok((start(Path::new(SELF), WORK, theirs)?, ours))
+    Ok((start(WORK, theirs)?, ours))
 }
 
 /// Sockets that systemd passed to the daemon, mostly: they would be open as long as this process is there.

@@ -41,6 +41,9 @@ const MOST_THREADS: usize = 64;
 /// The helper's life.
 #[must_use]
 pub fn work() -> ExitCode {
+    if rustix::thread::set_name(c"nspool-helper").is_err() {
+        return ExitCode::FAILURE;
+    }
     let socket = match io::stdin().as_fd().try_clone_to_owned() {
         Ok(socket) => Arc::new(socket),
         Err(_) => return ExitCode::FAILURE,

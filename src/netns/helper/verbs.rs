@@ -79,15 +79,15 @@ pub(super) enum Verb {
 }
 
 impl Verb {
-    /// For people.
+    /// What it is asked to do, for people.
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Begin(_) => "begin",
             Self::Ping => "ping",
-            Self::Hold { .. } => "hold",
-            Self::Members { .. } => "members",
+            Self::Hold { .. } => "hold a process",
+            Self::Members { .. } => "look for members",
             Self::Renew { .. } => "renew",
-            Self::Snapshot { .. } => "snapshot",
+            Self::Snapshot { .. } => "take a snapshot",
             Self::Inspect { .. } => "inspect",
             Self::Look { .. } => "look",
             Self::Forget { .. } => "forget",
@@ -95,8 +95,8 @@ impl Verb {
             Self::ReplaceFiles { .. } => "replace files",
             Self::Furnish { .. } => "furnish",
             Self::Strip { .. } => "strip",
-            Self::Cut { .. } => "cut",
-            Self::Links => "links",
+            Self::Cut { .. } => "cut a link off",
+            Self::Links => "list links",
             Self::Adopt { .. } => "adopt",
             Self::Mend => "mend",
             Self::TearDown => "tear down",
