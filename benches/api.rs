@@ -53,7 +53,7 @@ fn main() {
     let (servers, clients) = (runtime("server"), runtime("client"));
     let dir = tempfile::tempdir().unwrap();
     let state = std::env::var_os("NSPOOL_BENCH_STATE").map_or_else(|| dir.path().join("state"), PathBuf::from);
-    let identity = Identity { boot_id: "bench".into(), pool: "bench".into(), now: Duration::ZERO };
+    let identity = Identity { boot_id: "bench".into(), pool: "bench".into(), now: Duration::ZERO, engine: String::new() };
     let (ledger, _) = Ledger::open(&state, &identity).unwrap();
     servers.spawn(Arc::clone(&ledger).keep_short(world::boot_time, 16_384, CancellationToken::new()));
     let (pool, recorded) = (filled_pool(None), filled_pool(Some(ledger)));
@@ -287,6 +287,7 @@ fn start_ours(servers: &Runtime, tasks: &mut JoinSet<()>, pool: Arc<Pool>, path:
     let api = Api {
         pool,
         about: About {
+            namespaces: vec![nspool::engine::NamespaceKind::Net],
             pool: "default".into(),
             networks: vec!["bridge".into()],
             reuse: "always".into(),

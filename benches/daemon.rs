@@ -107,6 +107,7 @@ fn daemon(config: &Config, world: &Arc<FakeWorld>, dir: &Path) -> Daemon {
         engine: world.engine(),
         kernel: world.kernel(),
         links: Some(world.links()),
+        mounter: None,
         source: Source::from_config(&config.placeholder, &[]).unwrap(),
         listeners: Vec::new(),
         locks: dir.join("locks"),
@@ -117,7 +118,7 @@ fn daemon(config: &Config, world: &Arc<FakeWorld>, dir: &Path) -> Daemon {
 }
 
 fn identity(config: &Config) -> Identity {
-    Identity { boot_id: "bench".into(), pool: config.pool.name.clone(), now: Duration::ZERO }
+    Identity { boot_id: "bench".into(), pool: config.pool.name.clone(), now: Duration::ZERO, engine: String::new() }
 }
 
 fn request() -> Request {

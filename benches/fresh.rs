@@ -1,7 +1,10 @@
 //! What a fresh namespace for every lease costs, on a real Docker engine, beside everything else one can do: from a Release to the slot's next lease
 //! (`fresh`, `always`, `once`, one slot each), and how many function starts a second are sustained with each, and on the engine's bridge.
 //!
-//!     deploy/setup.sh engine run cargo bench --bench fresh [-- ROUNDS [USES]]
+//!     deploy/setup.sh engine run cargo bench --bench fresh [-- [fill] ROUNDS [USES]]
+//!
+//! With `fill`: how soon so many slots are ready and gone again, on a network that nspool furnishes and on the engine's bridge, and the engine's
+//! calls in it.
 //!
 //! The engine is one of the bench's own, the daemon the real one. A start is a container created, started, waited for and removed; with a pool it has its
 //! lease before, and gives it back after. Where the time to the next lease is measured, each is held for a tenth of a second. Each round does all sides, one after the other; what is compared is within the same run.
@@ -52,6 +55,9 @@ async fn main() {
     let uses = numbers.next().unwrap_or(USES);
     let engine = PrivateDocker::start();
     load_busybox(&engine);
+    if std::env::args().any(|argument| argument == "fill") {
+        return filled(&engine, rounds, uses).await;
+    }
     let mut again: Vec<Vec<f64>> = vec![Vec::new(); SIDES.len()];
     let mut rates: Vec<Vec<f64>> = vec![Vec::new(); SIDES.len()];
     let mut stages = String::new();
@@ -120,13 +126,41 @@ async fn next_leases(engine: &TestEngine, side: Side, uses: u32) -> (Vec<f64>, S
         times.push(began.elapsed().as_secs_f64() * 1e3);
     }
     client.release(&lease.token, false).await.unwrap();
-    let stages = stages(&port).await;
+    let stages = stages(&port, &["rename", "list", "inspect"]).await;
     assert_eq!(daemon.stop().await, 0, "{}", daemon.log());
     (times, stages)
 }
 
-/// Means of the daemon's own histograms.
-async fn stages(port: &str) -> String {
+/// The pool grows from one slot to as many, and goes.
+async fn filled(engine: &TestEngine, rounds: usize, slots: u32) {
+    const ENGINES: [&str; 4] = ["create", "start", "inspect", "remove"];
+    let mut rates = [const { [const { Vec::new() }; 2] }; 2];
+    let mut calls = [String::new(), String::new()];
+    for _ in 0..rounds {
+        for (at, side) in [Side::Fresh, Side::Once].into_iter().enumerate() {
+            let (mut daemon, port) = pool(engine, side, 1).await;
+            let began = Instant::now();
+            daemon.client().resize(Some(slots + 1), Some(slots + 1)).await.unwrap();
+            daemon.settled(slots + 1).await;
+            rates[at][0].push(f64::from(slots) / began.elapsed().as_secs_f64());
+            calls[at] = stages(&port, &ENGINES).await;
+            let began = Instant::now();
+            assert_eq!(daemon.stop().await, 0, "{}", daemon.log());
+            rates[at][1].push(f64::from(slots + 1) / began.elapsed().as_secs_f64());
+        }
+    }
+    println!("{rounds} rounds of {slots} slots; a second, median of rounds");
+    for (what, at_end) in [("filled", 0), ("removed, the networks included", 1)] {
+        let [own, bridge] = [0, 1].map(|side| at(&mut rates[side][at_end], 0.5));
+        println!("  {what}: furnished by nspool {own:.1}, on the bridge {bridge:.1}: {:.2} times as fast", own / bridge);
+    }
+    for (what, calls) in ["furnished by nspool", "on the bridge"].iter().zip(&calls) {
+        println!("\n{what}, last round, while it was filled, mean:\n{calls}");
+    }
+}
+
+/// Means of the daemon's own histograms, and of these calls of the engine.
+async fn stages(port: &str, calls: &[&str]) -> String {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut socket = tokio::net::TcpStream::connect(port).await.unwrap();
     socket.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.unwrap();
@@ -137,7 +171,7 @@ async fn stages(port: &str) -> String {
         let (sum, count) = (value(&format!("{name}_sum{labels} "))?, value(&format!("{name}_count{labels} "))?);
         Some(format!("  {name}{labels} {:.2} ms over {count}\n", sum / count * 1e3))
     };
-    let engines = ["rename", "list", "inspect"].map(|operation| ("nspool_engine_call_seconds", format!("{{operation=\"{operation}\"}}")));
+    let engines = calls.iter().map(|operation| ("nspool_engine_call_seconds", format!("{{operation=\"{operation}\"}}")));
     let ours = ["nspool_inspection_seconds", "nspool_renewal_seconds", "nspool_furnishing_seconds", "nspool_renewed_seconds"]
         .map(|name| (name, String::new()));
     ours.into_iter().chain(engines).filter_map(|(name, labels)| mean(name, &labels)).collect()

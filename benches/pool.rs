@@ -76,6 +76,7 @@ fn namespace(key: UseKey) -> Arc<Namespace> {
         mtu: 1500,
         pid: 1,
         started_at: String::new(),
+        folder: String::new(),
         namespace_id,
     })
 }

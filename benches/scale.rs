@@ -103,7 +103,7 @@ impl Bench {
     }
 
     async fn furnish(&self, slot: &Slot) {
-        let namespace = slot.held.open_network().unwrap();
+        let namespace = slot.held.open(nspool::engine::NamespaceKind::Net).unwrap();
         self.furnisher.furnish(std::os::fd::AsFd::as_fd(&namespace), &slot.plan).await.unwrap();
     }
 

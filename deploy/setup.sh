@@ -20,13 +20,13 @@ PATH="$tools:$PATH:/usr/sbin:/sbin"
 
 usage() {
   cat <<'END'
-deploy/setup.sh packages demo|test     install what the demo or the tests need and is missing, after saying what
+deploy/setup.sh packages test          install what the tests need and is missing, after saying what
 deploy/setup.sh engine start [KIND...] start private engines (docker podman) and print the lines for `eval`
 deploy/setup.sh engine env             print those lines again
 deploy/setup.sh engine exec COMMAND... run a command among the engines: their loopback, their bridges
 deploy/setup.sh engine run COMMAND...  start, run the command among the engines, stop
 deploy/setup.sh engine stop            end the engines and what runs in them, and remove all they left
-deploy/setup.sh demo PROGRAM           run PROGRAM's demo on the engine of this machine, or on a private one if none answers
+deploy/setup.sh demo PROGRAM           run PROGRAM's demo on the engine of this machine, or without one if none answers
 deploy/setup.sh section TITLE COMMAND...  run a command under a heading that ends with how long it took
 END
 }
@@ -71,9 +71,8 @@ demo() {
     say "the demo uses the engine at unix://$socket"
     exec "$program" demo --engine-endpoint "unix://$socket" </dev/null
   fi
-  say "no engine answers on this machine: the demo gets a private Docker engine, which ends with it (data in $engines)"
-  # shellcheck disable=SC2016 # expanded by the inner shell, which has the engine's address
-  with_engines docker "$BASH" -c 'exec "$1" demo --engine-endpoint "unix://$NSPOOL_TEST_DOCKER"' demo "$program"
+  say "no engine answers on this machine: the demo makes namespaces without one"
+  exec "$program" demo --native </dev/null
 }
 
 section() {
@@ -95,12 +94,10 @@ main() {
   case "$verb" in
     packages)
       case "${1:-}" in
-        demo | test) packages "$1" ;;
+        test) packages "$1" ;;
         *) usage >&2 && exit 64 ;;
       esac
       ;;
-    # Asked for by demo itself, before it builds: an engine is only installed where none answers.
-    packages-if-no-engine) find_engine >/dev/null || packages demo ;;
     engine) engine "$@" ;;
     demo) demo "$@" ;;
     section) section "$@" ;;

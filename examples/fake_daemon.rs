@@ -34,6 +34,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         engine: world.engine(),
         kernel: world.kernel(),
         links: None,
+        mounter: None,
         source: Source::from_config(&config.placeholder, &[])?,
         listeners: vec![UnixListener::bind(path)?],
         locks: locks.path().to_owned(),

@@ -24,12 +24,13 @@ use tokio_util::task::TaskTracker;
 
 use crate::api::{self, About, Api, DaemonStatus, Limits};
 use crate::audit::Auditor;
-use crate::config::{self, AcrossTenants, Config, PlaceholderImage, Reuse};
-use crate::engine::Engine;
+use crate::config::{self, AcrossTenants, Config, EngineChoice, Pacer, PlaceholderImage, Reuse};
 use crate::engine::paced::{Deadlines, Paced};
+use crate::engine::{Engine, NamespaceKind};
 use crate::engine_networks::EngineNetworks;
+use crate::headcount::{self, Present};
 use crate::image::gate::{Gate, GateState, Source};
-use crate::ledger::{Ledger, Replayed};
+use crate::ledger::{self, Ledger, Replayed};
 use crate::level;
 use crate::lock::LockError;
 use crate::nanny::buddy::{Breed, Wiring};
@@ -37,10 +38,12 @@ use crate::nanny::fill::Trust;
 use crate::nanny::fitness::Fitness;
 use crate::nanny::looks::Looks;
 use crate::nanny::minder::{self, Detached, DetachedList};
+use crate::nanny::shelf::Shelf;
 use crate::nanny::{Settings, Tools};
 use crate::netns::Kernel;
+use crate::netns::folders::Mounter;
 use crate::netns::host_links;
-use crate::netns::networks::{Links, Networks};
+use crate::netns::networks::{Links, Networks, Wire};
 use crate::observer::{Doubts, EngineState, Late, Observer};
 use crate::pool::state::{Afterwards, Rules, SlotState, State};
 use crate::pool::{Pool, Token, World};
@@ -61,11 +64,13 @@ pub struct Parts {
     pub kernel: Arc<dyn Kernel>,
     /// Who furnishes managed networks; `None` where none is configured.
     pub links: Option<Arc<dyn Links>>,
+    /// Who mounts the namespaces of containers, to be joined by path; `None`: nobody, or the engine itself does.
+    pub mounter: Option<Arc<dyn Mounter>>,
     /// Where the placeholder comes from.
     pub source: Source,
     /// The API's sockets.
     pub listeners: Vec<UnixListener>,
-    /// Where pools' locks are; [`crate::lock::LOCKS`] on a host.
+    /// Where pools' locks are; [`crate::lock::folder`] on a host.
     pub locks: PathBuf,
     /// What the last daemon left, and where this one writes; `None`: nothing survives.
     pub ledger: Option<(Arc<Ledger>, Replayed)>,
@@ -151,20 +156,21 @@ impl Daemon {
     #[must_use]
     pub fn assemble(config: Config, parts: Parts) -> Self {
         let (ledger, replayed) = parts.ledger.unzip();
+        // A ledger begins with its first daemon.
+        let predecessor = replayed.as_ref().is_some_and(|replayed| replayed.found != ledger::Found::Nothing);
+        let detached = DetachedList::default();
         let (pool, incarnation, suspects) = pool_of(&config, &parts.kernel, ledger.as_ref(), replayed);
         let mutations = TaskTracker::new();
-        let deadlines = Deadlines::from_config(&config.engine, &config.placeholder);
-        let engine = Arc::new(Paced::new(parts.engine, &config.pacer, deadlines, mutations.clone()));
-        let gate =
-            Gate::new(Arc::clone(&engine) as Arc<dyn Engine>, parts.source, config.backoff.clone(), config.placeholder.prepare_timeout);
-        let gate = Arc::new(gate);
-        let may_fork = config.placeholder.image != PlaceholderImage::Embedded;
+        let engine = Arc::new(paced(&config, parts.engine, &mutations));
+        let gate = Arc::new(gate(&config, &engine, parts.source));
+        let may_fork = may_fork(&config);
         let looks = Arc::new(looks_of(&config, &engine, &parts.kernel, may_fork));
-        let breed = Arc::new(breed(&config, may_fork));
+        let shelf = shelf(&config, parts.mounter);
+        let breed = Arc::new(breed(&config, may_fork, shelf.is_some()));
         let (settings, settings_rx) = level::channel(settings_of(&config));
         let (state, engine_state) = level::channel(EngineState::Starting { why: String::new() });
+        let (fitness, trust) = known_beforehand(&config);
         let (detached_tx, arriving) = mpsc::channel(config.pool.max_detached.max(1) as usize);
-        let detached = DetachedList::default();
         let tools = Arc::new(Tools {
             pool,
             engine,
@@ -175,19 +181,20 @@ impl Daemon {
             settings: settings_rx,
             engine_state,
             networks: Arc::new(networks(&config, parts.links)),
-            fitness: Fitness::default(),
+            fitness,
             heard: Arc::default(),
             snapshots: Arc::default(),
+            shelf,
             unbounded: config.pool.privileged_joiners,
+            present: Present::default(),
             doubts: Arc::new(Doubts::default()),
-            trust: Trust::default(),
+            trust,
             detached: detached_tx,
             dice: parking_lot::Mutex::new(random::dice()),
         });
-        let predecessor = incarnation.is_some();
         let late = Arc::new(Late::new(tools.breed.instance.clone()));
         let observer = observer_of(&config, &tools, state, &late);
-        let means = means_of(&tools);
+        let (means, locks) = (means_of(&tools), parts.locks);
         let (status, shown) = level::channel(DaemonStatus::default());
         let (limits, limits_shown) = level::channel(Limits::of(&config.api, &config.pool));
         let incarnation = incarnation.unwrap_or_else(|| tools.breed.instance.clone());
@@ -195,15 +202,8 @@ impl Daemon {
         let shows = Shows { incarnation, keep: parts.keep, auditor: Arc::clone(&auditor) };
         let api = api_of(&config, &tools, &detached, shown, limits_shown, shows);
         let shown = Shown { status, limits, settings };
-        let succession = Succession {
-            tools: Arc::clone(&tools),
-            means,
-            suspects,
-            late,
-            detached: Arc::clone(&detached),
-            pool: config.pool.name.clone(),
-            locks: parts.locks,
-        };
+        let (list, name) = (Arc::clone(&detached), config.pool.name.clone());
+        let succession = Succession { tools: Arc::clone(&tools), means, suspects, late, detached: list, pool: name, locks };
         Self {
             config,
             ledger,
@@ -263,7 +263,7 @@ impl Daemon {
         } = self;
         let (ending, api_ending) = (CancellationToken::new(), CancellationToken::new());
         let engines = Arc::new(engine_networks(&config, &tools));
-        let mut background = watchers(&tools, &engines, predecessor, &ending);
+        let mut background = watchers(&tools, &engines, predecessor, &config, &ending);
         background.spawn(observer.run(ending.clone()));
         background.spawn(minder::run(Arc::clone(&tools), arriving, Arc::clone(&detached), ending.clone()));
         if !config.audit.every.is_zero() {
@@ -324,7 +324,13 @@ async fn removed(tools: &Tools, engines: &EngineNetworks, detached: &DetachedLis
     Stopped { left: if left.is_empty() { links::tear_down(tools, engines).await } else { left } }
 }
 
-fn watchers(tools: &Arc<Tools>, engines: &Arc<EngineNetworks>, predecessor: bool, ending: &CancellationToken) -> JoinSet<()> {
+fn watchers(
+    tools: &Arc<Tools>,
+    engines: &Arc<EngineNetworks>,
+    predecessor: bool,
+    config: &Config,
+    ending: &CancellationToken,
+) -> JoinSet<()> {
     let mut background = JoinSet::new();
     let (pool, gate) = (Arc::clone(&tools.pool), Arc::clone(&tools.gate));
     let stop = ending.clone();
@@ -333,6 +339,9 @@ fn watchers(tools: &Arc<Tools>, engines: &Arc<EngineNetworks>, predecessor: bool
     background.spawn(async move { gate.run(stop).await });
     background.spawn(links::run(Arc::clone(tools), Arc::clone(engines), predecessor, ending.clone()));
     background.spawn(links::tidy(Arc::clone(tools), ending.clone()));
+    if !config.pool.count_every.is_zero() {
+        background.spawn(headcount::run(Arc::clone(tools), config.pool.count_every, ending.clone()));
+    }
     background
 }
 
@@ -366,7 +375,7 @@ fn reload(tools: &Tools, settings: &level::Sender<Settings>, limits: &level::Sen
     for change in needs_restart {
         tracing::warn!(key = change.key, old = change.old, new = change.new, "changes with the next start only");
     }
-    tools.engine.reconfigure(&now_live.pacer);
+    tools.engine.reconfigure(&pacer_of(&now_live));
     settings.send_replace(settings_of(&now_live));
     limits.send_replace(Limits::of(&now_live.api, &now_live.pool));
     tools.pool.with(|state, now| {
@@ -464,6 +473,7 @@ fn api_of(
     let about = About {
         pool: config.pool.name.clone(),
         networks: config.pool.networks.clone(),
+        namespaces: config.pool.namespaces.clone(),
         reuse: policies(config),
         at_stop: if shows.keep { "keep" } else { "remove" }.to_owned(),
         state_dir: config.state.dir.to_string_lossy().into_owned(),
@@ -553,14 +563,48 @@ fn rules(config: &Config) -> Rules {
 
 fn looks_of(config: &Config, engine: &Arc<Paced>, kernel: &Arc<dyn Kernel>, may_fork: bool) -> Looks {
     let engine = Arc::clone(engine) as Arc<dyn Engine>;
-    Looks::new(engine, Arc::clone(kernel), config.pool.namespaces.clone(), may_fork)
+    let shared = match config.engine.kind {
+        EngineChoice::Native => NamespaceKind::MOUNTABLE.to_vec(),
+        EngineChoice::Auto | EngineChoice::Docker | EngineChoice::Podman => config.pool.namespaces.clone(),
+    };
+    Looks::new(engine, Arc::clone(kernel), shared, may_fork)
+}
+
+/// Without processes there is nothing to prove.
+fn known_beforehand(config: &Config) -> (Fitness, Trust) {
+    if config.engine.kind == EngineChoice::Native { (Fitness::certain(), Trust::certain()) } else { Default::default() }
+}
+
+fn paced(config: &Config, engine: Arc<dyn Engine>, mutations: &TaskTracker) -> Paced {
+    let deadlines = Deadlines::from_config(&config.engine, &config.placeholder);
+    Paced::new(engine, &pacer_of(config), deadlines, mutations.clone())
+}
+
+fn may_fork(config: &Config) -> bool {
+    config.placeholder.image != PlaceholderImage::Embedded && config.engine.kind != EngineChoice::Native
+}
+
+fn gate(config: &Config, engine: &Arc<Paced>, source: Source) -> Gate {
+    Gate::new(Arc::clone(engine) as Arc<dyn Engine>, source, config.backoff.clone(), config.placeholder.prepare_timeout)
+}
+
+/// The rate is for an engine that others use as well; the kernel has nobody to be spared for.
+fn pacer_of(config: &Config) -> Pacer {
+    let rate = if config.engine.kind == EngineChoice::Native { None } else { config.pacer.rate };
+    Pacer { rate, ..config.pacer.clone() }
 }
 
 fn settings_of(config: &Config) -> Settings {
     Settings { backoff: config.backoff.clone(), settle: config.pool.settle, detach_after: config.pool.detach_after }
 }
 
-fn breed(config: &Config, may_fork: bool) -> Breed {
+fn shelf(config: &Config, mounter: Option<Arc<dyn Mounter>>) -> Option<Shelf> {
+    let (root, pool) = (config.state.namespaces.clone(), config.pool.name.clone());
+    mounter.map(|mounter| Shelf::new(root, pool, config.pool.namespaces.clone(), mounter))
+}
+
+fn breed(config: &Config, may_fork: bool, is_shelved: bool) -> Breed {
+    let native = config.engine.kind == EngineChoice::Native;
     Breed {
         pool: config.pool.name.clone(),
         instance: random::uuid().to_string(),
@@ -571,13 +615,15 @@ fn breed(config: &Config, may_fork: bool) -> Breed {
         memory: config.placeholder.memory,
         pids: config.placeholder.pids,
         may_fork,
+        native,
+        folders: (native || is_shelved).then(|| config.state.namespaces.clone()),
     }
 }
 
 fn wiring(config: &Config, network: usize) -> Wiring {
     Wiring {
         name: config.pool.networks[network].clone(),
-        managed: config.managed_of(network).is_some(),
+        furnished: config.managed_of(network).is_some() || config.cni_of(network).is_some(),
         ipv6: config.managed_of(network).is_some_and(|managed| managed.network.ipv6.is_some()),
         afterwards: afterwards(config.reuse_of(network)),
     }
@@ -603,8 +649,12 @@ fn policies(config: &Config) -> String {
 }
 
 fn networks(config: &Config, links: Option<Arc<dyn Links>>) -> Networks {
-    let managed = |network| config.managed_of(network).map(|managed| (managed.network.clone(), managed.rest));
-    Networks::new(&config.pool.name, (0..config.pool.networks.len()).map(managed).collect(), links)
+    let wire = |network| match (config.managed_of(network), config.cni_of(network)) {
+        (Some(managed), _) => Wire::Managed(managed.network.clone(), managed.rest),
+        (None, Some(cni)) => Wire::Cni(cni.config.clone()),
+        (None, None) => Wire::Engines,
+    };
+    Networks::new(&config.pool.name, (0..config.pool.networks.len()).map(wire).collect(), links)
 }
 
 fn engine_networks(config: &Config, tools: &Tools) -> EngineNetworks {

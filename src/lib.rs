@@ -5,7 +5,7 @@
 //! over gRPC, starts its function's container with `--network container:<namespace id>`, and **releases** it.
 //!
 //! ```text
-//!  config ─► daemon ─► supervisor ─► nanny[k] ─► gate ─► paced engine ─► Docker, podman; netns ─► kernel
+//!  config ─► daemon ─► supervisor ─► nanny[k] ─► gate ─► paced engine ─► Docker, podman, native; netns ─► kernel
 //!               │                      │  ▲                   │            (by the helper process)
 //!               │            register  │  │ vacate / retire   │ exited, paused, gone; joined, left
 //!               │                      ▼  │                   ▼
@@ -16,11 +16,11 @@
 //! # Words
 //! slot: a numbered place · buddy: the placeholder container in it · generation: pool-wide, strictly increasing number of a buddy · use: counts
 //! the hand-outs of a buddy · nanny: the task that keeps one slot filled · gate: lets one preparation of the placeholder image run for all, and
-//! closes again when the image is gone · pacer: rate and concurrency limit before engine mutations · engine: Docker or podman, behind a trait ·
+//! closes again when the image is gone · pacer: rate and concurrency limit before engine mutations · engine: Docker, podman, or none (native), behind a trait ·
 //! pool: the slots' states, the free lists, the leases · lease: one hand-out · holder: the peer that has it · owner: the name an agent gives itself ·
 //! joiner: a container or process in a buddy's namespaces (*live*: a process, or a running, paused or restarting container; *configured*: created
 //! or exited, could still start) · ledger: the journal of buddies and leases, for the next daemon · adopt: prove again what a predecessor had ·
-//! fence: what makes a late join fail (the buddy's rename) · renewal: a new network namespace under the same buddy · managed network: one whose
+//! fence: what makes a late join fail (the buddy's rename; of who joins by path, the folder's) · renewal: a new network namespace under the same buddy · managed network: one whose
 //! namespaces nspool *furnishes* with link, addresses and routes · retire: give a buddy up · detach: give a slot free whose buddy still has somebody
 //! inside · cordon: hand out nothing more · drain: cordon and wait, bounded · audit: hold pool, ledger, engine and kernel against each other.
 //!
@@ -44,7 +44,7 @@
 //!   for the next start to adopt.
 //! - **I12** Every queue, retry, wait, label, message and file has a bound.
 //!
-//! What is deliberately absent: anything that survives a reboot (buddies do not), engines other than Docker and podman.
+//! What is deliberately absent: anything that survives a reboot (buddies do not), container engines other than Docker and podman.
 //!
 //! # Who may say what
 //! `bollard` only in `engine/docker*` · `governor` only in `engine/paced*` · netlink and other namespaces only in `netns/` · `tonic` only in
@@ -56,6 +56,8 @@
 //! engine is asked) → [`audit`] (what must agree) → [`daemon`] (assembly and stop) → [`api`] (what callers are told) → [`process`] (sockets and signals).
 //! Networks of our own: [`netns::networks`] (addresses and links as nannies use them) → [`netns::managed`] (bridges, links, rules) →
 //! [`engine_networks`] (those whose bridge the engine makes for us).
+//! Without a container engine: [`engine::native`] (a buddy is a folder) → [`netns::folders`] (namespaces as files, to be joined by path) →
+//! [`netns::join`] (a program joins one) → [`netns::cni`] (plugins that furnish them).
 //! What needs rights: [`netns::helper`] (a process of its own, a fixed set of verbs).
 //! Beneath all: [`level`] (a value that many follow), [`random`] (where chance comes from), `sync` (locks, as a model checker sees them).
 
@@ -70,6 +72,7 @@ pub mod ledger;
 pub mod pool;
 
 pub mod audit;
+pub mod headcount;
 pub mod nanny;
 pub mod observer;
 pub mod recovery;

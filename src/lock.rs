@@ -7,18 +7,58 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{Access, AtFlags, CWD, FlockOperation, accessat, flock};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 /// Where the locks are on a host.
 pub const LOCKS: &str = "/run/nspool/locks";
 
+/// Where this process has its locks: [`LOCKS`], unless that is closed to it, as to a user who runs a pool of their own in a user namespace: then it is in
+/// their `XDG_RUNTIME_DIR`. Nobody else's pool is theirs to touch, so nobody else has to see the lock.
+#[must_use]
+pub fn folder() -> PathBuf {
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|folder| folder.is_absolute());
+    runtime.filter(|_| is_closed(Path::new(LOCKS))).map_or_else(|| LOCKS.into(), |folder| folder.join("nspool/locks"))
+}
+
+/// By what is there of it.
+fn is_closed(folder: &Path) -> bool {
+    let there = folder.ancestors().find(|folder| folder.exists());
+    let refused = |folder: &Path| accessat(CWD, folder, Access::WRITE_OK, AtFlags::EACCESS).is_err();
+    there.is_some_and(refused)
+}
+
+/// Whether no lock of that pool is held, whichever engine's it is.
+///
+/// # Errors
+/// [`LockError::Taken`] when one is; one of them cannot be looked at.
+pub fn is_free(locks: &Path, pool: &str) -> Result<(), LockError> {
+    let of_pool = |name: &str| {
+        let engine = name.strip_prefix(pool).and_then(|name| name.strip_prefix('-')).and_then(|name| name.strip_suffix(".lock"));
+        engine.is_some_and(|engine| engine.len() == ENGINE_DIGITS && engine.bytes().all(|digit| digit.is_ascii_hexdigit()))
+    };
+    for entry in std::fs::read_dir(locks).into_iter().flatten().flatten().filter(|entry| of_pool(&entry.file_name().to_string_lossy())) {
+        let path = entry.path();
+        let io = |source| LockError::Io { path: path.clone(), source };
+        let file = File::open(&path).map_err(io)?;
+        match flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Err(LockError::Taken { pool: pool.to_owned(), path }),
+            Err(errno) => return Err(io(errno.into())),
+        }
+    }
+    Ok(())
+}
+
+/// Of the hash that stands for an engine.
+const ENGINE_DIGITS: usize = 16;
+
 /// Why the lock is not ours.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Somebody has it.
-    #[error("another nspool runs the pool {pool:?} on this engine (lock {})", path.display())]
+    #[error("another nspool runs the pool {pool:?} (lock {})", path.display())]
     Taken {
         /// The pool.
         pool: String,

@@ -23,15 +23,19 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{self, Config, StopPolicy, raw::Mistakes};
+use crate::config::{self, Config, EngineChoice, StopPolicy, raw::Mistakes};
 use crate::daemon::{self, Daemon, DaemonError, Parts, Signal, Stopped};
-use crate::engine::NamespaceKind;
 use crate::engine::discover::{self, DiscoverError};
+use crate::engine::docker::Docker;
+use crate::engine::native::Native;
+use crate::engine::{Engine, NamespaceKind};
 use crate::image::gate::Source;
 use crate::ledger::{Identity, Ledger, OpenError, Replayed, boot_id};
 use crate::level;
 use crate::nanny::Tools;
-use crate::netns::helper::{Begin, Helper, HelperError, Keeper, Log, Remote, RemoteLinks, powers};
+use crate::netns::cni::{Attacher, GivesBack};
+use crate::netns::folders::{Mounter, WithFolders};
+use crate::netns::helper::{Begin, Helper, HelperError, Keeper, Log, Remote, RemoteCni, RemoteLinks, RemoteMounter, powers};
 use crate::netns::linux::Linux;
 use crate::netns::managed::host::Host;
 use crate::netns::managed::names::Names;
@@ -152,8 +156,9 @@ pub async fn run(
 ) -> Result<Stopped, ProcessError> {
     let Prepared { keeper, sockets } = prepared;
     let (listeners, bound) = sockets.listening()?;
-    let engine = discover::connect(&config.engine, |name| std::env::var(name).ok()).map_err(ProcessError::Engine)?;
-    tracing::info!(endpoint = engine.endpoint(), pool = config.pool.name, version = env!("CARGO_PKG_VERSION"), "starting");
+    let containers = containers(&config)?;
+    let endpoint = containers.as_ref().map_or("native", |engine| engine.endpoint());
+    tracing::info!(endpoint, pool = config.pool.name, version = env!("CARGO_PKG_VERSION"), "starting");
     let source = Source::from_config(&config.placeholder, &config.registries).map_err(ProcessError::Placeholder)?;
     let metrics = match config.metrics.listen {
         Some(address) => {
@@ -177,21 +182,17 @@ pub async fn run(
     let ledger = Some(ledger);
     let helper = Helper::start(keeper.starter(), begin(&config)).await.map_err(ProcessError::Helper)?;
     let mut lost = helper.lost();
-    let parts = Parts {
-        engine: Arc::new(engine),
-        kernel: Arc::new(Remote(Arc::clone(&helper))),
-        links: (!config.managed.is_empty()).then(|| Arc::new(RemoteLinks(Arc::clone(&helper))) as Arc<dyn Links>),
-        source,
-        listeners,
-        locks: crate::lock::LOCKS.into(),
-        ledger,
-        keep,
-    };
+    let Hands { engine, kernel, links, mounter } = Hands::of(&config, containers, &helper);
+    let locks = crate::lock::folder();
+    // A native buddy is such a folder itself.
+    let for_containers = (config.engine.kind != EngineChoice::Native && helper.mounts()).then(|| Arc::clone(&mounter));
+    let parts = Parts { engine, kernel, links, mounter: for_containers, source, listeners, locks, ledger, keep };
+    let folders = (helper.mounts() && !keep).then(|| config.pool.name.clone());
     let daemon = Daemon::assemble(config.clone(), parts);
     let tools = daemon.tools();
     let end = CancellationToken::new();
     let mut helpers = JoinSet::new();
-    helpers.spawn(signals.run(tell, log, config, reload));
+    helpers.spawn(signals.run(tell, log_filter(log, Arc::clone(&helper)), config, reload));
     helpers.spawn(watch_over(Arc::clone(&tools), end.clone()));
     if let Some((listener, handle)) = metrics {
         let refresh = Arc::new(move || set_gauges(&tools, &networks, &ledger_error));
@@ -208,15 +209,68 @@ pub async fn run(
         // As a crash: the next daemon goes on with what there is.
         Ok(why) = lost.wait_for(Option::is_some) => Err(ProcessError::HelperLost(why.clone().unwrap_or_default())),
     };
+    if let Some(pool) = folders.filter(|_| outcome.is_ok())
+        && let Err(error) = mounter.tidy(&pool).await
+    {
+        tracing::warn!(%error, "the pool's empty folder stays");
+    }
     end.cancel();
+    let_go(&helper, keeper).await;
+    drop(bound);
+    outcome
+}
+
+async fn let_go(helper: &Helper, keeper: Keeper) {
     helper.stop().await;
     match tokio::task::spawn_blocking(|| keeper.end()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::warn!(%error, "the helper process may still be there"),
         Err(error) => tracing::warn!(%error, "the helper process may still be there"),
     }
-    drop(bound);
-    outcome
+}
+
+/// What the daemon acts with.
+struct Hands {
+    engine: Arc<dyn Engine>,
+    kernel: Arc<dyn Kernel>,
+    links: Option<Arc<dyn Links>>,
+    mounter: Arc<dyn Mounter>,
+}
+
+impl Hands {
+    fn of(config: &Config, containers: Option<Docker>, helper: &Arc<Helper>) -> Self {
+        let root = &config.state.namespaces;
+        let attacher: Arc<dyn Attacher> = Arc::new(RemoteCni::new(Arc::clone(helper), &config.cni, root.clone()));
+        let mounter = Arc::new(RemoteMounter(Arc::clone(helper)));
+        let mounter: Arc<dyn Mounter> = Arc::new(GivesBack::new(mounter, Arc::clone(&attacher), root.clone()));
+        let engine: Arc<dyn Engine> = match containers {
+            Some(containers) => Arc::new(containers),
+            None => Arc::new(Native::new(&config.state.namespaces, &config.pool.name, Arc::clone(&mounter))),
+        };
+        Self {
+            engine,
+            kernel: Arc::new(WithFolders::new(Arc::new(Remote(Arc::clone(helper))), Arc::clone(&mounter), attacher)),
+            links: (!config.managed.is_empty()).then(|| Arc::new(RemoteLinks(Arc::clone(helper))) as Arc<dyn Links>),
+            mounter,
+        }
+    }
+}
+
+/// The container engine; `None`: the native one is wanted.
+fn containers(config: &Config) -> Result<Option<Docker>, ProcessError> {
+    if config.engine.kind == EngineChoice::Native {
+        return Ok(None);
+    }
+    discover::connect(&config.engine, |name| std::env::var(name).ok()).map(Some).map_err(ProcessError::Engine)
+}
+
+/// Changes which lines are written, by the daemon and by its helper.
+fn log_filter(log: LogHandle, helper: Arc<Helper>) -> impl Fn(&str) -> Result<(), TelemetryError> + Send + 'static {
+    move |filter| {
+        log.set_filter(filter)?;
+        helper.set_log_filter(filter);
+        Ok(())
+    }
 }
 
 /// What each helper is told first.
@@ -228,6 +282,9 @@ fn begin(config: &Config) -> Begin {
     };
     Begin {
         host: (!config.managed.is_empty()).then_some(host),
+        folders: Some(config.state.namespaces.clone()),
+        must_mount: config.engine.kind == EngineChoice::Native,
+        cni: config.cni.clone(),
         lock: config.state.dir.join(format!("{}.helper", config.pool.name)),
         log: Log { filter: config.log.filter.clone(), json: config.log.format == config::LogFormat::Json },
     }
@@ -235,8 +292,12 @@ fn begin(config: &Config) -> Begin {
 
 /// A predecessor that is on its way out has it for a moment longer.
 async fn open_ledger(config: &Config) -> Result<(Arc<Ledger>, Replayed), ProcessError> {
-    let identity =
-        Identity { boot_id: boot_id().map_err(ProcessError::Boot)?, pool: config.pool.name.clone(), now: Linux::new().since_boot() };
+    let identity = Identity {
+        boot_id: boot_id().map_err(ProcessError::Boot)?,
+        pool: config.pool.name.clone(),
+        now: Linux::new().since_boot(),
+        engine: config.engine.kind.word().to_owned(),
+    };
     let deadline = tokio::time::Instant::now() + daemon::WAIT_FOR_LOCK;
     loop {
         match Ledger::open(&config.state.dir, &identity) {
@@ -374,7 +435,7 @@ impl Signals {
     async fn run(
         mut self,
         tell: mpsc::Sender<Signal>,
-        log: LogHandle,
+        set_filter: impl Fn(&str) -> Result<(), TelemetryError> + Send + 'static,
         mut config: Config,
         reload: impl Fn() -> Result<Config, Mistakes> + Send + 'static,
     ) {
@@ -388,7 +449,7 @@ impl Signals {
                     Notifier.ready("running");
                     match read {
                         Ok(new) => {
-                            if new.log.filter != config.log.filter && let Err(error) = log.set_filter(&new.log.filter) {
+                            if new.log.filter != config.log.filter && let Err(error) = set_filter(&new.log.filter) {
                                 tracing::error!(%error, "the log filter stays as it was");
                             }
                             config = new;

@@ -12,7 +12,7 @@ use futures::stream::{self, StreamExt};
 use crate::engine::{ContainerId, ContainerSummary, Engine, EngineError};
 use crate::ledger::{self, Replayed};
 use crate::nanny::buddy::{Breed, Ownership};
-use crate::nanny::kinds_held;
+use crate::nanny::hold;
 use crate::nanny::looks::Looks;
 use crate::nanny::minder::Detached;
 use crate::netns::{Held, Kernel};
@@ -191,7 +191,7 @@ impl Found {
 
 /// Who is inside one of this pool's buddies.
 pub(crate) async fn examine(means: &Means, found: ContainerSummary, owner: Ownership) -> Found {
-    let (held, inside) = match hold(means, &found).await {
+    let (held, inside) = match held(means, &found).await {
         Ok(held) => match means.looks.inside(&found.id, held.as_deref()).await {
             Ok(inside) => (held, inside.live),
             Err(error) => (held, vec![format!("could not be looked into: {error}")]),
@@ -201,10 +201,7 @@ pub(crate) async fn examine(means: &Means, found: ContainerSummary, owner: Owner
     Found { id: found.id, name: found.name, slot: owner.slot, generation: owner.generation, held, inside }
 }
 
-async fn hold(means: &Means, found: &ContainerSummary) -> Result<Option<Box<dyn Held>>, String> {
+async fn held(means: &Means, found: &ContainerSummary) -> Result<Option<Box<dyn Held>>, String> {
     let container = means.engine.inspect(found.id.as_str()).await.map_err(|error| error.to_string())?;
-    if container.pid == 0 {
-        return Ok(None);
-    }
-    means.kernel.hold(container.pid, &kinds_held(&means.breed.namespaces)).await.map(Some).map_err(|error| error.to_string())
+    hold(means.kernel.as_ref(), &container, &means.breed.namespaces).await.map_err(|error| error.to_string())
 }

@@ -9,6 +9,7 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use assert_cmd::Command;
+use nspool::proto::{Engine, Lease, Lifetime, OciNamespace};
 use stub::{Running, refusal};
 use tonic::Code;
 
@@ -52,6 +53,7 @@ const COMMANDS: &[&str] = &[
     "release",
     "resume",
     "run",
+    "exec",
     "usage",
     "slots",
     "leases",
@@ -66,6 +68,7 @@ const COMMANDS: &[&str] = &[
     "inspect",
     "restart-plan",
     "purge",
+    "doctor",
     "demo",
     "bench",
     "config",
@@ -202,7 +205,9 @@ fn the_keys_that_are_promised_are_there() {
         assert!(usage[key].is_u64(), "usage.{key}");
     }
     let lease = keys(&["allocate"]);
-    for key in "token lease_id namespace_id network_mode netns_path slot generation use network ip_addresses expires_at".split(' ') {
+    for key in
+        "token lease_id namespace_id network_mode netns_path oci_namespaces slot generation use network ip_addresses expires_at".split(' ')
+    {
         assert!(lease.get(key).is_some(), "allocate.{key}");
     }
     let slots = keys(&["slots"]);
@@ -419,6 +424,58 @@ fn run_hands_on_a_signal_and_waits() {
     assert_eq!(lines.next().unwrap().unwrap(), "told");
     assert_eq!(child.wait().unwrap().code(), Some(143));
     daemon.script(|script| assert!(!script.released[0].doubtful));
+}
+
+#[test]
+fn run_on_a_pool_without_an_engine_says_what_to_use_and_releases() {
+    let daemon = Running::start();
+    daemon.script(|script| script.lease = Some(Lease { engine: Some(native()), ..stub::lease("t") }));
+    let output = nspool(Some(&daemon)).args(["run", "busybox"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(69));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("nspool exec"));
+    daemon.script(|script| assert!(!script.released[0].doubtful, "nothing was started"));
+}
+
+fn native() -> Engine {
+    Engine { kind: "native".into(), id: "native".into(), endpoint: "/run/nspool/ns".into(), version: "6.1".into() }
+}
+
+fn oci(r#type: &str, path: &std::path::Path) -> OciNamespace {
+    OciNamespace { r#type: r#type.into(), path: path.display().to_string() }
+}
+
+/// Its right to join is looked at first, so this is as root; nothing is joined but what this process is in.
+#[test]
+fn exec_asks_for_a_lease_that_is_renewed_and_gives_it_back_in_every_case() {
+    let daemon = Running::start();
+    let dir = tempfile::tempdir().unwrap();
+    let pool = dir.path().join("pool");
+    std::fs::create_dir(&pool).unwrap();
+    let own = std::path::Path::new("/proc/self/ns/net");
+    for (namespaces, program, code, words) in [
+        (vec![oci("network", own)], "true", 0, ""),
+        (vec![oci("network", own)], "no-such-program", 127, "not found"),
+        (vec![oci("network", &pool.join("gone/net"))], "true", 1, "the lease has ended"),
+        (vec![oci("network", own), oci("uts", &pool.join("gone/uts"))], "true", 1, "the lease has ended"),
+        (vec![oci("network", std::path::Path::new("/nowhere/x/y/net"))], "true", 69, "not seen from here"),
+        (vec![oci("pid", own)], "true", 69, "pid namespace, only a container can"),
+        (vec![], "true", 69, "(native) have no paths"),
+    ] {
+        daemon.script(|script| {
+            script.lease = Some(Lease { engine: Some(native()), oci_namespaces: namespaces, ..stub::lease("t") });
+            (script.allocated, script.released) = Default::default();
+        });
+        let output = nspool(Some(&daemon)).args(["exec", "--tenant", "acme", "--", program]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        assert!(said.contains(words) && (code != 0 || said.is_empty()), "{said}");
+        daemon.script(|script| {
+            let [asked] = &script.allocated[..] else { panic!("{:?}", script.allocated) };
+            assert_eq!((asked.owner.as_str(), asked.tenant.as_str(), asked.lifetime()), ("nspool-exec", "acme", Lifetime::Ttl));
+            let [released] = &script.released[..] else { panic!("{:?}", script.released) };
+            assert!(!released.doubtful, "what was started has ended");
+        });
+    }
 }
 
 #[test]

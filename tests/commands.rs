@@ -125,6 +125,45 @@ async fn the_demo_compares_and_leaves_nothing_on_podman() {
     the_demo_compares_and_leaves_nothing(podman()).await;
 }
 
+/// What the demonstration without an engine puts on the host.
+fn native_traces() -> Vec<String> {
+    let links = std::fs::read_dir("/sys/class/net").unwrap().map(|link| link.unwrap().file_name().into_string().unwrap());
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    let folders = std::fs::read_dir("/run").unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let locks = std::fs::read_dir(LOCKS).into_iter().flatten().flatten().map(|entry| entry.file_name().into_string().unwrap());
+    let ours = links.filter(|name| name.starts_with("ns-demo")).chain(folders.filter(|name| name.starts_with("nspool-demo-")));
+    let mounts = mounts.lines().filter(|mount| mount.contains("nspool-demo-")).map(str::to_owned);
+    ours.chain(mounts).chain(locks.filter(|name| name.starts_with("demo-"))).collect()
+}
+
+#[tokio::test]
+async fn the_demo_needs_no_engine_and_leaves_nothing() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let output = nspool(&["demo", "--native", "--ready", "2", "--starts", "3", "--concurrency", "2", "-o", "json"]).output().unwrap();
+    let (code, out, words) = outcome(&output);
+    assert_eq!(code, 0, "{words}");
+    let view: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((&view["slots"], &view["engine"]), (&2.into(), &"native".into()));
+    let starts: Vec<_> = view["rows"].as_array().unwrap().iter().map(|row| (row["at_once"].as_u64(), row["starts"].as_u64())).collect();
+    assert_eq!(starts, [(Some(1), Some(3)), (Some(2), Some(4))], "whole batches: {out}");
+    for row in view["rows"].as_array().unwrap() {
+        let figure = |key: &str| row[key].as_f64().unwrap();
+        assert!(figure("leased_ms") > figure("lease_ms") && figure("lease_ms") > 0.0 && figure("own_ms") > 0.0, "{row}");
+        assert!((figure("ratio") - figure("own_ms") / figure("leased_ms")).abs() < 0.01, "{row}");
+    }
+    assert_eq!(native_traces(), [""; 0]);
+
+    let (code, _, words) = outcome(&nspool(&["demo", "--native", "--ready", "1", "--program", "/nowhere"]).output().unwrap());
+    assert!(code != 0 && words.contains("/nowhere"), "{code}: {words}");
+    assert_eq!(native_traces(), [""; 0]);
+
+    for (step, signal, code) in [("Filling", Signal::TERM, 143), ("1 at once", Signal::INT, 130)] {
+        let (ended, said) = interrupt(nspool(&["demo", "--native", "--ready", "3", "--starts", "10000"]), step, signal);
+        assert_eq!(ended, code, "{said}");
+        assert_eq!(native_traces(), [""; 0], "{said}");
+    }
+}
+
 /// Starts it, waits until it says `step`, sends the signal, and gives what it says afterwards.
 fn interrupt(mut command: Command, step: &str, signal: Signal) -> (i32, String) {
     let mut child: Child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

@@ -18,17 +18,23 @@ macro_rules! on_both_engines {
 mod e2e {
     mod bad_days;
     mod buddies;
+    mod cni;
     mod crash_points;
     mod engine_away;
     mod engine_networks;
+    mod exec;
     mod fresh;
     mod helper;
     mod joiners;
+    mod joins;
     mod leases;
     mod lifetimes;
     mod live;
+    mod native;
+    mod paths;
     mod pins;
     mod restarts;
+    mod rootless;
     mod seen;
     mod stops;
     mod systemd;

@@ -10,6 +10,7 @@ mod support {
 mod formats {
     mod everything;
     mod format_1;
+    mod format_2;
     mod in_the_pool;
     mod releases;
 }
@@ -27,7 +28,7 @@ use support::disk::Disk;
 use support::world;
 
 fn identity(boot: &str) -> Identity {
-    Identity { boot_id: boot.into(), pool: "p".into(), now: Duration::ZERO }
+    Identity { boot_id: boot.into(), pool: "p".into(), now: Duration::ZERO, engine: String::new() }
 }
 
 fn open(disk: &Disk, boot: &str) -> (Arc<Ledger>, Replayed) {
@@ -69,7 +70,7 @@ fn what_was_flushed_is_there_on_this_boot_and_on_no_other() {
     let (_, replayed) = open(&disk, "b2");
     assert_eq!((replayed.found, replayed.table.leases.len()), (Found::Nothing, 0));
     assert_ne!(replayed.table.began.unwrap().incarnation, incarnation);
-    let other = Identity { boot_id: "b2".into(), pool: "other".into(), now: Duration::ZERO };
+    let other = Identity { boot_id: "b2".into(), pool: "other".into(), now: Duration::ZERO, engine: String::new() };
     assert_eq!(Ledger::on(Box::new(disk), &other).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
 }
 

@@ -511,3 +511,40 @@ async fn a_full_range_a_full_bridge_and_a_full_queue_are_told_apart() {
     assert_eq!(furnisher.strip(&plan.host_end).await.unwrap(), Stripped::WasNotThere);
     worker.stop().await;
 }
+
+#[tokio::test]
+async fn a_range_that_the_host_reaches_elsewhere_is_refused_with_the_route_and_nothing_is_made() {
+    for (family, address) in [("IPv4", "10.200.3.0/24"), ("IPv6", "fd00:200::/96")] {
+        let rig = Rig::new(network());
+        rig.host.run(&format!("ip route add {address} dev out0"));
+        let (worker, furnisher) = rig.start();
+        let error = furnisher.mend().await.unwrap_err();
+        let FurnishError::Overlap { route, link, .. } = &error else { panic!("{family}: {error:?}") };
+        assert_eq!((route.as_str(), link.as_str()), (address, "out0"));
+        assert!(error.to_string().contains("give the network another subnet"), "{error}");
+        assert!(!rig.host.run("ip link").contains("nsbr0"));
+        rig.host.run(&format!("ip route del {address} dev out0"));
+        furnisher.mend().await.unwrap();
+        // A route that comes later is its maker's choice, and takes no bridge away.
+        rig.host.run(&format!("ip route add {address} dev out0"));
+        furnisher.mend().await.unwrap();
+        worker.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn more_links_than_a_socket_has_answers_for_go_together() {
+    let mut rig = Rig::new(ManagedNetwork { slots: 500, ..network() });
+    let (worker, furnisher) = rig.start();
+    furnisher.mend().await.unwrap();
+    let mut slots = Vec::new();
+    for slot in 0..300 {
+        slots.push(rig.slot(&furnisher, slot).await);
+    }
+    assert_eq!(furnisher.links().await.unwrap().len(), 300);
+    let failures = furnisher.tear_down().await.unwrap();
+    assert!(failures.is_empty(), "{failures:?}");
+    assert_eq!(furnisher.links().await.unwrap().len(), 0);
+    assert!(!rig.host.run("ip -o link").contains("nsbr0"));
+    worker.stop().await;
+}

@@ -50,6 +50,7 @@ fn namespace(slot: u32, name: &str) -> Arc<Namespace> {
         mtu: 0,
         pid: 0,
         started_at: String::new(),
+        folder: String::new(),
     })
 }
 

@@ -40,7 +40,7 @@ fn every_directive_has_its_reason_near() {
 
 /// systemd adds a drop-in's capabilities to the unit's; written out, so that the file says all that the daemon has then.
 #[test]
-fn the_drop_in_for_managed_networks_takes_nothing_from_the_unit() {
+fn the_drop_ins_take_nothing_from_the_unit() {
     let capabilities = |file: &str| {
         let text = std::fs::read_to_string(here("systemd").join(file)).unwrap();
         let line = text.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).unwrap();
@@ -48,6 +48,8 @@ fn the_drop_in_for_managed_networks_takes_nothing_from_the_unit() {
     };
     let (unit, more) = (capabilities("nspool.service"), capabilities("managed-networks.conf"));
     assert!(more.is_superset(&unit) && more.contains("CAP_NET_ADMIN") && more.contains("CAP_SYS_ADMIN"), "{more:?}");
+    let native = capabilities("native.conf");
+    assert!(native.is_superset(&more) && native.contains("CAP_SYS_CHROOT"), "{native:?}");
 }
 
 #[test]

@@ -3,20 +3,19 @@
 # Nothing is ever removed, upgraded, started or enabled. Sourced, never run.
 
 # Lines of "what to look for | package". A name is a command, a path is a file; `python3-venv` is a question of its own.
-needed_by_demo() {
+needed_by_test() {
   cat <<'END'
 dockerd | docker.io
 iptables | iptables
 ip | iproute2
-END
-}
-
-needed_by_test() {
-  needed_by_demo
-  cat <<'END'
 nft | nftables
+runc | runc
+crun | crun
+ctr | containerd
+jq | jq
 ipset | ipset
 podman | podman
+/usr/lib/cni/bridge | containernetworking-plugins
 busybox | busybox-static
 htpasswd | apache2-utils
 go | golang-go
@@ -143,7 +142,7 @@ unpack_program() {
   rm -rf "$work"
 }
 
-# packages demo|test
+# packages test
 packages() {
   local -a missing programs
   local what package

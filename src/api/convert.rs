@@ -4,8 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use super::{About, DaemonStatus, Differs, Inspected};
 use crate::audit::{Audit, Finding};
-use crate::engine::EngineInfo;
-use crate::pool::{Cause, LeaseNote, LeaseView, Lifetime, Moment, Released, SlotView, UseKey};
+use crate::engine::{EngineInfo, NamespaceKind};
+use crate::pool::{Cause, LeaseNote, LeaseView, Lifetime, Moment, Namespace, Released, SlotView, UseKey};
 use crate::proto;
 
 /// To whom a lease is shown.
@@ -56,8 +56,8 @@ pub(super) fn lease(about: &About, status: &DaemonStatus, view: &LeaseView, now:
         host_config: secret(&|| namespace.host_config.clone()),
         container_id: if namespace.tell_container_id { namespace.container_id.to_string() } else { String::new() },
         engine: status.engine_info.as_ref().map(engine),
-        netns_path: String::new(),
-        oci_namespaces: Vec::new(),
+        netns_path: path_of(namespace, NamespaceKind::Net).unwrap_or_default(),
+        oci_namespaces: about.namespaces.iter().filter_map(|kind| oci_namespace(namespace, *kind)).collect(),
         network: about.networks.get(usize::from(view.network)).cloned().unwrap_or_default(),
         ip_addresses: namespace.addresses.iter().map(|address| address.address.clone()).collect(),
         gateways: gateways.map(|address| address.gateway.clone()).collect(),
@@ -72,6 +72,16 @@ pub(super) fn lease(about: &About, status: &DaemonStatus, view: &LeaseView, now:
         labels: request.labels.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
         cause: view.lost.as_deref().unwrap_or_default().to_owned(),
     }
+}
+
+fn path_of(namespace: &Namespace, kind: NamespaceKind) -> Option<String> {
+    (!namespace.folder.is_empty()).then(|| format!("{}/{}", namespace.folder, kind.proc_name()))
+}
+
+/// As the OCI runtime specification calls it.
+fn oci_namespace(namespace: &Namespace, kind: NamespaceKind) -> Option<proto::OciNamespace> {
+    let r#type = if kind == NamespaceKind::Net { "network" } else { kind.proc_name() };
+    Some(proto::OciNamespace { r#type: r#type.to_owned(), path: path_of(namespace, kind)? })
 }
 
 fn lifetime(lifetime: Lifetime) -> proto::Lifetime {

@@ -39,7 +39,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::audit::{Audit, NotNow};
 use crate::config;
-use crate::engine::EngineInfo;
+use crate::engine::{EngineInfo, NamespaceKind};
 use crate::level;
 use crate::pool::{ConnectionId, Moment, Pool, SlotIndex};
 
@@ -105,6 +105,8 @@ pub struct About {
     pub pool: String,
     /// The networks' names, in the order of their indices in the pool.
     pub networks: Vec<String>,
+    /// The kinds of namespaces that a lease is of.
+    pub namespaces: Vec<NamespaceKind>,
     /// The policy in force: `once`, `always`, `fresh` or `verified`, for each network when they differ.
     pub reuse: String,
     /// What a stop does: `keep` or `remove`.

@@ -227,6 +227,7 @@ mod tests {
             mtu: 0,
             pid: 100 + number,
             started_at: String::new(),
+            folder: String::new(),
         };
         SlotView {
             key: UseKey { slot: number, generation: 1, use_number: 1 },
@@ -274,6 +275,8 @@ mod tests {
             memory: 0,
             pids: 0,
             may_fork: false,
+            native: false,
+            folders: None,
         };
         let all = all(sight, &breed).into_iter().filter(|found| found.finding.kind != Kind::Unknown);
         all.map(|found| format!("{}: {}", found.finding.subject, found.finding.detail)).collect()

@@ -8,7 +8,7 @@ use crate::engine::{Container, ContainerId, Engine, EngineError, ErrorClass, Nam
 use crate::ledger::Table;
 use crate::nanny::looks::Listed;
 use crate::nanny::minder::DetachedList;
-use crate::nanny::{Tools, kinds_held};
+use crate::nanny::{Tools, hold_there};
 use crate::netns::{Held, KernelError, NamespaceId};
 use crate::pool::state::{SlotState, State};
 use crate::pool::{Moment, Namespace, SlotIndex, SlotView};
@@ -80,7 +80,7 @@ impl Sight {
         let list = tools.looks.list().await;
         // An engine that does not list does not inspect either, and each call would wait for its deadline.
         let inspected = if list.is_ok() { inspect(tools, &before).await } else { HashMap::default() };
-        let processes = processes(tools, &before).await;
+        let processes = processes(tools, &before, &inspected).await;
         let host = tools.kernel.host_namespace(NamespaceKind::Net).map_err(|error| error.to_string());
         watched.extend(minded());
         let after = tools.pool.read(Books::of);
@@ -98,7 +98,9 @@ async fn told(tools: &Tools) -> Option<Result<Table, String>> {
     })
 }
 
-async fn inspect(tools: &Tools, books: &Books) -> HashMap<ContainerId, Result<Option<Container>, EngineError>> {
+type Inspected = HashMap<ContainerId, Result<Option<Container>, EngineError>>;
+
+async fn inspect(tools: &Tools, books: &Books) -> Inspected {
     let ids: Vec<ContainerId> = books.standing().map(|(_, namespace)| ContainerId(Arc::clone(&namespace.container_id))).collect();
     let inspect = |id: ContainerId| async move {
         let answer = match tools.engine.inspect(id.as_str()).await {
@@ -111,12 +113,18 @@ async fn inspect(tools: &Tools, books: &Books) -> HashMap<ContainerId, Result<Op
     stream::iter(ids).map(inspect).buffer_unordered(INSPECTIONS).collect().await
 }
 
-async fn processes(tools: &Tools, books: &Books) -> HashMap<SlotIndex, Process> {
+/// By its pid; one that is no process, by its folder.
+async fn processes(tools: &Tools, books: &Books, inspected: &Inspected) -> HashMap<SlotIndex, Process> {
+    let folder = |namespace: &Namespace| {
+        let id = ContainerId(Arc::clone(&namespace.container_id));
+        inspected.get(&id).and_then(|answer| answer.as_ref().ok()?.as_ref()?.folder.clone())
+    };
     let mut found = HashMap::default();
-    let all: Vec<_> = books.standing().filter(|(_, namespace)| namespace.pid != 0).collect();
+    let all = books.standing().map(|(slot, namespace)| (slot, namespace, folder(namespace)));
+    let all: Vec<_> = all.filter(|(_, namespace, folder)| namespace.pid != 0 || folder.is_some()).collect();
     for batch in all.chunks(SEARCHED_TOGETHER) {
-        let looks = batch.iter().map(|(slot, namespace)| async {
-            let process = match tools.kernel.hold(namespace.pid, &kinds_held(&tools.breed.namespaces)).await {
+        let looks = batch.iter().map(|(slot, namespace, folder)| async {
+            let process = match hold_there(tools.kernel.as_ref(), folder.as_deref(), namespace.pid, &tools.breed.namespaces).await {
                 Ok(held) => look_into(tools, slot, namespace, &*held).await,
                 Err(KernelError::Gone { .. }) => Process::Gone,
                 Err(error @ (KernelError::NotPermitted { .. } | KernelError::Failed { .. })) => Process::Unknown(error.to_string()),

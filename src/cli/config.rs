@@ -73,12 +73,17 @@ struct KeyView {
 
 fn show(globals: &Globals, loaded: &Loaded, changed: bool) -> anyhow::Result<()> {
     let keys = KEYS.iter().map(|key| (key.path.to_owned(), key.value_toml(&loaded.config), key.live));
-    let networks = loaded.config.managed.iter().flat_map(|managed| {
+    let managed = loaded.config.managed.iter().flat_map(|managed| {
         let written = managed.written();
         written.into_iter().map(|(key, value)| (managed.path(key), value, false))
     });
+    let plugged = loaded.config.cni_networks.iter().flat_map(|cni| {
+        let written = cni.written();
+        written.into_iter().map(|(key, value)| (cni.path(key), value, false))
+    });
     let shown: Vec<(String, KeyView)> = keys
-        .chain(networks)
+        .chain(managed)
+        .chain(plugged)
         .map(|(path, value, live)| (loaded.origin(&path), path, value, live))
         .filter(|(from, ..)| !changed || **from != raw::Origin::Default)
         .map(|(from, path, value, live)| (path, KeyView { value, from: from.to_string(), live }))

@@ -1,5 +1,7 @@
 //! `demo`: starts functions in leased namespaces beside functions on the bridge, and prints both latencies and their ratio.
 
+mod native;
+
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -7,13 +9,13 @@ use clap::Args;
 use serde::Serialize;
 
 use super::Globals;
-use super::exit;
 use super::output::{self, say};
 use super::progress::Step;
 use super::signals::{Interrupted, Signals};
 use super::stage::compare::{Comparison, Pair};
 use super::stage::{Opening, Stage};
 use super::stats::{median, millis, ratio};
+use super::{exit, host};
 use crate::config::{self, Config};
 
 /// The pool's name.
@@ -42,6 +44,12 @@ pub struct Demo {
     /// The functions' image, which must be there [default: nspool's own placeholder]
     #[arg(long)]
     pub image: Option<String>,
+    /// Without a container engine, also where there is one [default: where no engine's socket is there]
+    #[arg(long, conflicts_with_all = ["engine_endpoint", "image"])]
+    pub native: bool,
+    /// What is run without a container engine
+    #[arg(long, default_value = "true")]
+    pub program: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -79,6 +87,9 @@ impl Row {
 
 /// Runs it.
 pub async fn run(globals: &Globals, args: Demo) -> anyhow::Result<ExitCode> {
+    if args.native || args.image.is_none() && !host::is_engine_there(args.engine_endpoint.as_deref())? {
+        return Box::pin(native::run(globals, args)).await;
+    }
     let mut signals = Signals::new()?;
     let mut config = Config::default();
     config.pool = config::Pool { name: POOL.to_owned(), ready: args.ready, max: args.ready, ..config.pool };
@@ -87,16 +98,21 @@ pub async fn run(globals: &Globals, args: Demo) -> anyhow::Result<ExitCode> {
     let shown = signals.unless(show(&stage, &args)).await;
     say("Cleaning up: the functions, the pool, its containers and its image.");
     let left = stage.close(&mut signals).await;
-    finish(globals, shown, &left)
+    if !left.is_empty() {
+        say(&format!("nspool: `nspool purge --pool {POOL}` removes the pool's containers once nobody is in them"));
+    }
+    finish(globals, shown, table, &left)
 }
 
 /// What was found goes out even if something is left, which is said behind.
-fn finish(globals: &Globals, shown: Result<anyhow::Result<View>, Interrupted>, left: &[String]) -> anyhow::Result<ExitCode> {
+fn finish<V: Serialize>(
+    globals: &Globals,
+    shown: Result<anyhow::Result<V>, Interrupted>,
+    table: impl Fn(&V) -> String,
+    left: &[String],
+) -> anyhow::Result<ExitCode> {
     for left in left {
         say(&format!("nspool: left behind: {left}"));
-    }
-    if !left.is_empty() {
-        say(&format!("nspool: `nspool purge --pool {POOL}` removes the pool's containers once nobody is in them"));
     }
     match shown {
         Err(interrupted) => {

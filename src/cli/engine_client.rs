@@ -22,6 +22,11 @@ pub(super) fn command(engine: &proto::Engine) -> Result<Command, Failure> {
             command.args(["--remote", "--url", &engine.endpoint]);
             command
         }
+        "native" => {
+            let message = "this pool has no container engine whose client could be asked\n  \
+                           `nspool exec -- COMMAND` runs a plain program in one of its namespaces; docs/joining.md has other ways in.";
+            return Err(Failure::new(exit::UNAVAILABLE, message));
+        }
         other => return Err(Failure::new(exit::UNAVAILABLE, format!("nspool knows no command-line client of the engine {other:?}"))),
     };
     Ok(command)

@@ -25,6 +25,10 @@ pub const TEMPFAIL: u8 = 75;
 pub const NOPERM: u8 = 77;
 /// Mistakes in the configuration.
 pub const CONFIG: u8 = 78;
+/// As a shell has it: the program is there, and cannot be started.
+pub const NOT_EXECUTABLE: u8 = 126;
+/// As a shell has it: there is no such program.
+pub const NO_PROGRAM: u8 = 127;
 
 /// An error with an exit code of its own and words for people, for where no typed error says it.
 #[derive(Debug, thiserror::Error)]

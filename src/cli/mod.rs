@@ -8,9 +8,12 @@ mod admin;
 mod args;
 mod audit;
 pub mod bench;
+mod child;
 mod config;
 pub mod demo;
+mod doctor;
 mod engine_client;
+mod exec;
 pub mod exit;
 mod helper;
 mod host;
@@ -110,6 +113,8 @@ enum Command {
     Resume(lease::Resume),
     /// Run one container in a pooled namespace
     Run(run::Run),
+    /// Run a plain program in a pooled namespace, without a container
+    Exec(exec::Exec),
     /// Show how many slots are in which state
     Usage(show::UsageArgs),
     /// List the slots
@@ -138,6 +143,8 @@ enum Command {
     RestartPlan(restart_plan::RestartPlan),
     /// Remove what a dead pool left behind
     Purge(purge::Purge),
+    /// Say what this host lacks for nspool to work well, and what grants it
+    Doctor(doctor::Doctor),
     /// Start functions in pooled namespaces beside functions on the bridge
     Demo(demo::Demo),
     /// Measure pooled starts against plain ones on this engine
@@ -148,7 +155,7 @@ enum Command {
     Completions(meta::Completions),
     /// Print the manual page, or write all of them to a directory
     Man(meta::Man),
-    /// A process of the daemon's own
+    /// A process of nspool's own
     #[command(hide = true)]
     Helper(helper::HelperArgs),
 }
@@ -165,12 +172,12 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
     let Cli { globals, command } = cli;
-    // Both give rights away, which threads would keep.
+    // These give rights away, or go into other namespaces, in a process with one thread.
     if let Command::Serve(args) = command {
         return serve::run(args);
     }
     if let Command::Helper(args) = &command {
-        return Ok(helper::run(args));
+        return helper::run(args);
     }
     // A client has one connection; the others are, or start, a daemon.
     let one_thread = !matches!(command, Command::Bench(_) | Command::Demo(_));
@@ -187,6 +194,7 @@ async fn dispatch(globals: Globals, command: Command) -> anyhow::Result<ExitCode
         Command::Release(args) => lease::release(&globals, args).await,
         Command::Resume(args) => lease::resume(&globals, args).await,
         Command::Run(args) => Box::pin(run::run(&globals, args)).await,
+        Command::Exec(args) => Box::pin(exec::exec(&globals, args)).await,
         Command::Usage(_) => show::usage(&globals).await,
         Command::Slots(args) => show::slots(&globals, args).await,
         Command::Leases(args) => show::leases(&globals, args).await,
@@ -201,6 +209,7 @@ async fn dispatch(globals: Globals, command: Command) -> anyhow::Result<ExitCode
         Command::Inspect(args) => inspect::inspect(&globals, args).await,
         Command::RestartPlan(args) => restart_plan::run(&globals, args).await,
         Command::Purge(args) => Box::pin(purge::run(&globals, args)).await,
+        Command::Doctor(args) => Box::pin(doctor::doctor(&globals, args)).await,
         Command::Demo(args) => Box::pin(demo::run(&globals, args)).await,
         Command::Bench(args) => Box::pin(bench::run(&globals, args)).await,
         Command::Config(args) => config::run(&globals, args),

@@ -79,6 +79,16 @@ pub fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
     finish(table)
 }
 
+/// Rows without a header.
+#[must_use]
+pub fn rows(rows: Vec<Vec<String>>) -> String {
+    let mut table = plain();
+    for row in rows {
+        table.add_row(row);
+    }
+    finish(table)
+}
+
 /// Names and values below each other; empty values are left out.
 #[must_use]
 pub fn pairs(pairs: Vec<(&str, String)>) -> String {

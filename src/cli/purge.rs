@@ -5,6 +5,7 @@
 //! ([`engine_networks`](crate::engine_networks)), unless a container is on one. It does not read the daemon's configuration:
 //! it looks into every kind of namespace that a pool may share.
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -16,13 +17,17 @@ use super::exit::Failure;
 use super::{Globals, exit, host, output};
 use crate::causes::with_causes;
 use crate::config::{self, Config};
+use crate::engine::discover;
 use crate::engine::paced::{Deadlines, Paced};
-use crate::engine::{Engine, EngineInfo, NamespaceKind};
+use crate::engine::{Engine, EngineInfo, EngineKind, NamespaceKind};
 use crate::engine_networks::EngineNetworks;
 use crate::image::placeholder::IMAGE_LABEL;
 use crate::nanny::buddy::Breed;
 use crate::nanny::looks::Looks;
+use crate::nanny::shelf::Shelf;
 use crate::netns::Kernel;
+use crate::netns::cni::{BIN_DIRS, Cni};
+use crate::netns::folders::{self, Mason, Mounter};
 use crate::netns::managed::host::{Forwarding, Host};
 use crate::netns::managed::names::Names;
 use crate::netns::managed::{Limits, Worker};
@@ -43,9 +48,27 @@ pub struct Purge {
     /// The engine's socket [default: found as `serve` finds it]
     #[arg(long, value_name = "unix://PATH")]
     pub engine_endpoint: Option<String>,
+    /// Where to look: on a container engine, or for what the native engine mounted [default: as `serve` chooses]
+    #[arg(long, value_enum)]
+    pub engine: Option<Where>,
+    /// Where namespaces are mounted
+    #[arg(long, value_name = "DIR", default_value = folders::ROOT)]
+    pub namespaces: PathBuf,
+    /// Where the CNI plugins are that take back what they gave
+    #[arg(long, value_name = "DIR", value_delimiter = ',', default_values = BIN_DIRS)]
+    pub cni_bin_dirs: Vec<PathBuf>,
     /// Only say what would be removed
     #[arg(long)]
     pub dry_run: bool,
+}
+
+/// Of which kind the dead pool's engine was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Where {
+    /// Docker or podman.
+    Containers,
+    /// None: namespaces that nspool made.
+    Native,
 }
 
 #[derive(Debug, Serialize)]
@@ -68,23 +91,45 @@ struct LeftView {
 
 /// Runs it.
 pub async fn run(globals: &Globals, args: Purge) -> anyhow::Result<ExitCode> {
-    let kernel = host::kernel()?;
-    let (docker, info) = host::engine(args.engine_endpoint.as_deref()).await?;
+    let mut kernel = host::kernel()?;
+    let mut mounter = None;
+    let wanted = config::Engine { endpoint: args.engine_endpoint.clone(), ..config::Engine::default() };
+    // As the daemon decides: an engine that is away may have functions in the pool's namespaces, whose network this would take.
+    let traces = discover::traces(&wanted, Path::new("/"), |name| std::env::var(name).ok());
+    let traces = traces.map_err(|error| Failure::new(exit::USAGE, error.to_string()))?;
+    let folder = args.namespaces.join(&args.pool);
+    // Links are the pool's, whatever its engine: those of one that is on a container engine are not for the native one to take.
+    let has_links = args.engine != Some(Where::Native) || traces.is_none() || folder.exists();
+    host::nobody_runs(&args.pool)?;
+    let (engine, info): (Arc<dyn Engine>, EngineInfo) = match args.engine {
+        Some(Where::Native) => native(&args, &mut kernel, &mut mounter).await?,
+        None if traces.is_none() => native(&args, &mut kernel, &mut mounter).await?,
+        Some(Where::Containers) | None => {
+            let (docker, info) = host::engine(args.engine_endpoint.as_deref()).await?;
+            (docker, info)
+        }
+    };
     let lock = host::lock(&info, &args.pool)?;
     let engine = Paced::new(
-        docker,
+        engine,
         &no_pace(),
         Deadlines::from_config(&Config::default().engine, &Config::default().placeholder),
         TaskTracker::new(),
     );
     let means = means(&args.pool, Arc::new(engine), kernel).await?;
     let mut view = purge(&args, &info, &means).await?;
-    if view.left.is_empty() && !args.dry_run {
+    if mounter.is_some() && !args.dry_run {
+        view.left.extend(unrecorded(&folder));
+    }
+    if view.left.is_empty() && !args.dry_run && has_links {
         view.left = links_left(&args.pool).await;
     }
     // Before its networks the pool itself: a buddy with somebody inside needs them.
     if view.left.is_empty() || args.dry_run {
         engines_networks(&args, &means, &mut view).await?;
+    }
+    if !args.dry_run {
+        clear_folders(&args, mounter, &mut view).await;
     }
     globals.out().print(&view, table)?;
     if view.left.is_empty() && !args.dry_run {
@@ -92,6 +137,48 @@ pub async fn run(globals: &Globals, args: Purge) -> anyhow::Result<ExitCode> {
         lock.discard()?;
     }
     Ok(if view.left.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(exit::FOUND) })
+}
+
+async fn native(
+    args: &Purge,
+    kernel: &mut Arc<dyn Kernel>,
+    mounter: &mut Option<Arc<dyn Mounter>>,
+) -> Result<(Arc<dyn Engine>, EngineInfo), Failure> {
+    let cni = Cni { bin_dirs: args.cni_bin_dirs.clone(), ..Cni::default() };
+    let native = host::native(&args.namespaces, &args.pool, cni, Arc::clone(kernel)).await?;
+    (*kernel, *mounter) = (native.kernel, Some(native.mounter));
+    Ok((native.engine, native.info))
+}
+
+/// What is below the pool's folder and not the native engine's: a container's namespaces, whose pool is on another engine.
+fn unrecorded(folder: &Path) -> Vec<LeftView> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let others = entries.filter(|entry| !entry.path().join(folders::RECORD).exists());
+    let why = "not the native engine's: purge the pool on its container engine";
+    others
+        .map(|entry| LeftView { name: entry.path().display().to_string(), container_id: String::new(), why: vec![why.to_owned()] })
+        .collect()
+}
+
+/// Folders by which containers' namespaces were joined go with them; the native engine's have gone, and leave an empty one.
+async fn clear_folders(args: &Purge, mounter: Option<Arc<dyn Mounter>>, view: &mut View) {
+    let cleared = async {
+        let mounter = match mounter {
+            Some(mounter) => mounter,
+            None if !args.namespaces.join(&args.pool).exists() => return Ok(()),
+            None => {
+                let mason: Arc<dyn Mounter> = Arc::new(Mason::start(&args.namespaces)?);
+                let shelf = Shelf::new(args.namespaces.clone(), args.pool.clone(), Vec::new(), Arc::clone(&mason));
+                shelf.sweep(&view.left.iter().map(|left| left.name.clone()).collect()).await;
+                mason
+            }
+        };
+        mounter.tidy(&args.pool).await
+    };
+    if let Err(error) = cleared.await {
+        let name = args.namespaces.join(&args.pool).display().to_string();
+        view.left.push(LeftView { name, container_id: String::new(), why: vec![error.to_string()] });
+    }
 }
 
 fn no_pace() -> config::Pacer {
@@ -110,10 +197,16 @@ pub(super) async fn means(pool: &str, engine: Arc<dyn Engine>, kernel: Arc<dyn K
         memory: 0,
         pids: 0,
         may_fork: false,
+        native: false,
+        folders: None,
     };
+    let info = engine.info().await.map_err(|error| host::engine_failure("the engine does not answer", &error))?;
+    if info.kind == EngineKind::Native {
+        breed.namespaces = NamespaceKind::MOUNTABLE.to_vec();
+    }
     let list = engine.list().await.map_err(|error| host::engine_failure("the engine's containers cannot be listed", &error))?;
     let mut ours = list.iter().filter(|found| breed.owned(&found.name, &found.labels).is_some());
-    if ours.any(|found| !found.labels.contains_key(IMAGE_LABEL)) {
+    if info.kind != EngineKind::Native && ours.any(|found| !found.labels.contains_key(IMAGE_LABEL)) {
         // A placeholder that is not our own may have children, which are no joiners though they are in its pid namespace.
         breed.may_fork = true;
         breed.namespaces.retain(|kind| *kind != NamespaceKind::Pid);

@@ -3,19 +3,16 @@
 //! A first SIGINT or SIGTERM is handed on to the client, which hands it on to the container; a second one ends the client. Whenever it is not
 //! certain that the container is gone, the release is doubtful, so that nobody gets that namespace again.
 
-use std::os::unix::process::ExitStatusExt as _;
 use std::process::{ExitCode, ExitStatus, Stdio};
 use std::time::Duration;
 
 use clap::Args;
-use rustix::process::{Pid, Signal, kill_process};
-use tokio::process::{Child, Command};
 
+use super::child::{self, Who, give_back};
 use super::exit::{self, Failure};
-use super::output::say;
 use super::signals::{Interrupted, Signals};
 use super::{Globals, args, engine_client};
-use crate::client::{Lease, Request};
+use crate::client::Request;
 use crate::proto;
 
 #[derive(Debug, Args)]
@@ -65,15 +62,27 @@ pub(super) async fn run(globals: &Globals, args: Run) -> anyhow::Result<ExitCode
         }
     };
     let engine = lease.engine.clone().unwrap_or_default();
-    let mut command = engine_client::command(&engine)?;
+    let mut command = match engine_client::command(&engine) {
+        Ok(command) => command,
+        Err(failure) => {
+            lease.finished();
+            give_back(lease).await;
+            return Err(failure.into());
+        }
+    };
     command.args(run_arguments(&lease, &args));
     command.stdin(if args.interactive { Stdio::inherit() } else { Stdio::null() });
     if !args.interactive {
         // In a group of its own it gets only the signals that are handed on, not a second copy from the terminal.
         command.process_group(0);
     }
-    let status = match spawn(&mut command) {
-        Ok(child) => supervise(child, signals).await?,
+    let who = Who {
+        name: "the engine's client",
+        at_once: "ending the engine's client; the container may go on",
+        shares_our_terminal: args.interactive,
+    };
+    let status = match command.spawn() {
+        Ok(client) => child::supervise(client, &mut signals, who).await?,
         Err(error) => {
             lease.finished();
             give_back(lease).await;
@@ -85,11 +94,7 @@ pub(super) async fn run(globals: &Globals, args: Run) -> anyhow::Result<ExitCode
     }
     give_back(lease).await;
     client.close(Duration::from_secs(5)).await;
-    Ok(exit_code(status))
-}
-
-fn spawn(command: &mut Command) -> std::io::Result<Child> {
-    command.kill_on_drop(false).spawn()
+    Ok(child::exit_code(status))
 }
 
 /// The daemon says in `host_config` what goes with a lease; this is the same in the words of the client's options.
@@ -119,47 +124,7 @@ fn run_arguments(lease: &proto::Lease, args: &Run) -> Vec<String> {
     words
 }
 
-/// Waits for the client, handing on signals.
-async fn supervise(mut child: Child, mut signals: Signals) -> std::io::Result<ExitStatus> {
-    let mut told = false;
-    loop {
-        let Interrupted { signal: received, name } = tokio::select! {
-            biased;
-            status = child.wait() => return status,
-            received = signals.next() => received,
-        };
-        let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
-        let Some(pid) = pid else { continue };
-        let hand_on = if told { Signal::KILL } else { received };
-        say(&format!(
-            "nspool: {name}: {}",
-            if told { "ending the engine's client; the container may go on" } else { "handed on; once more ends at once" }
-        ));
-        if let Err(error) = kill_process(pid, hand_on) {
-            say(&format!("nspool: cannot signal the engine's client: {error}"));
-        }
-        told = true;
-    }
-}
-
 /// `run --rm` returns after its container is removed, unless the engine failed (125) or the client itself was ended.
 fn is_certain(status: ExitStatus) -> bool {
     status.code().is_some_and(|code| code != 125)
-}
-
-fn exit_code(status: ExitStatus) -> ExitCode {
-    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
-    ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
-}
-
-/// The container's exit code is the result, so a failed release is only said; the guard tries it again.
-async fn give_back(lease: Lease) {
-    let lease_id = lease.lease_id.clone();
-    match lease.release().await {
-        Ok(response) if response.outcome() == proto::ReleaseOutcome::JoinerStillThere => {
-            say("nspool: a container is still in the namespace; its slot waits until that is gone");
-        }
-        Ok(_) => {}
-        Err(error) => say(&format!("nspool: lease {lease_id} could not be released: {error}; it ends by itself")),
-    }
 }

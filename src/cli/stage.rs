@@ -27,7 +27,7 @@ use crate::daemon::{Daemon, DaemonError, Parts, Signal, Stopped};
 use crate::engine::docker::Docker;
 use crate::engine::{Engine as _, EngineError, EngineInfo, ErrorClass};
 use crate::image::gate::Source;
-use crate::lock::LOCKS;
+use crate::lock;
 use crate::netns::Kernel;
 use crate::pool::Pool;
 use crate::pool::state::State;
@@ -101,9 +101,10 @@ impl Stage {
             engine: Arc::clone(&docker) as _,
             kernel: Arc::clone(&kernel),
             links: None,
+            mounter: None,
             source,
             listeners,
-            locks: LOCKS.into(),
+            locks: lock::folder(),
             ledger: None,
             keep: false,
         };

@@ -67,6 +67,20 @@ impl From<proto::Engine> for EngineView {
 }
 
 #[derive(Debug, Serialize)]
+pub(super) struct OciNamespaceView {
+    #[serde(rename = "type")]
+    pub(super) type_: String,
+    pub(super) path: String,
+}
+
+impl From<proto::OciNamespace> for OciNamespaceView {
+    fn from(namespace: proto::OciNamespace) -> Self {
+        let proto::OciNamespace { r#type, path } = namespace;
+        Self { type_: r#type, path }
+    }
+}
+
+#[derive(Debug, Serialize)]
 pub(super) struct LeaseView {
     /// Left out in lists, which have no tokens.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -76,6 +90,8 @@ pub(super) struct LeaseView {
     pub(super) namespace_id: String,
     pub(super) network_mode: String,
     pub(super) netns_path: String,
+    /// Goes into an OCI runtime's `linux.namespaces` as it is.
+    pub(super) oci_namespaces: Vec<OciNamespaceView>,
     pub(super) slot: u32,
     pub(super) generation: u64,
     #[serde(rename = "use")]
@@ -115,6 +131,7 @@ impl From<proto::Lease> for LeaseView {
             namespace_id: lease.namespace_id,
             network_mode: lease.network_mode,
             netns_path: lease.netns_path,
+            oci_namespaces: lease.oci_namespaces.into_iter().map(OciNamespaceView::from).collect(),
             slot: lease.slot,
             generation: lease.generation,
             use_: lease.r#use,

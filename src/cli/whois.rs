@@ -53,7 +53,7 @@ pub(super) async fn whois(globals: &Globals, args: Whois) -> anyhow::Result<Exit
     let found = if let Ok(address) = args.what.parse::<IpAddr>() {
         by_address(address, &leases)
     } else if let Ok(pid) = args.what.parse::<u32>() {
-        by_process(pid, &slots)?
+        by_process(pid, &slots, &leases)?
     } else {
         by_container(&client, &args.what, &slots).await?
     };
@@ -91,7 +91,7 @@ fn by_address(address: IpAddr, leases: &[LeaseView]) -> Option<Found> {
     Some(Found { kind: "address", slot: lease.slot })
 }
 
-fn by_process(pid: u32, slots: &[SlotView]) -> Result<Option<Found>, Failure> {
+fn by_process(pid: u32, slots: &[SlotView], leases: &[LeaseView]) -> Result<Option<Found>, Failure> {
     let of_process = network_namespace(pid).map_err(|error| cannot_read(pid, &error))?;
     for slot in slots.iter().filter(|slot| slot.pid != 0) {
         match network_namespace(slot.pid) {
@@ -104,12 +104,19 @@ fn by_process(pid: u32, slots: &[SlotView]) -> Result<Option<Found>, Failure> {
             Err(error) => return Err(cannot_read(slot.pid, &error)),
         }
     }
-    Ok(None)
+    // A buddy that is no process has a path while it is leased. One that is not seen from here tells nothing.
+    let is_it =
+        |lease: &&LeaseView| !lease.netns_path.is_empty() && identity(&lease.netns_path).is_ok_and(|namespace| namespace == of_process);
+    Ok(leases.iter().find(is_it).map(|lease| Found { kind: "process", slot: lease.slot }))
 }
 
 /// Device and inode, which are an identity only between namespaces that exist now.
 fn network_namespace(pid: u32) -> io::Result<(u64, u64)> {
-    let metadata = fs::metadata(format!("/proc/{pid}/ns/net"))?;
+    identity(&format!("/proc/{pid}/ns/net"))
+}
+
+fn identity(path: &str) -> io::Result<(u64, u64)> {
+    let metadata = fs::metadata(path)?;
     Ok((metadata.dev(), metadata.ino()))
 }
 

@@ -44,6 +44,12 @@ pub(super) const ENGINE_NETWORK: Check = Check {
     },
 };
 
+/// In the configuration of CNI.
+pub(super) const CNI_NETWORK: Check = Check {
+    allowed: "\"\" (the network's own name), or 1 to 128 characters of a-z A-Z 0-9 _ . -, beginning with a letter or digit",
+    test: |text| verdict(text.is_empty() || (NETWORK.test)(text).is_ok()),
+};
+
 /// All addresses of a managed network.
 pub(super) const SUBNET: Check =
     Check { allowed: "an IPv4 subnet from a /16 to a /30, like \"10.213.0.0/16\"", test: |text| is_subnet(text, IpAddr::is_ipv4) };
@@ -89,8 +95,8 @@ pub(super) const POOL_NAME: Check = Check {
 
 /// Namespaces that a buddy shares.
 pub(super) const NAMESPACE: Check = Check {
-    allowed: "\"net\", \"ipc\" and \"pid\"; \"net\" must be among them",
-    test: |text| verdict(["net", "ipc", "pid"].contains(&text)),
+    allowed: "\"net\", \"ipc\", \"pid\" and \"uts\"; \"net\" must be among them",
+    test: |text| verdict(["net", "ipc", "pid", "uts"].contains(&text)),
 };
 
 /// The placeholder image.
@@ -172,6 +178,10 @@ pub(super) const DIRECTORY: Check = Check {
     allowed: "an absolute path of at most 80 bytes; by default /run/nspool/<pool.name>",
     test: |text| verdict(text.starts_with('/') && text.len() <= 80),
 };
+
+/// Somebody else's.
+pub(super) const FOLDER: Check =
+    Check { allowed: "an absolute path", test: |text| verdict(text.starts_with('/') && text.len() <= 4096 && !text.contains(':')) };
 
 /// A registry account.
 pub(super) const ACCOUNT: Check = Check {

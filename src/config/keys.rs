@@ -69,6 +69,7 @@ pub const SECTIONS: &[(&str, &str)] = &[
     ("pool", "What is kept ready, and what becomes of it."),
     ("placeholder", "What a buddy runs: the container that keeps a namespace alive."),
     ("engine", "The container engine."),
+    ("cni", "Where CNI plugins and their configurations are, for networks of that kind."),
     ("pacer", "What the engine is spared."),
     ("backoff", "How long a slot that could not be filled, and the gate before the image, wait until they try again."),
     ("api", "The gRPC sockets."),
@@ -112,8 +113,8 @@ pub const NAMED_SECTIONS: &[NamedSection] = &[
         header: "networks.fast",
         doc: "Who furnishes one of the networks in pool.networks. Without such a table it is the engine, which must have a network of that \
               name. With kind = \"managed\" it is nspool: it makes a bridge and gives each slot its link, addresses and routes, so that a slot \
-              can get a new namespace under the same buddy after each use (reuse = \"fresh\"). All keys but kind are for managed networks \
-              only, and are shown with their defaults. With existing = true the slots go on a bridge of somebody else's: that needs bridge, \
+              can get a new namespace under the same buddy after each use (reuse = \"fresh\"). With kind = \"cni\" CNI plugins do (see cni). \
+              All other keys are for managed networks only, and are shown with their defaults. With existing = true the slots go on a bridge of somebody else's: that needs bridge, \
               subnet, gateway, and as addresses a part of the subnet that its owner gives to nobody (docker network create --subnet \
               10.89.0.0/16 --ip-range 10.89.0.0/17 leaves 10.89.128.0/17). With engine_network nspool has Docker make \
               such a network. All of it changes with a restart only.",

@@ -17,7 +17,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::engine::NamespaceKind;
-pub use networks::{EngineNetwork, Managed};
+use crate::netns::cni::Cni;
+use crate::netns::folders::ROOT;
+pub use networks::{CniNetwork, EngineNetwork, Managed};
 
 /// Everything that can be configured. The sections are those of `/etc/nspool/nspool.toml`; `systemd/nspool.toml` explains each key.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -28,10 +30,14 @@ pub struct Config {
     pub placeholder: Placeholder,
     /// `[networks.NAME]` of the kind `managed`; each is in [`Pool::networks`], in that order. The others there are the engine's.
     pub managed: Vec<Managed>,
+    /// `[networks.NAME]` of the kind `cni`, in the same order.
+    pub cni_networks: Vec<CniNetwork>,
     /// `[registries."host:port"]`
     pub registries: Vec<Registry>,
     /// `[engine]`
     pub engine: Engine,
+    /// `[cni]`
+    pub cni: Cni,
     /// `[pacer]`
     pub pacer: Pacer,
     /// `[backoff]`
@@ -139,6 +145,8 @@ pub struct Pool {
     pub join_by: Duration,
     /// How long a `joiners` lease outlives its last joiner.
     pub linger: Duration,
+    /// How often processes that joined by path are looked for; zero: never.
+    pub count_every: Duration,
     /// Longest `ttl`, `join_by` and `wait` that a caller may ask for.
     pub longest: Duration,
     /// After the fence: how long a configured joiner may take to go away before the buddy is retired.
@@ -174,6 +182,7 @@ impl Default for Pool {
             across_tenants: AcrossTenants::Allow,
             join_by: Duration::from_secs(60),
             linger: Duration::from_secs(10),
+            count_every: Duration::from_secs(1),
             longest: Duration::from_secs(24 * 3600),
             settle: Duration::from_secs(1),
             detach_after: Duration::from_secs(60),
@@ -262,12 +271,27 @@ pub struct Engine {
 /// See [`Engine::kind`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EngineChoice {
-    /// Docker, else podman.
+    /// Docker, else podman, else none: see `engine::discover`.
     Auto,
     /// Docker only.
     Docker,
     /// podman only.
     Podman,
+    /// No container engine: nspool makes the namespaces itself.
+    Native,
+}
+
+impl EngineChoice {
+    /// As it is written.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Docker => "docker",
+            Self::Podman => "podman",
+            Self::Native => "native",
+        }
+    }
 }
 
 impl Default for Engine {
@@ -385,11 +409,13 @@ impl Default for Log {
 pub struct State {
     /// 0700; `/run/nspool/<pool>` by default.
     pub dir: PathBuf,
+    /// Of all pools; see [`crate::netns::folders`].
+    pub namespaces: PathBuf,
 }
 
 impl Default for State {
     fn default() -> Self {
-        Self { dir: "/run/nspool/default".into() }
+        Self { dir: "/run/nspool/default".into(), namespaces: ROOT.into() }
     }
 }
 

@@ -36,6 +36,29 @@ pub struct Managed {
     pub engine: Option<EngineNetwork>,
 }
 
+/// `[networks.NAME]` with `kind = "cni"`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CniNetwork {
+    /// In `pool.networks`.
+    pub name: String,
+    /// In the configuration of CNI.
+    pub config: String,
+}
+
+impl CniNetwork {
+    /// A key's place, as [`Managed::path`].
+    #[must_use]
+    pub fn path(&self, key: &str) -> String {
+        path(&self.name, key)
+    }
+
+    /// Both its keys, as [`Managed::written`].
+    #[must_use]
+    pub fn written(&self) -> Vec<(&'static str, String)> {
+        vec![("kind", "\"cni\"".to_owned()), ("config", format!("{:?}", self.config))]
+    }
+}
+
 /// A network that the engine makes for a managed one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineNetwork {
@@ -98,6 +121,8 @@ impl Managed {
             "nat" => Value::Switch(engine.map_or(network.nat, |engine| engine.nat)),
             "forwarding" => Value::Switch(self.forwarding),
             "rest" => Value::Duration(self.rest),
+            // Of another kind of network.
+            "config" => text(None),
             _ => unreachable!("not a key of a network: {key}"),
         }
     }
@@ -111,6 +136,13 @@ impl Config {
         self.managed.iter().find(|managed| managed.network.name == *name)
     }
 
+    /// As above, of those that plugins furnish.
+    #[must_use]
+    pub fn cni_of(&self, network: usize) -> Option<&CniNetwork> {
+        let name = self.pool.networks.get(network)?;
+        self.cni_networks.iter().find(|cni| cni.name == *name)
+    }
+
     /// What becomes of a buddy on that network after a use; `auto` is decided here.
     #[must_use]
     pub fn reuse_of(&self, network: usize) -> Reuse {
@@ -119,8 +151,11 @@ impl Config {
     }
 
     /// A new network link is ours to give on managed networks only, shared ipc or pid would outlive the renewal, and only the embedded init
-    /// knows how to leave its namespace.
+    /// knows how to leave its namespace. Without a container engine all namespaces are ours, and new ones are all of them.
     fn can_renew(&self, network: usize) -> bool {
+        if self.engine.kind == EngineChoice::Native {
+            return true;
+        }
         self.pool.namespaces == [NamespaceKind::Net]
             && self.placeholder.image == PlaceholderImage::Embedded
             && self.managed_of(network).is_some()
@@ -153,6 +188,10 @@ impl Section {
     /// Neither this nor managed when the kind could not be read.
     pub(super) fn is_engines(&self) -> bool {
         self.values.get("kind").map_or(self.is_whole, |(kind, _)| kind.text() == "engine")
+    }
+
+    fn is_cnis(&self) -> bool {
+        self.values.get("kind").is_some_and(|(kind, _)| kind.text() == "cni")
     }
 
     fn path(&self) -> String {
@@ -188,6 +227,7 @@ impl Section {
                 draft.mistake(origin, &path(&self.name, key), read, format!("\"\" without {only}"), "");
             }
         };
+        with("kind = \"cni\"", false, &["config"], draft);
         with("existing = true or engine_network", is_anothers, &["addresses"], draft);
         with("subnet6", has_ipv6, &["gateway6"], draft);
         with("subnet6, and existing = true or engine_network", is_anothers && has_ipv6, &["addresses6"], draft);
@@ -204,12 +244,26 @@ impl Section {
         }
     }
 
-    /// All keys are for managed networks, but the kind.
+    /// All keys are for other networks, but the kind.
     fn check_engines(&self, draft: &mut Draft) {
         for (key, (_, origin)) in self.values.iter().filter(|(key, _)| **key != "kind") {
             let hint = "write kind = \"managed\" for a network that nspool furnishes itself";
             draft.mistake(origin.clone(), &path(&self.name, key), "written for a network of the engine", "kind only", hint);
         }
+    }
+
+    /// Plugins furnish namespaces that nspool makes, and know the rest by their own configuration.
+    fn cni(&self, draft: &mut Draft, config: &Config) -> CniNetwork {
+        for (key, (_, origin)) in self.values.iter().filter(|(key, _)| !["kind", "config"].contains(key)) {
+            let hint = "the rest is in the configuration of CNI, in cni.conf_dir";
+            draft.mistake(origin.clone(), &path(&self.name, key), "written for a network of CNI plugins", "kind and config only", hint);
+        }
+        if config.engine.kind != EngineChoice::Native {
+            let origin = self.values.get("kind").map_or_else(|| self.origin.clone(), |(_, origin)| origin.clone());
+            let hint = "a container engine's networks are its own business: CNI plugins furnish namespaces that nspool makes itself";
+            draft.mistake(origin, &path(&self.name, "kind"), "read \"cni\"", "only with engine.kind = \"native\"", hint);
+        }
+        CniNetwork { name: self.name.clone(), config: self.text("config").unwrap_or(&self.name).to_owned() }
     }
 
     fn bridge(&self, draft: &mut Draft) -> Option<Bridge> {
@@ -293,14 +347,17 @@ fn engine_clashes(one: &Managed, other: &Managed) -> Vec<String> {
     clashes
 }
 
-/// Makes the managed networks; mistakes go into the draft.
-pub(super) fn build(draft: &mut Draft, config: &Config) -> Vec<Managed> {
+/// Makes the managed networks, and those of plugins; mistakes go into the draft.
+pub(super) fn build(draft: &mut Draft, config: &Config) -> (Vec<Managed>, Vec<CniNetwork>) {
     let pool = &config.pool;
-    let sections = std::mem::take(&mut draft.networks);
-    let mut built: Vec<(Managed, &Section)> = Vec::new();
+    let mut sections = std::mem::take(&mut draft.networks);
+    sections.extend(natives_default(draft, config, &sections));
+    let (mut built, mut plugged): (Vec<(Managed, &Section)>, Vec<CniNetwork>) = Default::default();
     for section in &sections {
         if section.is_engines() {
             section.check_engines(draft);
+        } else if section.is_cnis() {
+            plugged.push(section.cni(draft, config));
         } else if section.is_whole
             && let Some(managed) = section.managed(draft, pool.max)
         {
@@ -321,12 +378,24 @@ pub(super) fn build(draft: &mut Draft, config: &Config) -> Vec<Managed> {
         }
     }
     let mut managed: Vec<Managed> = built.into_iter().map(|(managed, _)| managed).collect();
-    managed.sort_by_key(|managed| pool.networks.iter().position(|name| *name == managed.network.name));
+    let place = |network: &String| pool.networks.iter().position(|name| name == network);
+    managed.sort_by_key(|managed| place(&managed.network.name));
+    plugged.sort_by_key(|plugged| place(&plugged.name));
     draft.networks = sections;
-    managed
+    (managed, plugged)
 }
 
-fn path(name: &str, key: &str) -> String {
+/// Without a container engine there is no `bridge` of its; so that slots reach the outside all the same, nspool makes one, unless it is said which networks
+/// there are.
+fn natives_default(draft: &Draft, config: &Config, sections: &[Section]) -> Option<Section> {
+    let is_said = draft.settings.contains_key("pool.networks") || !sections.is_empty();
+    let values = BTreeMap::from([("kind", (Value::Text("managed".to_owned()), Origin::Default))]);
+    let name = config.pool.networks.first().cloned()?;
+    (config.engine.kind == EngineChoice::Native && !is_said).then_some(Section { name, origin: Origin::Default, values, is_whole: true })
+}
+
+/// A key's place.
+pub(super) fn path(name: &str, key: &str) -> String {
     format!("networks.{name:?}.{key}")
 }
 

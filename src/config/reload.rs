@@ -1,7 +1,8 @@
 //! What changed between two configurations, and which of it a running daemon can take over.
 
+use super::Config;
 use super::keys::KEYS;
-use super::{Config, Managed};
+use super::networks::path;
 
 /// One key that differs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,21 +32,26 @@ pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
     changes
 }
 
-/// Each network lists the same keys; an engine's has only the first.
+/// All keys of a network that are there to differ, the kind first.
+fn written(config: &Config, network: &str) -> Vec<(&'static str, String)> {
+    let managed = config.managed.iter().find(|managed| managed.network.name == network).map(|managed| managed.written());
+    let cni = config.cni_networks.iter().find(|cni| cni.name == network).map(|cni| cni.written());
+    managed.or(cni).unwrap_or_else(|| vec![("kind", "\"engine\"".to_owned())])
+}
+
+fn names(config: &Config) -> impl Iterator<Item = &String> {
+    config.managed.iter().map(|managed| &managed.network.name).chain(config.cni_networks.iter().map(|cni| &cni.name))
+}
+
+/// Networks of one kind list the same keys; of those that have another kind now, that is told.
 fn networks(old: &Config, new: &Config) -> Vec<Change> {
-    let of = |config: &'_ Config, name: &str| config.managed.iter().find(|managed| managed.network.name == name).map(Managed::written);
-    let added = new.managed.iter().filter(|managed| of(old, &managed.network.name).is_none());
+    let added = names(new).filter(|name| !names(old).any(|known| known == *name));
     let mut changes = Vec::new();
-    for managed in old.managed.iter().chain(added) {
-        let name = &managed.network.name;
-        let mut change = |key, old, new| changes.push(Change { key: managed.path(key), old, new, live: false });
-        match (of(old, name), of(new, name)) {
-            (Some(old), Some(new)) => {
-                let differing = old.into_iter().zip(new).filter(|((_, old), (_, new))| old != new);
-                differing.for_each(|((key, old), (_, new))| change(key, old, new));
-            }
-            (Some(_), None) => change("kind", "\"managed\"".to_owned(), "\"engine\"".to_owned()),
-            (None, _) => change("kind", "\"engine\"".to_owned(), "\"managed\"".to_owned()),
+    for name in names(old).chain(added) {
+        let (before, after) = (written(old, name), written(new, name));
+        let compared = if before[0] == after[0] { before.len() } else { 1 };
+        for ((key, old), (_, new)) in before.into_iter().zip(after).take(compared).filter(|((_, old), (_, new))| old != new) {
+            changes.push(Change { key: path(name, key), old, new, live: false });
         }
     }
     changes
@@ -89,7 +95,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::{PlaceholderImage, Registry, Reuse};
+    use crate::config::{CniNetwork, Managed, PlaceholderImage, Registry, Reuse};
     use crate::engine::NamespaceKind;
     use crate::netns::managed::{Bridge, ManagedNetwork, Range};
 
@@ -169,6 +175,19 @@ mod tests {
                 "networks.\"c\".kind \"engine\" \"managed\"",
             ]
         );
+    }
+
+    #[test]
+    fn a_network_that_plugins_furnish_now_is_told_by_its_kind() {
+        let cni = |config: &str| vec![CniNetwork { name: "a".to_owned(), config: config.to_owned() }];
+        let managed = Config { managed: vec![managed("a")], ..Config::default() };
+        let (one, other) = (Config { cni_networks: cni("x"), ..Config::default() }, Config { cni_networks: cni("y"), ..Config::default() });
+        let none = Config::default();
+        let told =
+            |old, new| diff(old, new).iter().map(|change| format!("{} {} {}", change.key, change.old, change.new)).collect::<Vec<_>>();
+        assert_eq!(told(&managed, &one), ["networks.\"a\".kind \"managed\" \"cni\""]);
+        assert_eq!(told(&one, &none), ["networks.\"a\".kind \"cni\" \"engine\""]);
+        assert_eq!(told(&one, &other), ["networks.\"a\".config \"x\" \"y\""]);
     }
 
     #[test]

@@ -6,7 +6,14 @@ use super::keys::{KEYS, Key, NAMED_SECTIONS, SECTIONS};
 
 const COMMENT_WIDTH: usize = 116;
 
-/// `systemd/nspool.toml`: every key, commented out, with its default.
+/// What a service is not to find out by looking around: the key, its value, and why.
+const PACKAGED: (&str, &str, &str) = (
+    "engine.kind",
+    "\"docker\"",
+    "Named, so that a start before Docker's, or after its removal, changes nothing. Without this line: \"auto\".",
+);
+
+/// `systemd/nspool.toml`: every key, commented out, with its default, but for the one that is packaged otherwise.
 #[must_use]
 pub fn sample() -> String {
     let mut text = String::from(
@@ -20,7 +27,12 @@ pub fn sample() -> String {
         for key in KEYS.iter().filter(|key| key.section == *section) {
             let mark = if key.live { " (live)" } else { "" };
             text.push_str(&comment(&format!("{}{mark} Allowed: {}.", key.doc, key.kind.allowed())));
-            _ = writeln!(text, "#{} = {}", key.name, key.default_toml());
+            if key.path == PACKAGED.0 {
+                text.push_str(&comment(PACKAGED.2));
+                _ = writeln!(text, "{} = {}", key.name, PACKAGED.1);
+            } else {
+                _ = writeln!(text, "#{} = {}", key.name, key.default_toml());
+            }
         }
     }
     for named in NAMED_SECTIONS {

@@ -9,8 +9,9 @@ use std::path::PathBuf;
 use super::keys::{self, KEYS};
 use super::raw::{Draft, Origin};
 use super::value::show_duration;
-use super::{Config, PlaceholderImage, Reuse, networks};
+use super::{Config, EngineChoice, PlaceholderImage, Reuse, networks};
 use crate::engine::NamespaceKind;
+use crate::engine::native::NONE;
 
 /// Makes the configuration; mistakes go into the draft.
 pub(super) fn build(draft: &mut Draft) -> Config {
@@ -24,14 +25,20 @@ pub(super) fn build(draft: &mut Draft) -> Config {
         config.state.dir = PathBuf::from(format!("/run/nspool/{}", config.pool.name));
     }
     config.registries = std::mem::take(&mut draft.registries);
-    config.managed = networks::build(draft, &config);
+    (config.managed, config.cni_networks) = networks::build(draft, &config);
     let mut rules = Rules { draft, config: &config };
     rules.sizes();
     rules.namespaces();
     rules.durations();
     rules.networks();
-    rules.fresh();
+    if config.engine.kind == EngineChoice::Native {
+        rules.native();
+    } else {
+        rules.fresh();
+        rules.engines_namespaces();
+    }
     rules.placeholder();
+    rules.folders();
     config
 }
 
@@ -140,8 +147,38 @@ impl Rules<'_> {
         }
     }
 
+    fn engines_namespaces(&mut self) {
+        let good = !self.config.pool.namespaces.contains(&NamespaceKind::Uts);
+        let hint = "a container engine does not let containers share it: use engine.kind = \"native\"";
+        self.check(good, "pool.namespaces", "no \"uts\" with a container engine".into(), hint);
+    }
+
+    /// What containers, images and engine networks have to do with has no meaning there.
+    fn native(&mut self) {
+        let pool = &self.config.pool;
+        let good = !pool.namespaces.contains(&NamespaceKind::Pid);
+        let hint = "a pid namespace ends with its first process, and there is none: use a container engine";
+        self.check(good, "pool.namespaces", "no \"pid\" with engine.kind = \"native\"".into(), hint);
+        let good = pool.reuse != Some(Reuse::Verified);
+        let hint = "a new namespace costs less than an inspection: use \"fresh\"";
+        self.check(good, "pool.reuse", "not \"verified\" with engine.kind = \"native\"".into(), hint);
+        self.check(self.config.engine.endpoint.is_none(), "engine.endpoint", "\"\" with engine.kind = \"native\"".into(), "");
+        let engines: Vec<String> = pool.networks.iter().filter(|name| *name != NONE && self.is_engines(name)).cloned().collect();
+        let hint = "write [networks.NAME] with kind = \"managed\" or \"cni\" for it";
+        let allowed =
+            format!("{NONE:?} (loopback alone), managed networks and those of CNI plugins; {} is a container engine's", engines.join(", "));
+        self.check(engines.is_empty(), "pool.networks", allowed, hint);
+    }
+
     fn is_engines(&self, network: &str) -> bool {
         self.draft.networks.iter().find(|section| section.name == network).is_none_or(networks::Section::is_engines)
+    }
+
+    fn folders(&mut self) {
+        let state = &self.config.state;
+        let apart = !state.dir.starts_with(&state.namespaces) && !state.namespaces.starts_with(&state.dir);
+        let allowed = format!("a folder outside of {}", self.other("state.namespaces"));
+        self.check(apart, "state.dir", allowed, "one is for the daemon alone, the other for all who join namespaces");
     }
 
     fn placeholder(&mut self) {

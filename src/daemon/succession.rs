@@ -77,6 +77,11 @@ impl Succession {
     /// Until the stop.
     async fn take_over(&self) {
         let pool = &self.tools.pool;
+        if let Some(shelf) = &self.tools.shelf {
+            // No slot is filled yet: whatever is told of, the ledger tells.
+            let told = pool.read(|state| state.slot_views());
+            shelf.sweep(&told.into_iter().filter_map(|slot| Some(slot.namespace?.namespace_id.clone())).collect()).await;
+        }
         if self.clear_up().await
             && let Err(denied) = pool.with(State::open)
         {

@@ -1,4 +1,7 @@
-//! Where the engine is: the configured endpoint, else `DOCKER_HOST`, else the usual sockets.
+//! Where the engine is: the configured endpoint, else `DOCKER_HOST`, else the usual sockets; and whether there is one at all.
+//!
+//! `kind = "auto"` means the native engine only on a host that knows nothing of a container engine ([`traces`]): one that is installed and away is waited
+//! for, since its functions could not join what nspool made without it.
 //!
 //! Only local Unix sockets are taken: a joined network namespace means nothing on another machine, and access to an engine's socket is root
 //! on its host. What can go wrong is an endpoint of another kind, which is refused with the reason. Whether an engine *answers* is deliberately
@@ -42,12 +45,15 @@ pub enum DiscoverError {
     },
 }
 
-/// The endpoints (`unix:///…`) to look at, in this order; never empty. The environment is asked for `DOCKER_HOST` and `XDG_RUNTIME_DIR`; an
+/// The endpoints (`unix:///…`) to look at, in this order; none for the native engine, else at least one. The environment is asked for `DOCKER_HOST` and `XDG_RUNTIME_DIR`; an
 /// empty variable counts as absent.
 ///
 /// # Errors
 /// [`DiscoverError::NotLocal`] and [`DiscoverError::NotAnEndpoint`], for the configured endpoint or for `DOCKER_HOST`.
 pub fn candidates(config: &Engine, env: impl Fn(&str) -> Option<String>) -> Result<Vec<String>, DiscoverError> {
+    if config.kind == EngineChoice::Native {
+        return Ok(Vec::new());
+    }
     let env = |name: &str| env(name).filter(|value| !value.is_empty());
     if let Some(endpoint) = config.endpoint.as_deref().filter(|endpoint| !endpoint.is_empty()) {
         return Ok(vec![local("engine.endpoint", endpoint)?]);
@@ -65,6 +71,7 @@ pub fn candidates(config: &Engine, env: impl Fn(&str) -> Option<String>) -> Resu
     Ok(match config.kind {
         EngineChoice::Docker => docker,
         EngineChoice::Podman => podman,
+        EngineChoice::Native => Vec::new(),
         EngineChoice::Auto => docker.into_iter().chain(podman).collect(),
     })
 }
@@ -77,11 +84,37 @@ pub fn candidates(config: &Engine, env: impl Fn(&str) -> Option<String>) -> Resu
 pub fn connect(config: &Engine, env: impl Fn(&str) -> Option<String>) -> Result<Docker, DiscoverError> {
     let endpoint = choose(candidates(config, env)?, |path| path.exists());
     let wanted = match config.kind {
-        EngineChoice::Auto => None,
+        EngineChoice::Auto | EngineChoice::Native => None,
         EngineChoice::Docker => Some(EngineKind::Docker),
         EngineChoice::Podman => Some(EngineKind::Podman),
     };
     Docker::connect(&endpoint, wanted).map_err(|source| DiscoverError::Client { endpoint, source })
+}
+
+/// Units of Docker, wherever systemd looks for them.
+const UNITS: [&str; 2] = ["docker.service", "docker.socket"];
+const UNIT_FOLDERS: [&str; 4] = ["/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
+
+/// What on this host says that functions run on a container engine, in words: an endpoint that somebody wrote down, a socket, a unit or a client's
+/// configuration of Docker's. None: nothing does. `root` is where the host's files are, `/`.
+///
+/// # Errors
+/// Those of [`candidates`].
+pub fn traces(config: &Engine, root: &Path, env: impl Fn(&str) -> Option<String>) -> Result<Option<String>, DiscoverError> {
+    let said = |name: &str| env(name).filter(|value| !value.is_empty());
+    if let Some(endpoint) = config.endpoint.as_deref().filter(|endpoint| !endpoint.is_empty()) {
+        return Ok(Some(format!("engine.endpoint is {endpoint}")));
+    }
+    if said("DOCKER_HOST").is_some() {
+        return Ok(Some("DOCKER_HOST is set".to_owned()));
+    }
+    let on_host = |path: &str| root.join(path.trim_start_matches('/'));
+    let sockets = candidates(config, &env)?.into_iter().filter_map(|endpoint| endpoint.strip_prefix("unix://").map(str::to_owned));
+    let units = UNIT_FOLDERS.iter().flat_map(|folder| UNITS.iter().map(move |unit| format!("{folder}/{unit}")));
+    let clients = [said("DOCKER_CONFIG"), said("HOME").map(|home| format!("{home}/.docker"))].into_iter().flatten();
+    let clients = clients.map(|folder| format!("{folder}/config.json"));
+    // What may not be looked at may be there.
+    Ok(sockets.chain(units).chain(clients).find(|path| on_host(path).try_exists().unwrap_or(true)).map(|path| format!("there is {path}")))
 }
 
 fn choose(candidates: Vec<String>, exists: impl Fn(&Path) -> bool) -> String {
@@ -163,6 +196,35 @@ mod tests {
         let all = || vec!["unix:///a".to_owned(), "unix:///b".to_owned(), "unix:///c".to_owned()];
         assert_eq!(choose(all(), |path| path != Path::new("/a")), "unix:///b");
         assert_eq!(choose(all(), |_| false), "unix:///a");
+    }
+
+    #[test]
+    fn any_trace_of_a_container_engine_speaks_against_none() {
+        let traced = |config: &Engine, files: &[&str], env: &[(&str, &str)]| {
+            let host = tempfile::tempdir().unwrap();
+            for file in files {
+                let path = host.path().join(file.trim_start_matches('/'));
+                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+                std::fs::write(path, "").unwrap();
+            }
+            traces(config, host.path(), |name| env.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())).unwrap()
+        };
+        let auto = Engine::default();
+        let root = [("HOME", "/root")];
+        assert_eq!(traced(&auto, &["/lib/systemd/system/podman.socket", "/root/.docker/other"], &root), None);
+        for file in [
+            "/var/run/docker.sock",
+            "/run/docker.sock",
+            "/run/podman/podman.sock",
+            "/lib/systemd/system/docker.service",
+            "/root/.docker/config.json",
+        ] {
+            assert_eq!(traced(&auto, &[file], &root), Some(format!("there is {file}")));
+        }
+        assert_eq!(traced(&auto, &["/d/config.json"], &[("DOCKER_CONFIG", "/d")]), Some("there is /d/config.json".into()));
+        assert!(traced(&auto, &[], &[("DOCKER_HOST", "unix:///h.sock")]).is_some_and(|why| why.contains("DOCKER_HOST")));
+        let written = Engine { endpoint: Some("unix:///e.sock".into()), ..Engine::default() };
+        assert!(traced(&written, &[], &[]).is_some_and(|why| why.contains("/e.sock")));
     }
 
     #[test]

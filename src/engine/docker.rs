@@ -54,6 +54,19 @@ pub struct Docker {
     modes: Mutex<HashMap<ContainerId, String>>,
 }
 
+/// What an engine says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct About {
+    /// Which program it is.
+    pub kind: EngineKind,
+    /// e.g. `20.10.24`.
+    pub version: String,
+    /// As the engine says it; may be empty, and podman says another one each time.
+    pub id: String,
+    /// The folder of its images and containers on its host; may be empty.
+    pub storage: String,
+}
+
 impl std::fmt::Debug for Docker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Docker({})", self.endpoint)
@@ -105,13 +118,19 @@ impl Docker {
         Ok((kind, version.version.unwrap_or_default()))
     }
 
-    async fn info_of_engine(&self) -> Result<EngineInfo, EngineError> {
+    /// What the engine says of itself, as it says it.
+    ///
+    /// # Errors
+    /// As [`Engine::info`].
+    pub async fn about(&self) -> Result<About, EngineError> {
         let (kind, version) = self.version("info", &self.endpoint).await?;
         let info: convert::Info = self.reader.get("/info").await.map_err(|error| errors::convert("info", &self.endpoint, &error))?;
-        let id = match (kind, info.id.filter(|id| !id.is_empty())) {
-            (EngineKind::Docker, Some(id)) => id,
-            (kind, _) => id_of_storage(kind, &info.docker_root_dir.unwrap_or_default()),
-        };
+        Ok(About { kind, version, id: info.id.unwrap_or_default(), storage: info.docker_root_dir.unwrap_or_default() })
+    }
+
+    async fn info_of_engine(&self) -> Result<EngineInfo, EngineError> {
+        let About { kind, version, id, storage } = self.about().await?;
+        let id = if kind == EngineKind::Docker && !id.is_empty() { id } else { id_of_storage(kind, &storage) };
         Ok(EngineInfo { kind, id, version, endpoint: self.endpoint.clone() })
     }
 

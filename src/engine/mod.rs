@@ -9,6 +9,7 @@
 pub mod discover;
 pub mod docker;
 pub mod fake;
+pub mod native;
 mod network;
 pub mod paced;
 pub mod seccomp;
@@ -16,6 +17,7 @@ mod spec;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -75,6 +77,8 @@ pub enum EngineKind {
     Docker,
     /// podman through its Docker-compatible API.
     Podman,
+    /// None: nspool makes the namespaces itself.
+    Native,
     /// The scripted engine of the tests and benches.
     Fake,
 }
@@ -84,6 +88,7 @@ impl fmt::Display for EngineKind {
         f.write_str(match self {
             Self::Docker => "docker",
             Self::Podman => "podman",
+            Self::Native => "native",
             Self::Fake => "fake",
         })
     }
@@ -112,9 +117,14 @@ pub enum NamespaceKind {
     Ipc,
     /// Processes: a root joiner can then end the buddy, and see all other joiners' processes.
     Pid,
+    /// The host's name. No container engine lets it be shared: of the native engine's only.
+    Uts,
 }
 
 impl NamespaceKind {
+    /// Those that a mount keeps, without a process.
+    pub const MOUNTABLE: [Self; 3] = [Self::Net, Self::Ipc, Self::Uts];
+
     /// The name under `/proc/<pid>/ns/`, and in an OCI namespace path.
     #[must_use]
     pub fn proc_name(self) -> &'static str {
@@ -122,6 +132,7 @@ impl NamespaceKind {
             Self::Net => "net",
             Self::Ipc => "ipc",
             Self::Pid => "pid",
+            Self::Uts => "uts",
         }
     }
 }
@@ -178,6 +189,8 @@ pub struct Container {
     pub status: ContainerStatus,
     /// Its first process, in the host's pid namespace; 0 when there is none.
     pub pid: u32,
+    /// Where its namespaces are mounted, when it is no process but these.
+    pub folder: Option<PathBuf>,
     /// The engine's own text; compared, never parsed. Changes with every start.
     pub started_at: String,
     /// Of the last run.

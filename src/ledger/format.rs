@@ -21,8 +21,9 @@ use std::time::Duration;
 
 use super::record::Began;
 
-/// What this release writes. 0, which is none, was written before there were formats, and is read as 1.
-pub const FORMAT: u32 = 1;
+/// What this release writes. 0, which is none, was written before there were formats, and is read as 1. 2 tells the engine, and the folders of
+/// namespaces.
+pub const FORMAT: u32 = 2;
 /// The oldest format whose readers get the same leases from what this release writes.
 pub const OLDEST_READER: u32 = 1;
 
@@ -48,6 +49,8 @@ pub struct Identity {
     pub pool: String,
     /// Since the boot.
     pub now: Duration,
+    /// Of which kind the engine is; empty: not known yet.
+    pub engine: String,
 }
 
 /// The boot that this is.

@@ -27,7 +27,7 @@ struct Desk {
 impl Desk {
     fn new(one_fails_of: u32) -> Arc<Self> {
         let disk = Disk::default();
-        let identity = Identity { boot_id: "b".into(), pool: "p".into(), now: Duration::ZERO };
+        let identity = Identity { boot_id: "b".into(), pool: "p".into(), now: Duration::ZERO, engine: String::new() };
         let (ledger, _) = Ledger::on(Box::new(disk.clone()), &identity).unwrap();
         disk.fail_one_of(one_fails_of);
         Arc::new(Self { ledger, disk, staged: crate::sync::Mutex::new(Vec::new()) })

@@ -152,7 +152,8 @@ impl Ledger {
         if of_this_boot.is_none() {
             table = Table::default();
         }
-        table.began = Some(format::sign(of_this_boot.unwrap_or_else(|| identity.begin())));
+        let began = Began { engine: identity.engine.clone(), ..of_this_boot.unwrap_or_else(|| identity.begin()) };
+        table.began = Some(format::sign(began));
         if matches!(found, Found::Broken { .. }) {
             table.distrust(nanos(identity.now));
         }

@@ -63,6 +63,9 @@ pub struct Began {
     /// [`OLDEST_READER`](super::format::OLDEST_READER) of whoever wrote the file.
     #[prost(uint32, tag = "6")]
     pub oldest_reader: u32,
+    /// Of which kind the engine is that the buddies are on (`docker`, `podman`, `native`); empty: a container engine.
+    #[prost(string, tag = "7")]
+    pub engine: String,
 }
 
 /// See [`Record::Ready`].
@@ -118,6 +121,9 @@ pub struct Namespace {
     /// The engine's own text: with the container id the buddy's identity.
     #[prost(string, tag = "10")]
     pub started_at: String,
+    /// Where its namespaces are mounted; empty: nowhere.
+    #[prost(string, tag = "11")]
+    pub folder: String,
 }
 
 /// See [`Record::Out`].

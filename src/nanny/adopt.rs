@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use crate::causes::with_causes;
 use crate::engine::{Container, ContainerId, Engine, ErrorClass};
-use crate::nanny::kinds_held;
-use crate::netns::KernelError;
+use crate::nanny::hold;
 use crate::netns::networks::{Link, NetworkError};
+use crate::netns::{Held, KernelError};
 use crate::observer::EngineState;
 use crate::pool::state::{Order, SlotState};
 use crate::pool::{Namespace, UseKey};
@@ -65,6 +65,7 @@ impl Nanny {
                     Ok(who) => self.adopted(key, *buddy, &who),
                     Err(error) => {
                         self.tools.doubts.forget(&buddy.id);
+                        self.tools.present.forget(&buddy.id);
                         self.tools.networks.not_adopted(buddy.link);
                         self.ask_again(&order, error).await;
                     }
@@ -75,6 +76,11 @@ impl Nanny {
                 self.gone(key, why).await;
             }
             Seen::Unfit(buddy) => {
+                if let (Some(shelf), Some(namespace)) = (&self.tools.shelf, &namespace)
+                    && let Err(error) = shelf.withdraw(&namespace.namespace_id).await
+                {
+                    return self.ask_again(&order, error.to_string()).await;
+                }
                 let Ok(place) = self.tools.detached.try_reserve() else {
                     return self.ask_again(&order, "as many buddies are detached as may be".to_owned()).await;
                 };
@@ -135,6 +141,7 @@ impl Nanny {
                 | FillError::CannotRenew(_)
                 | FillError::Network(_)
                 | FillError::Files(_)
+                | FillError::Shelf(_)
                 | FillError::Snapshot(_)),
             ) => return Seen::Unknown(error.to_string()),
             Err(error @ (FillError::Unfit(_) | FillError::EndedAtOnce { .. })) => {
@@ -148,7 +155,7 @@ impl Nanny {
             tracing::warn!(slot = self.slot, %error, "{UNREADABLE}");
             None
         });
-        let link = match self.link_of(namespace).await {
+        let link = match self.link_of(namespace, held.as_ref(), used).await {
             Ok(link) => link,
             Err(error) => return Seen::Unknown(error.to_string()),
         };
@@ -162,6 +169,13 @@ impl Nanny {
                 None
             });
         }
+        // What the predecessor's last use could be joined by goes with the fence, or is there as it should be.
+        buddy.shelved = self.tools.shelf.as_ref().map(|_| namespace.namespace_id.clone());
+        if name == namespace.namespace_id
+            && let Err(error) = self.tools.publish(&mut buddy).await
+        {
+            return Seen::Unknown(error.to_string());
+        }
         if unfurnished {
             Seen::Changed(buddy, "its link went while nspool was away")
         } else if started_at != namespace.started_at {
@@ -174,9 +188,9 @@ impl Nanny {
     }
 
     /// The one that the predecessor gave it.
-    async fn link_of(&self, namespace: &Namespace) -> Result<Option<Link>, NetworkError> {
+    async fn link_of(&self, namespace: &Namespace, held: &dyn Held, used: bool) -> Result<Option<Link>, NetworkError> {
         match self.address_of(namespace) {
-            Some(address) => self.tools.networks.adopt(self.network(), self.slot, address).await,
+            Some(address) => self.tools.networks.adopt(self.network(), self.slot, address, held, used).await,
             None => Ok(None),
         }
     }
@@ -188,13 +202,10 @@ impl Nanny {
     }
 
     async fn unfit_one(&self, key: UseKey, container: Container, why: String) -> Seen {
-        let held = match container.pid {
-            0 => None,
-            pid => match self.tools.kernel.hold(pid, &kinds_held(&self.tools.breed.namespaces)).await {
-                Ok(held) => Some(held),
-                Err(KernelError::Gone { .. }) => None,
-                Err(error) => return Seen::Unknown(error.to_string()),
-            },
+        let held = match hold(self.tools.kernel.as_ref(), &container, &self.tools.breed.namespaces).await {
+            Ok(held) => held,
+            Err(KernelError::Gone { .. }) => None,
+            Err(error) => return Seen::Unknown(error.to_string()),
         };
         Seen::Unfit(Box::new(Detached {
             id: container.id,

@@ -3,11 +3,12 @@
 //! A container is ours only if all labels are there, parse, name this pool, *and* its name is one that we would have given it for these labels.
 //! Anything less is somebody else's and is never touched (I3).
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::Buddy;
 use crate::engine::{BuddySpec, Container, Flavour, ImageId, Labels, NamespaceKind};
-use crate::netns::managed::network::Interface;
+use crate::netns::cni::Own;
 use crate::netns::networks::Link;
 use crate::pool::state::Afterwards;
 use crate::pool::{Address, Namespace};
@@ -46,15 +47,19 @@ pub struct Breed {
     pub pids: i64,
     /// The placeholder may have children of its own (one that we do not know): they are not taken for joiners.
     pub may_fork: bool,
+    /// Without a container engine: a buddy is no process, and all its namespaces can be renewed.
+    pub native: bool,
+    /// Below which its namespaces are mounted; `None`: nowhere.
+    pub folders: Option<PathBuf>,
 }
 
 /// A network, as buddies are made for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wiring {
-    /// In the configuration; the engine's network too, unless it is managed.
+    /// In the configuration; the engine's network too, unless it is furnished.
     pub name: String,
-    /// nspool furnishes it.
-    pub managed: bool,
+    /// nspool furnishes it, or has it furnished.
+    pub furnished: bool,
     /// … with IPv6 as well.
     pub ipv6: bool,
     /// What becomes of its buddies after a use.
@@ -65,7 +70,7 @@ impl Wiring {
     /// One of the engine's, for buddies that serve once.
     #[must_use]
     pub fn engines(name: &str) -> Self {
-        Self { name: name.to_owned(), managed: false, ipv6: false, afterwards: Afterwards::Retire }
+        Self { name: name.to_owned(), furnished: false, ipv6: false, afterwards: Afterwards::Retire }
     }
 }
 
@@ -110,7 +115,7 @@ impl Breed {
             command: self.command.clone(),
             labels,
             ipv6: wiring.ipv6,
-            network: if wiring.managed { "none".to_owned() } else { wiring.name.clone() },
+            network: if wiring.furnished { "none".to_owned() } else { wiring.name.clone() },
             namespaces: self.namespaces.clone(),
             user: self.user.clone(),
             memory_bytes: self.memory,
@@ -118,6 +123,8 @@ impl Breed {
             flavour: Flavour::Fixed,
         };
         match wiring.afterwards {
+            // It has no process that would have to obey.
+            Afterwards::Renew if self.native => spec,
             Afterwards::Renew => spec.renewable(),
             Afterwards::Retire | Afterwards::Verify | Afterwards::Reuse => spec,
         }
@@ -140,12 +147,18 @@ impl Breed {
     #[must_use]
     pub(super) fn namespace(&self, network: usize, buddy: &Buddy) -> Namespace {
         let (name, facts) = (&buddy.name, &buddy.facts);
-        let network_mode = format!("container:{name}");
+        let folder = self.folders.as_ref().map(|root| root.join(&self.pool).join(name).display().to_string()).unwrap_or_default();
+        let network_mode = Namespace::network_mode_of(name, facts.pid, &folder);
         let mut host_config = serde_json::Map::new();
-        for (kind, key) in [(NamespaceKind::Net, "NetworkMode"), (NamespaceKind::Ipc, "IpcMode"), (NamespaceKind::Pid, "PidMode")] {
-            if self.namespaces.contains(&kind) {
-                host_config.insert(key.to_owned(), network_mode.as_str().into());
-            }
+        let keys = [
+            (NamespaceKind::Net, "NetworkMode"),
+            (NamespaceKind::Ipc, "IpcMode"),
+            (NamespaceKind::Pid, "PidMode"),
+            (NamespaceKind::Uts, "UTSMode"),
+        ];
+        for (kind, key) in keys.into_iter().filter(|(kind, _)| self.namespaces.contains(kind)) {
+            let mode = if facts.pid == 0 { format!("ns:{folder}/{}", kind.proc_name()) } else { network_mode.clone() };
+            host_config.insert(key.to_owned(), mode.into());
         }
         // With raw sockets a function could forge its neighbours' packets on the bridge.
         host_config.insert("CapDrop".to_owned(), serde_json::json!(["NET_RAW"]));
@@ -162,13 +175,14 @@ impl Breed {
             // An id outlives the fence, so it is told only when there will be no other use.
             tell_container_id: once,
             addresses: match &buddy.link {
-                Some(link) => link.interfaces().map(address_of).collect(),
+                Some(link) => link.interfaces().iter().map(address_of).collect(),
                 None => facts.addresses.iter().map(|own| Address { address: own.address.clone(), gateway: own.gateway.clone() }).collect(),
             },
-            resolv_conf: buddy.resolv_conf.to_string(),
+            resolv_conf: buddy.link.as_ref().map(Link::resolv_conf).filter(|own| !own.is_empty()).unwrap_or(&buddy.resolv_conf).to_owned(),
             mtu: buddy.link.as_ref().map_or(0, Link::mtu),
             pid: facts.pid,
             started_at: facts.started_at.clone(),
+            folder,
         }
     }
 }
@@ -182,8 +196,8 @@ fn read_only(buddy: &Container) -> Option<serde_json::Value> {
     (!binds.is_empty()).then(|| binds.into())
 }
 
-fn address_of(interface: &Interface) -> Address {
-    Address { address: format!("{}/{}", interface.address, interface.prefix), gateway: interface.gateway.to_string() }
+fn address_of(own: &Own) -> Address {
+    Address { address: own.to_string(), gateway: own.gateway.map(|gateway| gateway.to_string()).unwrap_or_default() }
 }
 
 #[cfg(test)]
@@ -201,6 +215,8 @@ mod tests {
             memory: 1,
             pids: 1,
             may_fork: false,
+            native: false,
+            folders: None,
         }
     }
 

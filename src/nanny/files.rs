@@ -3,7 +3,8 @@
 //! A function that runs as root can write into them, and the next tenant would read it. So for each use they are replaced from what they were when
 //! the buddy was made ([`crate::netns::files`]). Where the namespaces are used again as they are, they are compared first.
 //!
-//! What can go wrong: the engine's folder is not in our sight, or not ours to write; the buddy is not handed out again then.
+//! What can go wrong: the engine's folder is not in our sight, or not ours to write, or a file is longer than any that an engine writes; the buddy is not
+//! handed out again then.
 
 use std::io;
 use std::path::PathBuf;
@@ -35,14 +36,20 @@ impl SharedFiles {
     /// As they are now: nobody has joined yet.
     ///
     /// # Errors
-    /// One of them cannot be read.
+    /// One of them cannot be read, or is too long.
     pub(super) async fn of(container: &Container, kernel: &Arc<dyn Kernel>) -> io::Result<Self> {
         let paths = [&container.resolv_conf_path, &container.hosts_path, &container.hostname_path];
-        let paths: Vec<_> = paths.into_iter().filter(|path| !path.is_empty()).map(|path| (PathBuf::from(path), MOST_BYTES)).collect();
-        if paths.is_empty() {
-            return Ok(Self::default());
+        let paths: Vec<PathBuf> = paths.into_iter().filter(|path| !path.is_empty()).map(PathBuf::from).collect();
+        if paths.is_empty() { Ok(Self::default()) } else { Self::at(paths, kernel).await }
+    }
+
+    async fn at(paths: Vec<PathBuf>, kernel: &Arc<dyn Kernel>) -> io::Result<Self> {
+        let wanted = paths.into_iter().map(|path| (path, MOST_BYTES)).collect();
+        let files: Arc<[SharedFile]> = kernel.read_files(wanted).await.into_iter().collect::<Result<_, _>>().map_err(io::Error::other)?;
+        // There may be more than was read, and what is put back would be cut off there.
+        if let Some(long) = files.iter().find(|file| file.content.len() as u64 >= MOST_BYTES) {
+            return Err(io::Error::other(format!("{} has {MOST_BYTES} bytes or more", long.path.display())));
         }
-        let files = kernel.read_files(paths).await.into_iter().collect::<Result<_, _>>().map_err(io::Error::other)?;
         Ok(Self(Some(Known { kernel: Arc::clone(kernel), files })))
     }
 
@@ -97,8 +104,7 @@ mod tests {
         std::fs::create_dir(path.parent().unwrap()).unwrap();
         std::fs::write(&path, "127.0.0.1 localhost\n").unwrap();
         let kernel: Arc<dyn Kernel> = Arc::new(Linux::new());
-        let files = kernel.read_files(vec![(path.clone(), MOST_BYTES)]).await.into_iter().collect::<Result<_, _>>().unwrap();
-        let files = SharedFiles(Some(Known { kernel, files }));
+        let files = SharedFiles::at(vec![path.clone()], &kernel).await.unwrap();
         let told = async || {
             let told = files.differences(Duration::from_secs(60)).await;
             told.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
@@ -114,5 +120,22 @@ mod tests {
         assert!(told().await.contains("is 666 of "));
         std::fs::remove_file(&path).unwrap();
         assert!(told().await.starts_with("unreadable hosts: "), "{}", told().await);
+    }
+
+    #[tokio::test]
+    async fn what_is_too_long_to_be_put_back_whole_is_no_baseline() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("0".repeat(64)).join("hosts");
+        std::fs::create_dir(path.parent().unwrap()).unwrap();
+        let kernel: Arc<dyn Kernel> = Arc::new(Linux::new());
+        let longest = usize::try_from(MOST_BYTES).unwrap() - 1;
+        std::fs::write(&path, vec![b'#'; longest]).unwrap();
+        SharedFiles::at(vec![path.clone()], &kernel).await.unwrap().renew().await.unwrap();
+        assert_eq!(std::fs::read(&path).unwrap().len(), longest);
+        for longer in [longest + 1, longest + 2] {
+            std::fs::write(&path, vec![b'#'; longer]).unwrap();
+            let error = SharedFiles::at(vec![path.clone()], &kernel).await.unwrap_err().to_string();
+            assert!(error.contains("hosts has 262144 bytes or more"), "{error}");
+        }
     }
 }

@@ -5,6 +5,7 @@
 //! before anything else) · the placeholder ends at once ([`Trust`]: the first buddy of a placeholder, and each one after a death at a young age,
 //! has to live for [`PROBATION`] before it is handed out) · the undo fails (the name is debris: cleared before the slot's next preparation).
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -13,6 +14,7 @@ use tokio::sync::Notify;
 
 use super::files::SharedFiles;
 use super::renew::turn;
+use super::shelf::ShelfError;
 use super::{Buddy, Nanny};
 use crate::causes::with_causes;
 use crate::engine::paced::PreparationPermit;
@@ -20,7 +22,7 @@ use crate::engine::{Container, ContainerId, ContainerStatus, Engine, EngineError
 use crate::netns::files::MOST_BYTES;
 use crate::netns::inspection::InspectError;
 use crate::netns::networks::{NetworkError, Reserved};
-use crate::netns::{Held, KernelError};
+use crate::netns::{Held, Kernel, KernelError};
 use crate::observer::EngineState;
 use crate::pool::state::{Afterwards, Order};
 
@@ -38,6 +40,12 @@ impl Trust {
 
     pub(super) fn earn(&self) {
         self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// There is no process that could end.
+    #[must_use]
+    pub fn certain() -> Self {
+        Self(AtomicBool::new(true))
     }
 
     /// A buddy died young.
@@ -83,6 +91,8 @@ pub(super) enum FillError {
     CannotRenew(String),
     #[error("{0}")]
     Network(NetworkError),
+    #[error("{0}")]
+    Shelf(ShelfError),
     #[error("a file that joiners share with the buddy: {0}")]
     Files(std::io::Error),
     #[error("what its namespaces are cannot be read, so reuse = \"verified\" is not to be had: {}", with_causes(.0))]
@@ -92,7 +102,7 @@ pub(super) enum FillError {
 impl Nanny {
     pub(super) async fn fill(&mut self, generation: u64) {
         let began = self.tools.pool.now();
-        let reserved = if self.tools.networks.is_managed(self.network()) {
+        let reserved = if self.tools.networks.is_furnished(self.network()) {
             let Some(reserved) = self.address(&Order::Fill { generation }).await else { return };
             Some(reserved)
         } else {
@@ -207,6 +217,7 @@ impl Nanny {
             buddy.link = Some(link.map_err(FillError::Network)?);
         }
         buddy.snapshot = self.take_snapshot(&buddy).await.map_err(FillError::Snapshot)?;
+        self.tools.publish(&mut buddy).await.map_err(FillError::Shelf)?;
         Ok(buddy)
     }
 
@@ -230,11 +241,12 @@ impl Nanny {
     pub(super) async fn prove(&self, id: &ContainerId) -> Result<(Box<dyn Held>, Container), FillError> {
         let tools = &self.tools;
         let first = tools.engine.inspect(id.as_str()).await.map_err(FillError::Engine)?;
-        if first.pid == 0 || first.status != ContainerStatus::Running {
+        if first.status != ContainerStatus::Running {
             return Err(unfit(&first));
         }
-        let held = match tools.kernel.hold(first.pid, &kinds_held(&tools.breed.namespaces)).await {
-            Ok(held) => held,
+        let held = match hold(tools.kernel.as_ref(), &first, &tools.breed.namespaces).await {
+            Ok(Some(held)) => held,
+            Ok(None) => return Err(unfit(&first)),
             Err(KernelError::Gone { .. }) => {
                 let now = tools.engine.inspect(id.as_str()).await.map_err(FillError::Engine)?;
                 return Err(unfit(&now));
@@ -266,6 +278,7 @@ impl Nanny {
     pub(super) async fn buddy(&self, generation: u64, name: String, held: Box<dyn Held>, facts: Container) -> Buddy {
         let doubt = Arc::new(Notify::new());
         self.tools.doubts.watch(&facts.id, &doubt);
+        self.tools.present.holds(&facts.id, held.as_ref());
         let resolv_conf = match facts.resolv_conf_path.as_str() {
             "" => String::new(),
             // Only told to the holder, who can do without; the path is the engine's and may be out of our sight.
@@ -290,6 +303,7 @@ impl Nanny {
             depended_on: false,
             proven_empty: None,
             link: None,
+            shelved: None,
             renewed: None,
             files: None,
             snapshot: None,
@@ -336,8 +350,30 @@ fn unfit(container: &Container) -> FillError {
     }
 }
 
+/// A buddy's process, or the folder that its namespaces are in; `None`: it has neither.
+pub(crate) async fn hold(kernel: &dyn Kernel, buddy: &Container, shared: &[NamespaceKind]) -> Result<Option<Box<dyn Held>>, KernelError> {
+    if buddy.pid == 0 && buddy.folder.is_none() {
+        return Ok(None);
+    }
+    hold_there(kernel, buddy.folder.as_deref(), buddy.pid, shared).await.map(Some)
+}
+
+/// The same, where there is one of them.
+pub(crate) async fn hold_there(
+    kernel: &dyn Kernel,
+    folder: Option<&Path>,
+    pid: u32,
+    shared: &[NamespaceKind],
+) -> Result<Box<dyn Held>, KernelError> {
+    match folder {
+        // Also what another configuration had shared: somebody may be in it.
+        Some(folder) => kernel.hold_folder(folder, &NamespaceKind::MOUNTABLE).await,
+        None => kernel.hold(pid, &kinds_held(shared)).await,
+    }
+}
+
 /// The pid namespace is held beside the configured ones: it tells the buddy's own children from joiners.
-pub(crate) fn kinds_held(shared: &[NamespaceKind]) -> Vec<NamespaceKind> {
+fn kinds_held(shared: &[NamespaceKind]) -> Vec<NamespaceKind> {
     let mut kinds = shared.to_vec();
     if !kinds.contains(&NamespaceKind::Pid) {
         kinds.push(NamespaceKind::Pid);

@@ -26,6 +26,7 @@ pub mod fitness;
 pub mod looks;
 pub mod minder;
 mod renew;
+pub mod shelf;
 mod vacate;
 pub mod verify;
 
@@ -38,6 +39,7 @@ use tokio_util::sync::ReusableBoxFuture;
 use crate::config;
 use crate::engine::paced::Paced;
 use crate::engine::{ContainerId, ContainerStatus, Engine, ErrorClass, WaitOutcome};
+use crate::headcount::Present;
 use crate::image::gate::Gate;
 use crate::level;
 use crate::netns::networks::{Link, Networks};
@@ -49,9 +51,10 @@ use crate::telemetry::metric;
 use backoff::Backoff;
 use buddy::Breed;
 use files::SharedFiles;
-pub(crate) use fill::kinds_held;
+pub(crate) use fill::{hold, hold_there};
 use looks::Looks;
 use minder::Detached;
+use shelf::Shelf;
 
 /// What nannies need of the configuration; may change while they run.
 #[derive(Clone, Debug)]
@@ -86,12 +89,16 @@ pub struct Tools {
     pub settings: level::Receiver<Settings>,
     /// Whether the engine answers.
     pub engine_state: level::Receiver<EngineState>,
+    /// Which network namespaces buddies have.
+    pub present: Present,
     /// Doubts about containers, from the event stream.
     pub doubts: Arc<Doubts>,
     /// Set once a buddy of this placeholder has lived for a while: see `fill`.
     pub trust: fill::Trust,
     /// Which fences the engine's events have told of.
     pub heard: Arc<Heard>,
+    /// Where the namespaces of containers can be joined by path; `None`: nowhere.
+    pub shelf: Option<Shelf>,
     /// What buddies were, where they are to be verified.
     pub snapshots: Arc<verify::Snapshots>,
     /// What becomes of a buddy that somebody was in of whom it is not known that they are bounded; only where it is to be verified.
@@ -126,6 +133,8 @@ pub(crate) struct Buddy {
     proven_empty: Option<u64>,
     /// On a managed network, while it is furnished.
     link: Option<Link>,
+    /// By which name it can be joined by path.
+    shelved: Option<String>,
     /// The use after which it moved on.
     renewed: Option<u64>,
     /// Those that joiners share with it, as they were; only of one that is to be renewed or verified.

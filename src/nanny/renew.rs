@@ -7,7 +7,8 @@
 //! ```
 //!
 //! The old link is cut off: what pins the old namespace (a descriptor, a socket that was passed on) keeps it, and must reach nobody by it. It is
-//! not removed here, which takes ten times as long as all the rest: the kernel does that with the namespace, or the pool a little later. The look
+//! not removed here, which takes ten times as long as all the rest: the kernel does that with the namespace, or the pool a little later. One that CNI
+//! plugins gave is taken back by them first, and then the rest goes on. The look
 //! at the end is for whoever came meanwhile: the engine resolves the name that a container is to join early, and lists the container late.
 //!
 //! What can go wrong, and what is done about it: no address has rested long enough (waited for) · the init does not answer, or answers wrong · the
@@ -17,12 +18,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
+
 use super::Nanny;
+use super::shelf::ShelfError;
 use super::vacate::Left;
 use crate::causes::with_causes;
 use crate::engine::{Container, ContainerStatus, Engine, EngineError, ErrorClass};
 use crate::netns::RenewError;
-use crate::netns::networks::{NetworkError, Reserved};
+use crate::netns::networks::{Link, NetworkError, Reserved};
 use crate::pool::UseKey;
 use crate::pool::state::{Order, SlotState};
 use crate::telemetry::metric;
@@ -42,6 +46,8 @@ enum RenewalError {
     #[error("a file that its joiners share could not be replaced: {0}")]
     Files(std::io::Error),
     #[error("{0}")]
+    Shelf(ShelfError),
+    #[error("{0}")]
     Changed(&'static str),
     #[error("{0} could still start")]
     Configured(String),
@@ -57,6 +63,7 @@ impl RenewalError {
             Self::Move(RenewError::Kernel(_)) => "kernel",
             Self::Network(_) => "network",
             Self::Files(_) => "files",
+            Self::Shelf(_) => "folder",
             Self::Changed(_) => "changed",
             Self::Configured(_) => "configured",
         }
@@ -75,13 +82,25 @@ impl Nanny {
                 None => return,
             }
         } else if self.buddy.as_ref().is_none_or(|buddy| buddy.renewed != Some(key.use_number)) {
-            let Some(reserved) = self.address(&order).await else { return };
+            let reserved = match self.tools.networks.is_furnished(self.network()) {
+                true => match self.address(&order).await {
+                    None => return,
+                    reserved => reserved,
+                },
+                false => None,
+            };
             if self.has_cooled(key) && !self.is_still_empty(key, &order).await {
                 return;
             }
             if let Err(error) = self.move_on(key, reserved).await {
                 return self.not_renewed(key, &error);
             }
+        }
+        // Before the last look, which is also for those who come by path.
+        if let Some(buddy) = &mut self.buddy
+            && let Err(error) = self.tools.publish(buddy).await
+        {
+            return self.not_renewed(key, &RenewalError::Shelf(error));
         }
         if self.is_as_before_and_empty(key, &order).await {
             self.renewed(key, began);
@@ -186,7 +205,7 @@ impl Nanny {
         }
     }
 
-    async fn move_on(&mut self, key: UseKey, reserved: Reserved) -> Result<(), RenewalError> {
+    async fn move_on(&mut self, key: UseKey, reserved: Option<Reserved>) -> Result<(), RenewalError> {
         let tools = &self.tools;
         let Some(buddy) = &mut self.buddy else { return Err(RenewalError::Changed("its nanny has no buddy")) };
         // That was the old namespace: should the slot be given up meanwhile, it is looked into the new one as well.
@@ -194,22 +213,31 @@ impl Nanny {
         let files = buddy.files.as_ref().ok_or(RenewalError::Changed("what it shared with its joiners at first is not known any more"))?;
         let cut = async {
             match &buddy.link {
-                Some(link) => tools.networks.cut(link).await,
+                Some(link) => tools.networks.cut(link, buddy.held.as_ref()).await,
                 None => Ok(()),
             }
+        };
+        let cut = if buddy.link.as_ref().is_some_and(Link::goes_first) {
+            cut.await.map_err(RenewalError::Network)?;
+            std::future::ready(Ok(())).left_future()
+        } else {
+            cut.right_future()
         };
         let (cut, renewed, replaced) = tokio::join!(cut, buddy.held.renew(key.use_number + 1, ANSWER_WITHIN), files.renew());
         cut.map_err(RenewalError::Network)?;
         let renewed = renewed.map_err(RenewalError::Move)?;
+        tools.present.holds(&buddy.id, buddy.held.as_ref());
         replaced.map_err(RenewalError::Files)?;
         metrics::histogram!(metric::RENEWAL).record(renewed.took);
         if let Some(link) = buddy.link.take() {
             tools.networks.leave(link, tools.pool.now()).await;
         }
-        let (turn, began) = (turn(buddy.generation, key.use_number + 1), tools.pool.now());
-        let link = tools.networks.furnish(reserved, self.slot, turn, buddy.held.as_ref(), began).await;
-        buddy.link = Some(link.map_err(RenewalError::Network)?);
-        metrics::histogram!(metric::FURNISHING).record(tools.pool.now().saturating_sub(began));
+        if let Some(reserved) = reserved {
+            let (turn, began) = (turn(buddy.generation, key.use_number + 1), tools.pool.now());
+            let link = tools.networks.furnish(reserved, self.slot, turn, buddy.held.as_ref(), began).await;
+            buddy.link = Some(link.map_err(RenewalError::Network)?);
+            metrics::histogram!(metric::FURNISHING).record(tools.pool.now().saturating_sub(began));
+        }
         buddy.renewed = Some(key.use_number);
         Ok(())
     }

@@ -10,9 +10,10 @@ use std::time::Duration;
 use super::Nanny;
 use super::looks::Inside;
 use super::minder::Detached;
+use super::shelf::ShelfError;
 use crate::engine::{ContainerId, Engine, EngineError, ErrorClass};
 use crate::pool::UseKey;
-use crate::pool::state::Order;
+use crate::pool::state::{Afterwards, Order};
 
 /// Between two looks into a quarantined namespace, if nothing tells earlier.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -45,19 +46,25 @@ impl Nanny {
         }
         let settle = self.tools.settings.borrow().settle;
         match self.who_is_left(&order, settle).await {
-            Left::Nobody => self.vacated(key),
+            Left::Nobody => self.vacated(key).await,
             Left::Somebody(who) => self.occupied(key, who),
             Left::Configured(who) => self.spoiled(key, format!("{} could still start", who.join(", "))),
             Left::NewOrder => {}
         }
     }
 
-    fn vacated(&mut self, key: UseKey) {
-        let network = self.network();
+    async fn vacated(&mut self, key: UseKey) {
+        let (network, tools) = (self.network(), Arc::clone(&self.tools));
         let Some(buddy) = &mut self.buddy else {
             // Only a bug gets here; the slot must not stay as it is.
             return self.spoiled(key, "its nanny has no buddy".to_owned());
         };
+        // It is ready then as it is.
+        if tools.breed.networks[network].afterwards == Afterwards::Reuse
+            && let Err(error) = tools.publish(buddy).await
+        {
+            return self.spoiled(key, error.to_string());
+        }
         buddy.proven_empty = Some(key.use_number);
         self.retries.reset();
         let next = self.tools.breed.namespace(network, buddy);
@@ -91,7 +98,7 @@ impl Nanny {
         };
         let who = if buddy.depended_on { inside.all() } else { inside.live };
         if who.is_empty() {
-            return self.vacated(key);
+            return self.vacated(key).await;
         }
         self.tools.pool.with(|state, now| state.occupied(now, key, who));
         let stopping = self.tools.pool.read(|state| state.is_stopping());
@@ -111,6 +118,7 @@ impl Nanny {
         if let Some(buddy) = self.buddy.take() {
             self.tools.doubts.forget(&buddy.id);
             self.tools.heard.forget(&buddy.id);
+            self.tools.present.forget(&buddy.id);
             tracing::warn!(slot = self.slot, generation = buddy.generation, container = %buddy.id, "buddy detached: somebody stays inside");
             place.send(Detached {
                 id: buddy.id,
@@ -157,7 +165,12 @@ impl Nanny {
                 Ok(()) => {
                     self.tools.doubts.forget(&buddy.id);
                     self.tools.heard.forget(&buddy.id);
+                    self.tools.present.forget(&buddy.id);
                     tracing::info!(slot = self.slot, generation = buddy.generation, container = %buddy.id, "buddy removed");
+                    if let Err(error) = self.withdraw().await {
+                        // Nobody is in there, and nobody is told of it; the next start clears it away.
+                        tracing::warn!(slot = self.slot, %error, "a folder stays that its namespaces were joined by");
+                    }
                     if let Some(link) = self.buddy.take().and_then(|buddy| buddy.link) {
                         self.tools.networks.leave(link, self.tools.pool.now()).await;
                     }
@@ -203,18 +216,25 @@ impl Nanny {
             buddy.heard = Some(self.tools.heard.expect(&id, &name));
         }
         loop {
-            let error = match self.rename(&id, &name).await {
-                Ok(()) => {
-                    if let Some(buddy) = &mut self.buddy {
-                        buddy.fenced = Some(key.use_number);
-                        buddy.name = name;
+            let renamed = match self.rename(&id, &name).await {
+                // Without a buddy nothing resolves any more.
+                Err(error) if error.class == ErrorClass::NotFound => Ok(false),
+                renamed => renamed.map(|()| true),
+            };
+            let error = match renamed {
+                Ok(renamed) => match self.withdraw().await {
+                    Ok(()) => {
+                        if let Some(buddy) = self.buddy.as_mut().filter(|_| renamed) {
+                            buddy.fenced = Some(key.use_number);
+                            buddy.name = name;
+                        }
+                        return Some(Ok(()));
                     }
-                    return Some(Ok(()));
-                }
+                    Err(error) => error,
+                },
                 Err(error) => error,
             };
             match error.class {
-                // Without a buddy nothing resolves any more.
                 ErrorClass::NotFound => return Some(Ok(())),
                 ErrorClass::Unknown | ErrorClass::Away => {}
                 ErrorClass::ImageMissing
@@ -227,10 +247,24 @@ impl Nanny {
                 | ErrorClass::NotAllowed
                 | ErrorClass::Refused => return Some(Err(error)),
             }
+            self.tools.pool.with(|state, _| state.note_error(self.slot, error.to_string()));
             if !self.retry_later(order).await {
                 return None;
             }
         }
+    }
+
+    /// Nobody joins it by path any more. It is not known whether that is so after an error.
+    async fn withdraw(&mut self) -> Result<(), EngineError> {
+        let Some(buddy) = &mut self.buddy else { return Ok(()) };
+        let withdrawn = self.tools.withdraw(buddy).await;
+        withdrawn.map_err(|error: ShelfError| EngineError {
+            operation: "withdraw",
+            class: ErrorClass::Unknown,
+            subject: buddy.name.clone(),
+            message: error.to_string(),
+            status: None,
+        })
     }
 
     /// A rename that failed may have been done, now or by an earlier try: the engine refuses to give a container the name it has.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 /// What an engine calls them.
 const NAMES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
-/// An engine writes some hundred bytes.
+/// So many are read at most; an engine writes some hundred. What has as many may have more.
 pub const MOST_BYTES: u64 = 256 * 1024;
 
 /// What is in a file, and whose it is.

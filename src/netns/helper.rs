@@ -16,17 +16,25 @@
 //!
 //! What can go wrong: all that was under way when a helper ended fails, and it may have been done · what it alone knew is lost: namespaces that were
 //! to be compared with what they had been are given up · there is no helper while one cannot be started: nothing gets ready, what is leased stays
-//! leased · the keeper ends: [`Helper::lost`], and the daemon has to be started anew.
+//! leased · the keeper ends: nothing, until another helper is needed; then [`Helper::lost`], and the daemon has to be started anew.
 
 mod channel;
 pub mod client;
+mod cni;
+mod folders;
 mod held;
 pub mod keeper;
 pub mod powers;
+#[cfg(test)]
+mod scripted;
 pub mod server;
+mod session;
 mod verbs;
 
-pub use client::{Helper, HelperError};
+pub use client::Helper;
+pub use cni::RemoteCni;
+pub use folders::RemoteMounter;
 pub use held::{Remote, RemoteLinks};
 pub use keeper::Keeper;
+pub use session::HelperError;
 pub use verbs::{Begin, BeginError, Log};

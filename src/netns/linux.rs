@@ -15,9 +15,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -46,6 +46,7 @@ pub struct Linux {
     net: Coalesced<Scan>,
     ipc: Coalesced<Scan>,
     pid: Coalesced<Scan>,
+    uts: Coalesced<Scan>,
 }
 
 impl Default for Linux {
@@ -59,7 +60,12 @@ impl Linux {
     #[must_use]
     pub fn new() -> Self {
         let shared = |kind| Coalesced::new(move || look(kind));
-        Self { net: shared(NamespaceKind::Net), ipc: shared(NamespaceKind::Ipc), pid: shared(NamespaceKind::Pid) }
+        Self {
+            net: shared(NamespaceKind::Net),
+            ipc: shared(NamespaceKind::Ipc),
+            pid: shared(NamespaceKind::Pid),
+            uts: shared(NamespaceKind::Uts),
+        }
     }
 
     fn looks(&self, kind: NamespaceKind) -> &Coalesced<Scan> {
@@ -67,6 +73,7 @@ impl Linux {
             NamespaceKind::Net => &self.net,
             NamespaceKind::Ipc => &self.ipc,
             NamespaceKind::Pid => &self.pid,
+            NamespaceKind::Uts => &self.uts,
         }
     }
 
@@ -172,8 +179,8 @@ impl Namespace {
     /// What another process opened and passed.
     pub(super) fn passed(kind: NamespaceKind, open: File) -> Result<Self, KernelError> {
         let failed = |message: String| KernelError::Failed { what: format!("a descriptor of a {} namespace", kind.proc_name()), message };
-        let shown = std::fs::read_link(format!("/proc/self/fd/{}", open.as_raw_fd())).map_err(|error| failed(error.to_string()))?;
-        if !shown.as_os_str().to_string_lossy().starts_with(&format!("{}:[", kind.proc_name())) {
+        if !is_namespace(open.as_fd(), kind) {
+            let shown = std::fs::read_link(format!("/proc/self/fd/{}", open.as_raw_fd())).map_err(|error| failed(error.to_string()))?;
             return Err(failed(format!("is one of {}", shown.display())));
         }
         let stat = rustix::fs::fstat(&open).map_err(|errno| failed(errno.to_string()))?;
@@ -235,10 +242,9 @@ impl Process {
         self.namespaces.lock().iter().find(|namespace| namespace.kind == kind).cloned()
     }
 
-    pub(super) fn open_network(&self) -> Result<OwnedFd, KernelError> {
-        let held = self.held(NamespaceKind::Net).ok_or(KernelError::Gone { pid: self.pid })?;
-        let failed =
-            |error: io::Error| KernelError::Failed { what: "a network namespace's descriptor".to_owned(), message: error.to_string() };
+    pub(super) fn open(&self, kind: NamespaceKind) -> Result<OwnedFd, KernelError> {
+        let held = self.held(kind).ok_or(KernelError::Gone { pid: self.pid })?;
+        let failed = |error: io::Error| KernelError::Failed { what: "a namespace's descriptor".to_owned(), message: error.to_string() };
         held.open.try_clone().map(OwnedFd::from).map_err(failed)
     }
 
@@ -266,8 +272,8 @@ impl Held for HeldProcess {
         self.0.held(kind).map(|namespace| namespace.id)
     }
 
-    fn open_network(&self) -> Result<OwnedFd, KernelError> {
-        self.0.open_network()
+    fn open(&self, kind: NamespaceKind) -> Result<OwnedFd, KernelError> {
+        self.0.open(kind)
     }
 
     fn snapshot(&self, depth: Depth, addresses: Vec<IpAddr>, within: Duration) -> BoxFuture<'_, Result<Arc<dyn Snapshot>, InspectError>> {
@@ -279,9 +285,10 @@ impl Held for HeldProcess {
     }
 }
 
-/// See [`Held::renew`].
+/// See [`Held::renew`]. The time begins with the call: where many block, a thread for it is free late.
 pub(super) async fn renewed(process: Arc<Process>, use_number: u64, within: Duration) -> Result<Renewed, RenewError> {
-    let renewal = tokio::task::spawn_blocking(move || renewal::renew(&process, use_number, within)).await;
+    let asked = Instant::now();
+    let renewal = tokio::task::spawn_blocking(move || renewal::renew(&process, use_number, within, asked.elapsed())).await;
     renewal.unwrap_or_else(|error| {
         Err(RenewError::Kernel(KernelError::Failed { what: "the thread of a renewal".to_owned(), message: error.to_string() }))
     })
@@ -297,13 +304,53 @@ pub(super) fn host_namespace(kind: NamespaceKind) -> Result<NamespaceId, KernelE
 }
 
 /// Registers a pidfd with the runtime, inside which this must be called.
-#[expect(unsafe_code, reason = "tokio has no safe constructor of an AsyncFd any more")]
 fn watch(pid: u32, pidfd: OwnedFd) -> Result<AsyncFd<OwnedFd>, KernelError> {
+    readable(pidfd).map_err(|cause| KernelError::Failed { what: format!("watching process {pid}"), message: cause.to_string() })
+}
+
+/// Whether it is a namespace of that kind. The descriptor's link does not say, of one that is mounted on a file.
+pub(super) fn is_namespace(open: BorrowedFd<'_>, kind: NamespaceKind) -> bool {
+    // SAFETY: it has no argument and changes nothing; of a file that is no namespace it is refused, or another one's question, whose answer is no
+    // such number.
+    #[expect(unsafe_code, reason = "rustix knows no safe way to ask it")]
+    let asked = unsafe { rustix::ioctl::ioctl(open, KindOf) };
+    let flag = match kind {
+        NamespaceKind::Net => 0x4000_0000,
+        NamespaceKind::Ipc => 0x0800_0000,
+        NamespaceKind::Pid => 0x2000_0000,
+        NamespaceKind::Uts => 0x0400_0000,
+    };
+    asked == Ok(flag)
+}
+
+/// `NS_GET_NSTYPE`, which answers the kind's flag for clone(2).
+struct KindOf;
+
+#[expect(unsafe_code, reason = "see `is_namespace`")]
+// SAFETY: the answer is the number that the call returns; no memory is passed.
+unsafe impl rustix::ioctl::Ioctl for KindOf {
+    type Output = i32;
+
+    const IS_MUTATING: bool = false;
+
+    fn opcode(&self) -> rustix::ioctl::Opcode {
+        rustix::ioctl::opcode::none(0xb7, 3)
+    }
+
+    fn as_ptr(&mut self) -> *mut std::ffi::c_void {
+        std::ptr::null_mut()
+    }
+
+    unsafe fn output_from_ptr(answer: rustix::ioctl::IoctlOutput, _: *mut std::ffi::c_void) -> rustix::io::Result<i32> {
+        Ok(answer)
+    }
+}
+
+/// Registers a descriptor with the runtime, inside which this must be called.
+#[expect(unsafe_code, reason = "tokio has no safe constructor of an AsyncFd any more")]
+pub(super) fn readable(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is an open descriptor, and gives the same one until it is dropped, which is when the `AsyncFd` is.
-    unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }.map_err(|error| {
-        let (_, cause) = error.into_parts();
-        KernelError::Failed { what: format!("watching process {pid}"), message: cause.to_string() }
-    })
+    unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }.map_err(|error| error.into_parts().1)
 }
 
 fn open_namespace(pid: u32, kind: NamespaceKind) -> Result<Namespace, KernelError> {
@@ -432,6 +479,25 @@ mod tests {
         for pid in [0, u32::MAX, 4_194_305] {
             assert!(matches!(kernel.hold_now(pid, &[]), Err(KernelError::Gone { .. })), "{pid}");
         }
+    }
+
+    #[test]
+    fn a_renewal_whose_thread_is_free_late_has_no_more_time_for_that() {
+        const WITHIN: Duration = Duration::from_secs(2);
+        let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).enable_all().build().unwrap();
+        runtime.block_on(async {
+            // It has several threads, so it is not told to move, but waited for.
+            let own = Linux::new().hold_now(std::process::id(), &[]).unwrap();
+            let (free, is_free) = std::sync::mpsc::sync_channel::<()>(1);
+            let other = tokio::task::spawn_blocking(move || is_free.recv().unwrap());
+            let mut renewal = own.renew(2, WITHIN);
+            assert!(tokio::time::timeout(WITHIN, &mut renewal).await.is_err(), "there is no thread for it");
+            let freed = Instant::now();
+            free.send(()).unwrap();
+            let error = renewal.await.unwrap_err();
+            assert!(freed.elapsed() < WITHIN / 2, "{error} after {:?} more", freed.elapsed());
+            other.await.unwrap();
+        });
     }
 
     #[test]

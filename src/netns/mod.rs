@@ -5,22 +5,26 @@
 //! *held*: a pidfd for its process and an open descriptor per namespace. While the descriptors are open the inode numbers cannot be given to
 //! another namespace, which is what makes [`NamespaceId`] comparable.
 
+pub mod cni;
 mod errno;
 pub mod files;
+pub mod folders;
 pub mod helper;
 pub mod host_links;
 pub mod inspection;
+pub mod join;
 pub mod linux;
 pub mod managed;
 pub mod networks;
 pub mod renewal;
 mod socket;
+pub mod trial;
 mod wire;
 
 use std::fmt;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +34,7 @@ use futures::future::BoxFuture;
 use crate::engine::NamespaceKind;
 use crate::random::HashMap;
 
+use cni::{Attached, CniError};
 use files::SharedFile;
 use inspection::{Depth, InspectError, Seen, Verdict};
 pub use renewal::{RenewError, Renewed, WrongAnswer};
@@ -96,11 +101,11 @@ pub trait Held: Send + Sync + fmt::Debug {
     fn exited(&self) -> BoxFuture<'_, ()>;
     /// Of a kind it is held with; `Net` always. What is held, which after a renewal is the new one.
     fn namespace(&self, kind: NamespaceKind) -> Option<NamespaceId>;
-    /// A descriptor of the network namespace that is held.
+    /// A descriptor of the namespace of that kind that is held.
     ///
     /// # Errors
-    /// Out of descriptors.
-    fn open_network(&self) -> Result<OwnedFd, KernelError>;
+    /// Out of descriptors; none of that kind is held.
+    fn open(&self, kind: NamespaceKind) -> Result<OwnedFd, KernelError>;
     /// Tells it to move into a new network namespace for this use (its next one, the first is 1), waits until it has, proves it, and holds the
     /// new namespace instead of the old one, whose descriptor is then closed: the caller has unmounted and taken away what else holds the old one,
     /// or means it to live on. `within` is for all of it. Nobody must be in the old one who is not to stay there (I9); this does not look.
@@ -114,6 +119,27 @@ pub trait Held: Send + Sync + fmt::Debug {
     /// # Errors
     /// See [`RenewError`]: after any of them the process is good for nothing more, and what is held is the old namespace.
     fn renew(&self, use_number: u64, within: Duration) -> BoxFuture<'_, Result<Renewed, RenewError>>;
+    /// Has CNI plugins furnish its network namespace, for the network of that name. Carried out once asked for, whoever waits.
+    ///
+    /// # Errors
+    /// It is not in a folder; or see [`CniError`]. What was begun has been undone, or is undone with the folder's removal.
+    fn attach<'a>(&'a self, _network: &'a str) -> BoxFuture<'a, Result<Attached, CniError>> {
+        std::future::ready(Err(not_in_a_folder())).boxed()
+    }
+    /// What plugins gave it, by its record; with `ask` they and the namespace itself are asked as well, as long as nobody was inside. `None`: nothing whole.
+    ///
+    /// # Errors
+    /// As above, or it is not there any more.
+    fn attached(&self, _ask: bool) -> BoxFuture<'_, Result<Option<Attached>, CniError>> {
+        std::future::ready(Err(not_in_a_folder())).boxed()
+    }
+    /// Has plugins take back what they gave, if they gave anything.
+    ///
+    /// # Errors
+    /// As above; it can be tried again.
+    fn detach(&self) -> BoxFuture<'_, Result<(), CniError>> {
+        std::future::ready(Err(not_in_a_folder())).boxed()
+    }
     /// What its namespaces are now, to be compared later: nobody but the process itself may be inside, and what is there is taken for right. `depth`
     /// is the greatest that it can be compared at, `addresses` are those by which the host may track its connections, `within` is for all of it. Cancel
     /// safe: nothing is changed.
@@ -121,6 +147,10 @@ pub trait Held: Send + Sync + fmt::Debug {
     /// # Errors
     /// Something cannot be read, or not in time: it cannot be compared later.
     fn snapshot(&self, depth: Depth, addresses: Vec<IpAddr>, within: Duration) -> BoxFuture<'_, Result<Arc<dyn Snapshot>, InspectError>>;
+}
+
+fn not_in_a_folder() -> CniError {
+    CniError::Stopped("only namespaces in a folder are furnished by them".to_owned())
 }
 
 /// What a held process's namespaces were: the network's, and the ipc namespace if it is held.
@@ -139,6 +169,11 @@ pub trait Kernel: Send + Sync + 'static {
     /// Opens a pidfd and the namespaces of `kinds`, in this order: pidfd, namespaces, then checks that the process still lives, so that what
     /// was opened was this process's.
     fn hold<'a>(&'a self, pid: u32, kinds: &'a [NamespaceKind]) -> BoxFuture<'a, Result<Box<dyn Held>, KernelError>>;
+    /// The same for namespaces that are mounted in a folder, of a buddy that is no process ([`folders`]); it is gone when its folder is.
+    fn hold_folder<'a>(&'a self, folder: &'a Path, _kinds: &'a [NamespaceKind]) -> BoxFuture<'a, Result<Box<dyn Held>, KernelError>> {
+        let refused = KernelError::Failed { what: folder.display().to_string(), message: "folders are not looked into here".to_owned() };
+        std::future::ready(Err(refused)).boxed()
+    }
     /// The namespace of that kind that this daemon's host uses (pid 1's).
     fn host_namespace(&self, kind: NamespaceKind) -> Result<NamespaceId, KernelError>;
     /// All processes (any thread counts for its process) in each of the given namespaces of a kind. One look begun after the call: concurrent

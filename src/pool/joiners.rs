@@ -25,7 +25,43 @@ pub struct JoinerSeen {
     pub as_of: Moment,
 }
 
+/// A lease of whose joiners no engine has told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Untold {
+    /// The buddy's container id.
+    pub buddy: Arc<str>,
+    /// Its own process; 0: it has none.
+    pub pid: u32,
+    /// Joiners that were found as processes.
+    pub processes: Vec<Arc<str>>,
+    /// The engine has told of one by now: its processes are no joiners of their own.
+    pub is_told: bool,
+}
+
+/// What the id of a joiner that is a process begins with; a container's is hexadecimal.
+const PROCESS: &str = "process ";
+
+impl Joiner {
+    /// Found by a search, not told by the engine.
+    pub(super) fn is_process(&self) -> bool {
+        self.id.starts_with(PROCESS)
+    }
+}
+
 impl State {
+    /// Leases without a joiner that is a container, and those with processes that are to be forgotten, since there is one by now.
+    #[must_use]
+    pub fn untold(&self) -> Vec<Untold> {
+        let of = |lease: &Lease| {
+            let processes: Vec<_> =
+                lease.joiners.iter().filter(|joiner| joiner.is_process()).map(|joiner| Arc::clone(&joiner.id)).collect();
+            let (namespace, is_told) = (&lease.namespace, lease.joiners.len() > processes.len());
+            let untold = Untold { buddy: Arc::clone(&namespace.container_id), pid: namespace.pid, processes, is_told };
+            (lease.lost.is_none() && !(is_told && untold.processes.is_empty())).then_some(untold)
+        };
+        self.leases.iter().filter_map(|(_, lease)| of(lease)).collect()
+    }
+
     /// A container that joins a buddy exists, or runs now. One that runs without a present lease, or that names another one, dooms the slot.
     ///
     /// `false`: what was seen may have been before the buddy's present use, where its joiners were welcome. Nothing has changed; the engine is to

@@ -375,13 +375,14 @@ fn namespace_out(namespace: &Namespace) -> record::Namespace {
         mtu: namespace.mtu,
         pid: namespace.pid,
         started_at: namespace.started_at.clone(),
+        folder: namespace.folder.clone(),
     }
 }
 
 fn namespace_in(namespace: record::Namespace) -> Namespace {
     let gateways = namespace.gateways.into_iter().chain(std::iter::repeat(String::new()));
     Namespace {
-        network_mode: format!("container:{}", namespace.namespace_id),
+        network_mode: Namespace::network_mode_of(&namespace.namespace_id, namespace.pid, &namespace.folder),
         namespace_id: namespace.namespace_id,
         host_config: namespace.host_config,
         container_id: namespace.container_id.into(),
@@ -391,6 +392,7 @@ fn namespace_in(namespace: record::Namespace) -> Namespace {
         mtu: namespace.mtu,
         pid: namespace.pid,
         started_at: namespace.started_at,
+        folder: namespace.folder,
     }
 }
 

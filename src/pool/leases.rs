@@ -549,7 +549,7 @@ impl State {
             allocated_at: lease.allocated_at,
             deadline: lease.deadline.map(|(when, _)| when),
             lost: lease.lost.clone(),
-            joiners: lease.joiners.len(),
+            joiners: lease.joiners.iter().filter(|joiner| !joiner.is_process()).count(),
         }
     }
 }

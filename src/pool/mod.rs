@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use events::{Backlog, Position};
 pub use grants::Grant;
-pub use joiners::JoinerSeen;
+pub use joiners::{JoinerSeen, Untold};
 pub use journal::{GRACE, Restored};
 pub use leases::{Allocated, Held, LeaseIndex, Released};
 pub use types::*;

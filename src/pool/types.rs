@@ -150,7 +150,7 @@ pub struct Address {
 pub struct Namespace {
     /// The buddy's name for this use.
     pub namespace_id: String,
-    /// `container:<namespace_id>`
+    /// `container:<namespace_id>`; of a buddy that is no process `ns:<path>`.
     pub network_mode: String,
     /// JSON to merge into a container create.
     pub host_config: String,
@@ -164,10 +164,20 @@ pub struct Namespace {
     pub resolv_conf: String,
     /// 0 when not known.
     pub mtu: u32,
-    /// The buddy's init in the host's pid namespace.
+    /// The buddy's init in the host's pid namespace; 0: it is no process.
     pub pid: u32,
     /// The engine's own text: with the container id the buddy's identity (I4).
     pub started_at: String,
+    /// The folder that its namespaces are mounted in, one file for each kind; empty: they are not.
+    pub folder: String,
+}
+
+impl Namespace {
+    /// See [`Namespace::network_mode`].
+    #[must_use]
+    pub fn network_mode_of(namespace_id: &str, pid: u32, folder: &str) -> String {
+        if pid == 0 && !folder.is_empty() { format!("ns:{folder}/net") } else { format!("container:{namespace_id}") }
+    }
 }
 
 /// Why a lease is over, or how it got LOST.

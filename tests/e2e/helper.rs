@@ -1,11 +1,14 @@
 //! The helper process: what the daemon may not do itself, and what becomes of slots and leases when the helper is no good.
 
+use std::os::unix::fs::{PermissionsExt as _, chown};
+
 use nspool::netns::helper::powers;
+use rustix::thread::CapabilitySet;
 
 use super::fresh::{one_slot, own, started};
 use super::seen::{listener, metrics, sum};
 use crate::support::daemon::{LIMIT, TestDaemon, kill, load_busybox, text};
-use crate::support::engines::docker;
+use crate::support::engines::{PrivateDocker, docker};
 use crate::support::eventually;
 
 /// Of `/proc/<pid>/status` of each thread.
@@ -16,6 +19,12 @@ fn statuses(pid: u32) -> Vec<String> {
 
 fn field<'s>(status: &'s str, name: &str) -> &'s str {
     status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap().trim()
+}
+
+/// Inherited, permitted, effective, bounding, ambient.
+fn capabilities(status: &str) -> [CapabilitySet; 5] {
+    let set = |set| CapabilitySet::from_bits_retain(u64::from_str_radix(field(status, set), 16).unwrap());
+    ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"].map(set)
 }
 
 fn children(pid: u32) -> Vec<u32> {
@@ -62,19 +71,46 @@ async fn the_daemon_has_no_capabilities_and_its_helper_those_it_needs() {
     daemon.settled(2).await;
     let (keeper, helper) = helpers(&daemon).await;
     for status in statuses(daemon.pid()) {
-        let sets = ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"].map(|set| u64::from_str_radix(field(&status, set), 16).unwrap());
-        assert_eq!((sets, field(&status, "NoNewPrivs")), ([0; 5], "1"), "{status}");
+        assert_eq!((capabilities(&status), field(&status, "NoNewPrivs")), ([CapabilitySet::empty(); 5], "1"), "{status}");
     }
     for status in statuses(helper) {
-        for set in ["CapPrm", "CapEff", "CapBnd"] {
-            let has = u64::from_str_radix(field(&status, set), 16).unwrap();
-            assert_eq!(has & !powers::HELPERS.bits(), 0, "{set}: {status}");
-        }
+        assert!(capabilities(&status).iter().all(|has| powers::HELPERS.contains(*has)), "{status}");
     }
     let name = |pid: u32| field(&statuses(pid)[0], "Name").to_owned();
     assert_eq!((name(keeper), name(helper)), ("nspool-keeper".to_owned(), "nspool-helper".to_owned()));
     assert_eq!(daemon.stop().await, 0);
     assert!(!is_there(keeper) && !is_there(helper), "both are waited for");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_daemon_keeps_the_one_capability_that_it_takes_to_talk_to_another_users_engine() {
+    let engine = PrivateDocker::start();
+    chown(&engine.socket, Some(1000), Some(1000)).unwrap();
+    std::fs::set_permissions(&engine.socket, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let (mut daemon, _) = started(&engine, &[]).await;
+    daemon.settled(2).await;
+    let (none, one) = (CapabilitySet::empty(), CapabilitySet::DAC_OVERRIDE);
+    for status in statuses(daemon.pid()) {
+        assert_eq!((capabilities(&status), field(&status, "NoNewPrivs")), ([none, one, one, one, none], "1"), "{status}");
+    }
+    let client = daemon.client();
+    let lease = daemon.allocate(&client).await;
+    daemon.function(&["run", "--rm"], &lease.network_mode, &["true"]).unwrap();
+    client.release(&lease.token, false).await.unwrap();
+    daemon.settled(2).await;
+    is_well(&daemon).await;
+    assert_eq!(daemon.stop().await, 0, "{}", daemon.log());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_filter_that_is_changed_reaches_the_helper() {
+    let (mut daemon, _) = started(docker(), &[&one_slot()[..], &["log.filter = \"info\""]].concat()).await;
+    daemon.settled(1).await;
+    daemon.configure(&["log.filter = \"info,nspool::netns::helper=debug\""]);
+    daemon.signal("HUP");
+    let told = || async { daemon.log().contains("the helper's log filter is another one").then_some(()) };
+    eventually("the helper to say so", LIMIT, told).await;
+    assert_eq!(daemon.stop().await, 0, "{}", daemon.log());
 }
 
 /// Whatever becomes of a helper: leases stay, slots get ready again with the next one, which is the only one.
@@ -115,12 +151,20 @@ async fn a_frozen_helper_is_ended_and_followed_by_another() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_keeper_the_daemon_ends_and_the_next_one_goes_on() {
-    let (mut daemon, _) = started(docker(), &one_slot()).await;
-    daemon.settled(1).await;
+    let (mut daemon, _) = started(docker(), &["pool.ready = 2", "pool.max = 2"]).await;
+    daemon.settled(2).await;
     let client = daemon.client();
     let lease = daemon.allocate(&client).await;
     let (keeper, helper) = helpers(&daemon).await;
     kill("KILL", keeper);
+    eventually("the keeper's end", LIMIT, || async { (!is_there(keeper)).then_some(()) }).await;
+    // Nobody has missed it: slots get ready, are leased, and are renewed.
+    let other = daemon.allocate(&client).await;
+    client.release(&other.token, false).await.unwrap();
+    let renewed = daemon.slot(other.slot, "renewed", |slot| slot.state == "ready" && slot.r#use > other.r#use).await;
+    assert_eq!(renewed.generation, other.generation);
+    is_well(&daemon).await;
+    assert!(is_there(helper), "it is the same one");
     kill("KILL", helper);
     assert_eq!(daemon.exit_code(LIMIT).await, 70, "{}", daemon.log());
     assert!(daemon.log().contains("without a helper process"), "{}", daemon.log());
@@ -128,7 +172,7 @@ async fn without_a_keeper_the_daemon_ends_and_the_next_one_goes_on() {
     let leases = daemon.client().leases().await.unwrap();
     assert_eq!(leases.iter().map(|lease| lease.slot).collect::<Vec<_>>(), [lease.slot]);
     daemon.client().release(&lease.token, false).await.unwrap();
-    daemon.settled(1).await;
+    daemon.settled(2).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,9 +8,11 @@ use nspool::proto::{LeaseState, ReleaseOutcome};
 
 use crate::support::daemon::{LIMIT, TestDaemon, joined, kill, load_busybox, next_event};
 use crate::support::engines::TestEngine;
+use crate::support::image::BUSYBOX;
 
 on_both_engines!(
     a_lease_that_nobody_joins_ends,
+    a_placeholders_own_children_are_no_joiners,
     a_lease_ends_after_its_last_joiner,
     a_death_is_told_within_a_second,
     a_lease_ends_with_its_connection,
@@ -32,6 +34,17 @@ async fn a_lease_that_nobody_joins_ends(engine: &TestEngine) {
     // Only a release leads to another use: this one expired.
     daemon.settled(1).await;
     assert!(daemon.slots().await.iter().all(|slot| slot.state != "ready" || slot.generation != lease.generation));
+}
+
+async fn a_placeholders_own_children_are_no_joiners(engine: &TestEngine) {
+    load_busybox(engine);
+    let (image, command) = (format!("placeholder.image = {BUSYBOX:?}"), "placeholder.command = [\"sh\", \"-c\", \"sleep 1000 & wait\"]");
+    let daemon = TestDaemon::start(engine, &["pool.ready = 1", "pool.count_every = \"100ms\"", &image, command]).await;
+    let client = daemon.client();
+    let lease = client.allocate(Request::new().wait(LIMIT).joiners(Some(Duration::from_secs(1)))).await.unwrap().keep();
+    let token = &lease.token;
+    let error = daemon.level("the lease's end", |client| async move { client.lease(token).await.err() }).await;
+    assert_eq!(error.reason(), "LEASE_ENDED", "{error}");
 }
 
 async fn a_lease_ends_after_its_last_joiner(engine: &TestEngine) {

@@ -43,6 +43,7 @@ fn function(daemon: &TestDaemon<'_>, lease: &proto::Lease, options: &[&str], com
 /// Can write settings of the kernel, and is told apart from others: full privileges are not to be had everywhere.
 fn powerful(engine: &TestEngine) -> &'static [&'static str] {
     match engine.kind {
+        EngineKind::Native => unreachable!("not verified there"),
         EngineKind::Podman => &["--privileged"],
         EngineKind::Docker | EngineKind::Fake => &["--cap-add", "NET_ADMIN", "--security-opt", "systempaths=unconfined"],
     }

@@ -20,6 +20,7 @@ fn namespace(slot: u32, generation: u64) -> Namespace {
         mtu: 1500,
         pid: 4000 + slot,
         started_at: "2025-01-01T00:00:00.000000001Z".into(),
+        folder: format!("/run/nspool/ns/golden/{slot}"),
     }
 }
 
@@ -78,6 +79,7 @@ pub fn everything() -> Vec<Record> {
             at: 1_000_000_000,
             format: FORMAT,
             oldest_reader: OLDEST_READER,
+            engine: "native".into(),
         }),
         Record::Doors(Doors { cordoned: true, ready: Some(3), max: Some(12), configured_ready: 2, configured_max: 8 }),
     ];

@@ -19,13 +19,13 @@ use nspool::ledger::{Found, Identity, Ledger, Replayed, Table, frame};
 use nspool::pool::state::{Rules, State};
 
 use super::everything::{everything, kind};
-use super::{format_1, in_the_pool};
+use super::{format_1, format_2, in_the_pool};
 use crate::support::disk::Disk;
 use crate::{put, rules};
 
 /// Of this boot and pool are the files.
 fn identity() -> Identity {
-    Identity { boot_id: "golden boot".into(), pool: "golden".into(), now: Duration::from_secs(1) }
+    Identity { boot_id: "golden boot".into(), pool: "golden".into(), now: Duration::from_secs(1), engine: "native".into() }
 }
 
 fn file(format: u32) -> PathBuf {
@@ -103,6 +103,17 @@ fn an_upgrade_from_format_1_finds_everything() {
     assert_eq!(Some(format_1::Began { format: 1, oldest_reader: 1, ..began }), told.began);
     let now = format_1::read(&written(pool.told().records()));
     assert_eq!((now.doors, now.buddies, now.leases, now.ended), (told.doors, told.buddies, told.leases, told.ended));
+}
+
+/// What a reader of format 2 finds in what this release writes.
+#[test]
+fn a_downgrade_to_format_2_finds_everything() {
+    let told = format_2::read(&std::fs::read(file(2)).unwrap());
+    let now = format_2::read(&written(everything()));
+    assert_eq!((told.began, told.buddies.len(), told.leases.len()), (now.began, now.buddies.len(), now.leases.len()));
+    let namespaces = now.buddies.values().filter_map(|ready| ready.namespace.as_ref());
+    assert!(namespaces.clone().count() > 0 && namespaces.clone().all(|namespace| !namespace.folder.is_empty()));
+    assert_eq!((told.buddies, told.leases, told.ended), (now.buddies, now.leases, now.ended));
 }
 
 #[test]

@@ -57,7 +57,12 @@ impl House {
     pub fn start(&self) -> Running {
         let life = Arc::new(Life::default());
         *self.life.lock() = Arc::clone(&life);
-        let identity = Identity { boot_id: "boot".into(), pool: self.config.pool.name.clone(), now: self.world.kernel().since_boot() };
+        let identity = Identity {
+            boot_id: "boot".into(),
+            pool: self.config.pool.name.clone(),
+            now: self.world.kernel().since_boot(),
+            engine: String::new(),
+        };
         let store = MortalStore { store: self.disk.clone(), life: Arc::clone(&life) };
         let ledger = Ledger::on(Box::new(store), &identity).unwrap();
         let _old = std::fs::remove_file(&self.path);
@@ -65,6 +70,7 @@ impl House {
             engine: Arc::new(MortalEngine { engine: self.world.engine(), life: Arc::clone(&life) }),
             kernel: self.world.kernel(),
             links: Some(self.world.links()),
+            mounter: None,
             source: Source::from_config(&self.config.placeholder, &[]).unwrap(),
             listeners: vec![UnixListener::bind(&self.path).unwrap()],
             locks: self.dir.path().to_owned(),

@@ -86,7 +86,9 @@ async fn neighbours_in_every_state() {
     drop(socket);
     assert!(has(&rig.removed().await, LeftoverKind::Neighbour));
     rig.assert_clean("the first").await;
-    assert_eq!(rig.slot.run("ip neigh show nud all"), "");
+    // The kernel enters groups that a link listens to when it reports them, a second or two after the link is up.
+    let left = rig.slot.run("ip neigh show nud all");
+    assert_eq!(left.lines().find(|line| !line.starts_with("ff02::")), None, "{left}");
 }
 
 #[tokio::test]

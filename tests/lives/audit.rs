@@ -25,7 +25,7 @@ impl Audited {
         let world = FakeWorld::new(1);
         let mut config = config(Reuse::Once);
         config.pacer.rate = None;
-        let identity = Identity { boot_id: "boot".into(), pool: config.pool.name.clone(), now: Duration::ZERO };
+        let identity = Identity { boot_id: "boot".into(), pool: config.pool.name.clone(), now: Duration::ZERO, engine: String::new() };
         let (ledger, replayed) = Ledger::on(Box::new(Disk::default()), &identity).unwrap();
         let locks = Arc::new(tempfile::tempdir().unwrap());
         let rig = Rig::start_in(config, Arc::clone(&world), locks, Some((Arc::clone(&ledger), replayed)), false);

@@ -307,7 +307,12 @@ async fn a_restart_keeps_links_with_their_addresses() {
     let (locks, state) = (Arc::new(tempfile::tempdir().unwrap()), tempfile::tempdir().unwrap());
     let mut config = fresh();
     (config.pool.ready, config.pool.max) = (2, 3);
-    let identity = |world: &Arc<FakeWorld>| Identity { boot_id: "boot".into(), pool: "default".into(), now: world.kernel().since_boot() };
+    let identity = |world: &Arc<FakeWorld>| Identity {
+        boot_id: "boot".into(),
+        pool: "default".into(),
+        now: world.kernel().since_boot(),
+        engine: String::new(),
+    };
     let start = |keep| {
         let ledger = Ledger::open(state.path(), &identity(&world)).unwrap();
         Rig::start_in(config.clone(), Arc::clone(&world), Arc::clone(&locks), Some(ledger), keep)
@@ -341,7 +346,7 @@ async fn a_daemon_that_ends_in_mid_renewal_leaves_nothing_to_hand_out() {
     let world = FakeWorld::new(1);
     let (locks, state) = (Arc::new(tempfile::tempdir().unwrap()), tempfile::tempdir().unwrap());
     let start = || {
-        let identity = Identity { boot_id: "boot".into(), pool: "default".into(), now: world.kernel().since_boot() };
+        let identity = Identity { boot_id: "boot".into(), pool: "default".into(), now: world.kernel().since_boot(), engine: String::new() };
         let ledger = Ledger::open(state.path(), &identity).unwrap();
         Rig::start_in(one_slot(), Arc::clone(&world), Arc::clone(&locks), Some(ledger), false)
     };

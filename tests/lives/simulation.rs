@@ -173,7 +173,12 @@ async fn a_daemon_that_falls_ends_no_lease() {
     // Another one on the same pool, with what the ledger of the first says by now: it cannot have the lock.
     let copy = Disk::default();
     copy.change(|bytes| *bytes = story.disk.bytes());
-    let identity = Identity { boot_id: "boot".into(), pool: story.config.pool.name.clone(), now: story.world.kernel().since_boot() };
+    let identity = Identity {
+        boot_id: "boot".into(),
+        pool: story.config.pool.name.clone(),
+        now: story.world.kernel().since_boot(),
+        engine: String::new(),
+    };
     let ledger = Ledger::on(Box::new(copy.clone()), &identity).unwrap();
     let second = Rig::start_in(story.config.clone(), Arc::clone(&story.world), Arc::clone(&story.locks), Some(ledger), false);
     second.ended().await.unwrap_err();

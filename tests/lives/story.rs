@@ -122,7 +122,12 @@ impl Story {
 
     pub(crate) fn start_with(&mut self, keep: bool) {
         self.daemons += 1;
-        let identity = Identity { boot_id: "boot".into(), pool: self.config.pool.name.clone(), now: self.world.kernel().since_boot() };
+        let identity = Identity {
+            boot_id: "boot".into(),
+            pool: self.config.pool.name.clone(),
+            now: self.world.kernel().since_boot(),
+            engine: String::new(),
+        };
         self.life = Arc::default();
         let store = MortalStore { store: self.disk.clone(), life: Arc::clone(&self.life) };
         let ledger = Ledger::on(Box::new(store), &identity).unwrap();

@@ -305,7 +305,7 @@ async fn what_another_policy_left_is_not_taken_for_right() {
     let world = FakeWorld::new(1);
     let (locks, state) = (Arc::new(tempfile::tempdir().unwrap()), tempfile::tempdir().unwrap());
     let start = |reuse, keep| {
-        let identity = Identity { boot_id: "boot".into(), pool: "default".into(), now: world.kernel().since_boot() };
+        let identity = Identity { boot_id: "boot".into(), pool: "default".into(), now: world.kernel().since_boot(), engine: String::new() };
         let ledger = Ledger::open(state.path(), &identity).unwrap();
         Rig::start_in(rig::one_slot(config(reuse)), Arc::clone(&world), Arc::clone(&locks), Some(ledger), keep)
     };

@@ -388,6 +388,7 @@ impl Story {
             container_id: Arc::clone(container),
             tell_container_id: false,
             started_at: String::new(),
+            folder: String::new(),
             addresses: Vec::new(),
             resolv_conf: String::new(),
             mtu: 0,

@@ -23,6 +23,8 @@ pub struct Script {
     pub allocate: VecDeque<Status>,
     /// How long the next Allocate calls take.
     pub delay: VecDeque<Duration>,
+    /// What is granted; when there is none, [`lease`].
+    pub lease: Option<Lease>,
     /// For the next Release calls.
     pub release: VecDeque<Status>,
     /// What a Release says when nothing is scripted.
@@ -190,17 +192,20 @@ impl NamespacePool for Stub {
     }
 
     async fn allocate(&self, request: Request<AllocateRequest>) -> Result<Response<AllocateResponse>, Status> {
-        let (delay, refusal) = {
+        let (delay, refusal, granted) = {
             let mut script = self.script.lock().unwrap();
             script.allocated.push(request.into_inner());
-            (script.delay.pop_front(), script.allocate.pop_front())
+            (script.delay.pop_front(), script.allocate.pop_front(), script.lease.clone())
         };
         if let Some(delay) = delay {
             tokio::time::sleep(delay).await;
         }
         match refusal {
             Some(status) => Err(status),
-            None => Ok(Response::new(AllocateResponse { lease: Some(lease("secret-token")), repeated_request: false })),
+            None => {
+                let granted = granted.unwrap_or_else(|| lease("secret-token"));
+                Ok(Response::new(AllocateResponse { lease: Some(granted), repeated_request: false }))
+            }
         }
     }
 

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use nspool::client::{Answers, Client, Request};
+use nspool::engine::EngineKind;
 use nspool::proto;
 use nspool::proto::watch_response::Event;
 
@@ -57,7 +58,11 @@ impl<'e> TestDaemon<'e> {
             "pacer.rate = 0".into(),
             "backoff.longest = \"1s\"".into(),
             "log.filter = \"info,nspool=debug\"".into(),
-            format!("engine.endpoint = {:?}", engine.endpoint()),
+            match engine.kind {
+                EngineKind::Native => "engine.kind = \"native\"".into(),
+                EngineKind::Docker | EngineKind::Podman | EngineKind::Fake => format!("engine.endpoint = {:?}", engine.endpoint()),
+            },
+            format!("state.namespaces = {:?}", daemon.dir.path().join("ns").display().to_string()),
             format!("api.listen = [\"unix:{}\"]", daemon.socket.display()),
             format!("state.dir = {:?}", daemon.dir.path().join("state").display().to_string()),
         ];
@@ -257,6 +262,13 @@ impl<'e> TestDaemon<'e> {
         self.function(&["run", "-d"], network_mode, &["sleep", "1000"]).unwrap()
     }
 
+    /// What is mounted below the daemon's folder.
+    pub fn mounts(&self) -> Vec<String> {
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        let points = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+        points.filter(|point| point.starts_with(&self.dir.path().display().to_string())).map(str::to_owned).collect()
+    }
+
     /// Ids of this pool's buddies in the engine, whatever their state.
     pub fn buddies(&self) -> Vec<String> {
         containers(self.engine, &format!("nspool.pool={}", self.pool))
@@ -357,6 +369,14 @@ impl Drop for TestDaemon<'_> {
         let networks = self.engine.client(&["network", "ls", "-q", "--filter", &format!("label=nspool.pool={}", self.pool)]);
         for network in text(&networks.stdout).lines() {
             self.engine.client(&["network", "rm", network]);
+        }
+        // A killed daemon leaves its bridges, whose ranges are in the way of later runs. Those of others are theirs to remove.
+        let anothers = self.settings.keys().any(|key| key.ends_with(".existing") || key.ends_with(".engine_network"));
+        for (_, bridge) in self.settings.iter().filter(|(key, _)| key.ends_with(".bridge") && !anothers) {
+            let _gone = Command::new("ip").args(["link", "del", bridge.trim_matches('"')]).stderr(Stdio::null()).status();
+        }
+        for mount in self.mounts().iter().rev() {
+            let _gone = Command::new("umount").arg("-l").arg(mount).status();
         }
         for lock in std::fs::read_dir(nspool::lock::LOCKS).into_iter().flatten().flatten() {
             if lock.file_name().to_string_lossy().starts_with(&format!("{}-", self.pool)) {

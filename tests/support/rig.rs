@@ -101,6 +101,7 @@ impl Rig {
             engine,
             kernel: world.kernel(),
             links: Some(world.links()),
+            mounter: None,
             source: Source::from_config(&config.placeholder, &[]).unwrap(),
             listeners: Vec::new(),
             locks: locks.path().to_owned(),
@@ -175,6 +176,7 @@ fn about(config: &Config, started_boot: Duration) -> About {
     About {
         pool: config.pool.name.clone(),
         networks: config.pool.networks.clone(),
+        namespaces: config.pool.namespaces.clone(),
         reuse: String::new(),
         at_stop: String::new(),
         state_dir: String::new(),

@@ -97,6 +97,7 @@ fn about(config: &config::Pool) -> About {
     About {
         pool: config.name.clone(),
         networks: config.networks.clone(),
+        namespaces: config.namespaces.clone(),
         reuse: "always".into(),
         at_stop: "keep".into(),
         state_dir: "/run/nspool/test".into(),

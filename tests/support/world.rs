@@ -35,6 +35,7 @@ pub fn namespace(slot: SlotIndex, generation: u64, use_number: u64) -> Arc<Names
         container_id: format!("{slot:032x}{generation:032x}").into(),
         tell_container_id: true,
         started_at: String::new(),
+        folder: String::new(),
         addresses: vec![Address { address: format!("172.17.{}.{}/16", slot / 250, slot % 250 + 2), gateway: "172.17.0.1".into() }],
         resolv_conf: "nameserver 127.0.0.53\noptions edns0\n".into(),
         mtu: 1500,

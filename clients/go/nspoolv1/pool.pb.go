@@ -501,15 +501,16 @@ type Lease struct {
 	Use        uint64     `protobuf:"varint,6,opt,name=use,proto3" json:"use,omitempty"`
 	// The buddy's name for this use; resolves in the engine until the lease ends.
 	NamespaceId string `protobuf:"bytes,7,opt,name=namespace_id,json=namespaceId,proto3" json:"namespace_id,omitempty"`
-	// "container:<namespace_id>", for HostConfig.NetworkMode or `--network`.
+	// "container:<namespace_id>", for HostConfig.NetworkMode or `--network`; of the native engine "ns:<netns_path>", which podman understands.
 	NetworkMode string `protobuf:"bytes,8,opt,name=network_mode,json=networkMode,proto3" json:"network_mode,omitempty"`
 	// JSON to merge into the HostConfig and Labels of a container create: {"HostConfig": {…}, "Labels": {…}}.
 	HostConfig string `protobuf:"bytes,9,opt,name=host_config,json=hostConfig,proto3" json:"host_config,omitempty"`
 	// The buddy's container id; empty unless reuse is "once".
 	ContainerId string  `protobuf:"bytes,10,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
 	Engine      *Engine `protobuf:"bytes,11,opt,name=engine,proto3" json:"engine,omitempty"`
-	// A path to the network namespace; empty where the engine gives none.
-	NetnsPath     string          `protobuf:"bytes,12,opt,name=netns_path,json=netnsPath,proto3" json:"netns_path,omitempty"`
+	// The network namespace as a file, to be joined by path: there as long as the lease is, so a late open fails. Empty where none is mounted.
+	NetnsPath string `protobuf:"bytes,12,opt,name=netns_path,json=netnsPath,proto3" json:"netns_path,omitempty"`
+	// The same for all kinds that are shared, as an OCI runtime's configuration wants them (linux.namespaces).
 	OciNamespaces []*OciNamespace `protobuf:"bytes,13,rep,name=oci_namespaces,json=ociNamespaces,proto3" json:"oci_namespaces,omitempty"`
 	Network       string          `protobuf:"bytes,14,opt,name=network,proto3" json:"network,omitempty"`
 	// With prefix length, e.g. "172.17.0.5/16".

@@ -52,6 +52,8 @@ impl Bare {
             memory: placeholder.memory,
             pids: placeholder.pids,
             may_fork: false,
+            native: false,
+            folders: None,
         };
         Self {
             docker: Arc::clone(&stage.docker),

@@ -11,8 +11,14 @@ pub const NETWORK_KEYS: &[NamedKey] = &[
     NamedKey {
         name: "kind",
         example: "\"managed\"",
-        kind: Kind::Choice { allowed: &["engine", "managed"], refused: &[] },
-        doc: "Who furnishes it: engine (the default), or managed, which is nspool itself.",
+        kind: Kind::Choice { allowed: &["engine", "managed", "cni"], refused: &[] },
+        doc: "Who furnishes it: engine (the default), managed, which is nspool itself, or cni, which are plugins, and only without a container engine.",
+    },
+    NamedKey {
+        name: "config",
+        example: "\"\"",
+        kind: Kind::Text(checks::CNI_NETWORK),
+        doc: "The network's name in the configuration of CNI. With kind = \"cni\" only, which has no other key.",
     },
     NamedKey {
         name: "bridge",

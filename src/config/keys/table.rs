@@ -19,7 +19,6 @@ const HOUR: Duration = secs(3600);
 const DAY: Duration = secs(24 * 3600);
 const WEEK: Duration = secs(7 * 24 * 3600);
 const FRESH_TENANTS: &str = "with reuse = \"fresh\" each lease has a namespace that nobody had; use that, or \"retire\"";
-const NATIVE: &str = "the native engine comes in a later release";
 
 /// A row of the table, by what the value is: a general one, a number, an optional number with 0 for none, or a duration.
 macro_rules! key {
@@ -93,13 +92,14 @@ pub const KEYS: &[Key] = &[
         "namespaces",
         "namespaces",
         restart,
-        Kind::List { item: checks::NAMESPACE, min: 1, max: 3 },
+        Kind::List { item: checks::NAMESPACE, min: 1, max: 4 },
         None,
         get | c | Value::List(c.pool.namespaces.iter().map(|kind| kind.proc_name().to_owned()).collect()),
         set | c,
         value | c.pool.namespaces = value.list().iter().map(|word| namespace_kind(word)).collect(),
         "Namespaces that functions may share with a buddy. Shared memory outlives the function that made it (ipc); with pid a function that is \
-         root can end the buddy and see other processes, so pid goes only with reuse = \"once\"."
+         root can end the buddy and see other processes, so pid goes only with reuse = \"once\". uts, the host's name, is to be had with \
+         engine.kind = \"native\" alone, which has no pid."
     ),
     key!(
         "pool",
@@ -150,6 +150,10 @@ pub const KEYS: &[Key] = &[
     key!(
         "pool", "linger", "linger", live, time Duration::ZERO, HOUR, |c| c.pool.linger,
         "How long a lease outlives the last container that joined it."
+    ),
+    key!(
+        "pool", "count_every", "count-every", restart, time secs(0), HOUR, |c| c.pool.count_every,
+        "How often processes are looked for that joined a lease by path, of which no engine tells: they count as its joiners. 0s: never."
     ),
     key!(
         "pool", "longest", "longest", restart, time secs(60), WEEK, |c| c.pool.longest,
@@ -277,24 +281,16 @@ pub const KEYS: &[Key] = &[
         "kind",
         "engine-kind",
         restart,
-        Kind::Choice { allowed: &["auto", "docker", "podman"], refused: &[("native", NATIVE)] },
+        Kind::Choice { allowed: &["auto", "docker", "podman", "native"], refused: &[] },
         None,
-        get | c
-            | Value::Text(
-                match c.engine.kind {
-                    EngineChoice::Auto => "auto",
-                    EngineChoice::Docker => "docker",
-                    EngineChoice::Podman => "podman",
-                }
-                .into()
-            ),
+        get | c | Value::Text(c.engine.kind.word().to_owned()),
         set | c,
-        value | c.engine.kind = match value.text() {
-            "docker" => EngineChoice::Docker,
-            "podman" => EngineChoice::Podman,
-            _ => EngineChoice::Auto,
+        value | {
+            let all = [EngineChoice::Docker, EngineChoice::Podman, EngineChoice::Native];
+            c.engine.kind = all.into_iter().find(|kind| kind.word() == value.text()).unwrap_or(EngineChoice::Auto);
         },
-        "Which engine to look for. auto: Docker, else podman."
+        "Which engine to look for. auto: Docker, else podman, and none only where nothing on the host speaks of them (a socket, DOCKER_HOST, a unit or a client's \
+         configuration of Docker's). native: none, nspool makes the namespaces itself, and functions join them by path."
     ),
     key!(
         "engine",
@@ -316,6 +312,35 @@ pub const KEYS: &[Key] = &[
     key!(
         "engine", "probe_every", "engine-probe-every", restart, time Duration::from_millis(100), HOUR, |c| c.engine.probe_every,
         "How often a silent engine is asked whether it lives."
+    ),
+    key!(
+        "cni",
+        "conf_dir",
+        "cni-conf-dir",
+        restart,
+        Kind::Text(checks::FOLDER),
+        None,
+        get | c | Value::Text(c.cni.conf_dir.to_string_lossy().into_owned()),
+        set | c,
+        value | c.cni.conf_dir = PathBuf::from(value.text()),
+        "Where networks of CNI are configured: files that end in .conflist, .conf or .json, of which the first one by name with the network's name counts. \
+         Read each time that a namespace gets its link."
+    ),
+    key!(
+        "cni",
+        "bin_dirs",
+        "cni-bin-dirs",
+        restart,
+        Kind::List { item: checks::FOLDER, min: 1, max: 16 },
+        None,
+        get | c | Value::List(c.cni.bin_dirs.iter().map(|dir| dir.to_string_lossy().into_owned()).collect()),
+        set | c,
+        value | c.cni.bin_dirs = value.list().iter().map(PathBuf::from).collect(),
+        "Where CNI plugins are looked for; the first folder that has one counts."
+    ),
+    key!(
+        "cni", "timeout", "cni-timeout", restart, time secs(1), secs(300), |c| c.cni.timeout,
+        "How long a CNI plugin may take, each time; one that takes longer is killed, with all that it started."
     ),
     key!("pacer", "rate", "pacer-rate", live, 0 = "no limit", 100_000, |c| c.pacer.rate, "Preparations of buddies per second."),
     key!("pacer", "burst", "pacer-burst", live, 1..100_000, |c| c.pacer.burst, "Preparations that may come at once."),
@@ -452,6 +477,18 @@ pub const KEYS: &[Key] = &[
         "Made with mode 0700 when it is not there. By default it is named after the pool."
     ),
     key!(
+        "state",
+        "namespaces",
+        "state-namespaces",
+        restart,
+        Kind::Text(checks::DIRECTORY),
+        None,
+        get | c | Value::Text(c.state.namespaces.to_string_lossy().into_owned()),
+        set | c,
+        value | c.state.namespaces = PathBuf::from(value.text()),
+        "Where namespaces are mounted, to be joined by path: DIR/POOL/NAMESPACE_ID/net, which is there as long as the lease is."
+    ),
+    key!(
         "audit", "every", "audit-every", restart, time secs(0), DAY, |c| c.audit.every,
         "The daemon compares its slots with ledger, engine and kernel this often, and reports what does not agree. 0s: never."
     ),
@@ -490,6 +527,7 @@ fn namespace_kind(word: &str) -> NamespaceKind {
     match word {
         "ipc" => NamespaceKind::Ipc,
         "pid" => NamespaceKind::Pid,
+        "uts" => NamespaceKind::Uts,
         _ => NamespaceKind::Net,
     }
 }

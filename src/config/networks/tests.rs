@@ -193,8 +193,9 @@ fn mistakes_of_several_networks_come_together_with_all_others() {
 fn the_reference_page_shows_valid_ones() {
     let page = include_str!("../../../docs/configuration.md");
     let examples: Vec<&str> = page.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
-    let managed: Vec<usize> = examples.iter().map(|example| config(example).managed.len()).collect();
-    assert_eq!(managed, [1, 1, 1]);
+    let furnished: Vec<(usize, usize)> =
+        examples.iter().map(|example| config(example)).map(|config| (config.managed.len(), config.cni_networks.len())).collect();
+    assert_eq!(furnished, [(1, 0), (1, 0), (1, 0), (0, 1)]);
 }
 
 /// A network whose kind could not be read is not taken for one of the engine, nor are the defaults that stand in for refused values judged.
@@ -223,4 +224,33 @@ fn the_policy_is_each_networks_own() {
     }
     let config = config(&format!("{FAST}[placeholder]\nimage = \"busybox\"\n"));
     assert_eq!(config.reuse_of(0), Reuse::Once, "busybox cannot renew");
+}
+
+const PLUGGED: &str = "[pool]\nnetworks = [\"fast\", \"none\"]\n[engine]\nkind = \"native\"\n[networks.fast]\nkind = \"cni\"\n";
+
+#[test]
+fn a_network_of_plugins_is_called_by_them_as_by_the_pool_unless_it_is_said() {
+    let plain = config(PLUGGED);
+    assert_eq!(plain.cni_networks, [CniNetwork { name: "fast".into(), config: "fast".into() }]);
+    assert_eq!((plain.cni_of(0), plain.cni_of(1), plain.managed_of(0)), (plain.cni_networks.first(), None, None));
+    assert_eq!(plain.reuse_of(0), Reuse::Fresh);
+    let named = config(&format!("{PLUGGED}config = \"podman\"\n[cni]\nconf_dir = \"/c\"\nbin_dirs = [\"/b\"]\ntimeout = \"3s\"\n"));
+    assert_eq!(named.cni_networks[0].written(), [("kind", "\"cni\"".into()), ("config", "\"podman\"".into())]);
+    assert_eq!(named.cni, crate::netns::cni::Cni { conf_dir: "/c".into(), bin_dirs: vec!["/b".into()], timeout: Duration::from_secs(3) });
+}
+
+#[test]
+fn a_network_of_plugins_has_no_keys_of_managed_ones_nor_those_its() {
+    let told = report(&format!("{PLUGGED}mtu = 1400\n"));
+    assert!(told.contains("networks.\"fast\".mtu: written for a network of CNI plugins"), "{told}");
+    let told = report("[pool]\nnetworks = [\"fast\"]\n[networks.fast]\nkind = \"managed\"\nconfig = \"x\"\n");
+    assert!(told.contains("networks.\"fast\".config"), "{told}");
+    let told = report("[pool]\nnetworks = [\"fast\"]\n[networks.fast]\nconfig = \"x\"\n");
+    assert!(told.contains("networks.\"fast\".config: written for a network of the engine"), "{told}");
+}
+
+#[test]
+fn plugins_furnish_no_containers() {
+    let told = report(&PLUGGED.replace("native", "docker"));
+    assert!(told.contains("networks.\"fast\".kind: read \"cni\"") && told.contains("engine.kind = \"native\""), "{told}");
 }

@@ -7,7 +7,7 @@ use tempfile::NamedTempFile;
 
 use super::*;
 use crate::config::value::Kind;
-use crate::config::{PlaceholderImage, Reuse};
+use crate::config::{EngineChoice, PlaceholderImage, Reuse};
 use crate::engine::NamespaceKind;
 
 /// A value for each key that is not the default, as text and as TOML.
@@ -32,6 +32,9 @@ fn other_value(key: &Key) -> (String, String) {
         "log.format" => "json",
         "log.filter" => "nspool=debug",
         "state.dir" => "/tmp/nspool-state",
+        "state.namespaces" => "/tmp/nspool-namespaces",
+        "cni.conf_dir" => "/tmp/net.d",
+        "cni.bin_dirs" => "/tmp/a,/tmp/b",
         "stop.policy" => "remove",
         _ => match key.kind {
             Kind::Duration { .. } => "1m7s",
@@ -280,13 +283,17 @@ fn variables_of_others_are_left_alone() {
 #[test]
 fn the_sample_is_valid_written_in_or_not() {
     let sample = crate::config::sample::sample();
-    assert_eq!(load_text(&sample).unwrap().config, Config::default());
+    // But for the one value that is packaged: a service does not look around.
+    let mut packaged = load_text(&sample).unwrap().config;
+    assert_eq!(std::mem::take(&mut packaged.engine).kind, EngineChoice::Docker);
+    assert_eq!(packaged, Config::default());
     let mut written: String =
         sample.lines().map(|line| format!("{}\n", line.strip_prefix('#').filter(|line| !line.starts_with(' ')).unwrap_or(line))).collect();
     // The one thing in it that has to be on the machine.
     written = written.split("\n[registries").next().unwrap().replace("networks = [\"bridge\"]", "networks = [\"bridge\", \"fast\"]");
     let mut config = load_text(&written).unwrap_or_else(|error| panic!("{error}\n{written}")).config;
     assert_eq!(config.managed.len(), 1);
+    config.engine.kind = EngineChoice::Auto;
     (config.managed, config.pool.networks) = (Vec::new(), vec!["bridge".into()]);
     assert_eq!(config, Config::default());
 }

@@ -196,6 +196,7 @@ pub(super) fn container(answer: Inspected) -> Container {
         name: without_slash(&answer.name.unwrap_or_default()),
         status,
         pid: state.pid.and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0),
+        folder: None,
         started_at: state.started_at.unwrap_or_default(),
         exit_code: state.exit_code.filter(|_| has_ended(status)),
         error: state.error.unwrap_or_default(),

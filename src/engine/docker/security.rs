@@ -26,7 +26,7 @@ pub(super) fn options(kind: EngineKind, spec: &BuddySpec) -> Result<Vec<String>,
     if spec.flavour == Flavour::Renewable {
         let profile = match kind {
             EngineKind::Podman => profile_path().map_err(|error| refused(&format!("no file for the seccomp profile: {error}")))?,
-            EngineKind::Docker | EngineKind::Fake => seccomp::renewable(),
+            EngineKind::Docker | EngineKind::Native | EngineKind::Fake => seccomp::renewable(),
         };
         options.push(format!("seccomp={profile}"));
     }

@@ -51,7 +51,7 @@ impl Held for FakeHeld {
         self.0.pins.lock().iter().find(|(held, _, _)| *held == kind).map(|(_, _, id)| *id)
     }
 
-    fn open_network(&self) -> Result<OwnedFd, KernelError> {
+    fn open(&self, _kind: NamespaceKind) -> Result<OwnedFd, KernelError> {
         Err(KernelError::Failed { what: "a fake namespace".to_owned(), message: "has no descriptor".to_owned() })
     }
 

@@ -18,17 +18,18 @@ const FIRST_INO: u64 = 4_026_531_840;
 /// A namespace, never given to another one.
 pub(super) type NsKey = u64;
 
-/// Network, ipc, pid: in this order.
-pub(super) type NsSet = [NsKey; 3];
+/// Network, ipc, pid, uts: in this order.
+pub(super) type NsSet = [NsKey; 4];
 
 /// The host's, which pid 1 is in.
-pub(super) const HOST: NsSet = [0, 1, 2];
+pub(super) const HOST: NsSet = [0, 1, 2, 3];
 
 pub(super) fn place(kind: NamespaceKind) -> usize {
     match kind {
         NamespaceKind::Net => 0,
         NamespaceKind::Ipc => 1,
         NamespaceKind::Pid => 2,
+        NamespaceKind::Uts => 3,
     }
 }
 
@@ -98,7 +99,7 @@ impl Machine {
             free_pids: BTreeSet::new(),
             next_pid: 1,
         };
-        let host = [machine.new_namespace(), machine.new_namespace(), machine.new_namespace()];
+        let host = std::array::from_fn(|_| machine.new_namespace());
         debug_assert_eq!(host, HOST);
         machine.spawn(host, None, "init");
         machine

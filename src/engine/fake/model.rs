@@ -312,7 +312,7 @@ impl Model {
         let ipc = joined.filter(|_| shares(NamespaceKind::Ipc)).map(|theirs| theirs[1]);
         let pid = joined.filter(|_| shares(NamespaceKind::Pid)).map(|theirs| theirs[2]);
         let mut own = |key: Option<u64>| key.unwrap_or_else(|| self.machine.new_namespace());
-        Ok(([own(net), own(ipc), own(pid)], address))
+        Ok(([own(net), own(ipc), own(pid), own(None)], address))
     }
 
     pub(super) fn give_back(&mut self, network: Option<&str>, address: Option<u32>) {
@@ -369,6 +369,7 @@ impl Model {
             name: item.name.to_string(),
             status: item.status,
             pid: item.told_pid,
+            folder: None,
             started_at: started_at(item.start_number),
             exit_code: item.exit_code,
             error: item.error.clone(),

@@ -21,13 +21,15 @@ const PACKET: usize = 64 * 1024;
 const LONGEST: usize = 64 * 1024 * 1024;
 /// A pidfd, and a namespace of each kind.
 pub(super) const MOST_DESCRIPTORS: usize = 4;
+/// The number of what comes without a question.
+pub(super) const NEWS: u64 = 0;
 const HEADER: usize = 9;
 const LAST: u8 = 1;
 const MORE: u8 = 0;
 
 #[derive(Debug, Default)]
 pub(super) struct Message {
-    /// Of the question that it is, or answers; 0 is for news.
+    /// Of the question that it is, or answers, or [`NEWS`].
     pub(super) number: u64,
     pub(super) body: Vec<u8>,
     pub(super) descriptors: Vec<OwnedFd>,

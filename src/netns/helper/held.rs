@@ -10,7 +10,8 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use rustix::io::Errno;
 
-use super::client::{ANSWERED_WITHIN, Helper, HelperError, SLACK, Session};
+use super::client::Helper;
+use super::session::{ANSWERED_WITHIN, HelperError, SLACK, Session};
 use super::verbs::{LinkError, Verb};
 use crate::engine::NamespaceKind;
 use crate::level;
@@ -36,7 +37,7 @@ impl From<HelperError> for NetworkError {
     }
 }
 
-fn unknown(error: &HelperError) -> InspectError {
+fn unknown(error: &impl std::fmt::Display) -> InspectError {
     InspectError::Unreadable { what: format!("the namespaces ({error})"), cause: Errno::AGAIN }
 }
 
@@ -78,6 +79,7 @@ impl Kernel for Remote {
             NamespaceKind::Net => self.0.hosts.net,
             NamespaceKind::Ipc => self.0.hosts.ipc,
             NamespaceKind::Pid => self.0.hosts.pid,
+            NamespaceKind::Uts => self.0.hosts.uts,
         })
     }
 
@@ -143,7 +145,7 @@ impl std::fmt::Debug for RemoteHeld {
 impl RemoteHeld {
     async fn renewed(&self, use_number: u64, within: Duration) -> Result<Renewed, RenewError> {
         let _turn = self.turn.lock().await;
-        let descriptors = vec![duplicate(self.process.pidfd())?, self.process.open_network()?];
+        let descriptors = vec![duplicate(self.process.pidfd())?, self.process.open(NamespaceKind::Net)?];
         let session = self.helper.session().await.map_err(KernelError::from)?;
         let asked = session.ask(Verb::Renew { use_number, within }, descriptors, within + SLACK).await;
         let (renewed, descriptors): (Result<Renewed, RenewError>, Vec<OwnedFd>) = asked.map_err(KernelError::from)?;
@@ -161,6 +163,22 @@ impl RemoteHeld {
         }
         self.process.hold_instead(&new);
         Ok(renewed)
+    }
+
+    /// Not cancel safe: the helper would have it for good, and hold the namespace.
+    async fn taken(&self, depth: Depth, addresses: Vec<IpAddr>, within: Duration) -> Result<RemoteSnapshot, InspectError> {
+        let failed = |what: &str| InspectError::Unreadable { what: what.to_owned(), cause: Errno::NOENT };
+        let held: Vec<_> = [NamespaceKind::Net, NamespaceKind::Ipc].into_iter().filter_map(|kind| self.process.held(kind)).collect();
+        let kinds = held.iter().map(|namespace| namespace.kind).collect();
+        let mut descriptors = vec![duplicate(self.process.pidfd()).map_err(|_| failed("the process"))?];
+        for namespace in &held {
+            descriptors.push(namespace.open.try_clone().map_err(|_| failed("a namespace"))?.into());
+        }
+        let session = self.helper.session().await.map_err(|error| unknown(&error))?;
+        let verb = Verb::Snapshot { kinds, depth, addresses, within };
+        let asked = session.ask::<Result<u64, InspectError>>(verb, descriptors, within + SLACK).await;
+        let (taken, _) = asked.map_err(|error| unknown(&error))?;
+        Ok(RemoteSnapshot { snapshot: taken?, session })
     }
 }
 
@@ -181,8 +199,8 @@ impl Held for RemoteHeld {
         self.process.held(kind).map(|namespace| namespace.id)
     }
 
-    fn open_network(&self) -> Result<OwnedFd, KernelError> {
-        self.process.open_network()
+    fn open(&self, kind: NamespaceKind) -> Result<OwnedFd, KernelError> {
+        self.process.open(kind)
     }
 
     fn renew(&self, use_number: u64, within: Duration) -> BoxFuture<'_, Result<Renewed, RenewError>> {
@@ -197,19 +215,11 @@ impl Held for RemoteHeld {
     }
 
     fn snapshot(&self, depth: Depth, addresses: Vec<IpAddr>, within: Duration) -> BoxFuture<'_, Result<Arc<dyn Snapshot>, InspectError>> {
+        let held = self.clone();
         async move {
-            let failed = |what: &str| InspectError::Unreadable { what: what.to_owned(), cause: Errno::NOENT };
-            let held: Vec<_> = [NamespaceKind::Net, NamespaceKind::Ipc].into_iter().filter_map(|kind| self.process.held(kind)).collect();
-            let kinds = held.iter().map(|namespace| namespace.kind).collect();
-            let mut descriptors = vec![duplicate(self.process.pidfd()).map_err(|_| failed("the process"))?];
-            for namespace in &held {
-                descriptors.push(namespace.open.try_clone().map_err(|_| failed("a namespace"))?.into());
-            }
-            let session = self.helper.session().await.map_err(|error| unknown(&error))?;
-            let verb = Verb::Snapshot { kinds, depth, addresses, within };
-            let asked = session.ask::<Result<u64, InspectError>>(verb, descriptors, within + SLACK).await;
-            let (taken, _) = asked.map_err(|error| unknown(&error))?;
-            Ok(Arc::new(RemoteSnapshot { snapshot: taken?, session }) as Arc<dyn Snapshot>)
+            // To its end: one that nobody waits for any more is dropped when it is there, and forgotten by the helper then.
+            let taken = self.helper.carried_out(async move { held.taken(depth, addresses, within).await }).await;
+            Ok(Arc::new(taken.unwrap_or_else(|error| Err(unknown(&error)))?) as Arc<dyn Snapshot>)
         }
         .boxed()
     }
@@ -262,10 +272,19 @@ impl RemoteLinks {
 impl Links for RemoteLinks {
     fn furnish<'a>(&'a self, held: &'a dyn Held, plan: &'a Plan) -> BoxFuture<'a, Result<(), NetworkError>> {
         async move {
-            let namespace = held.open_network().map_err(NetworkError::Namespace)?;
-            self.ask::<()>(Verb::Furnish { plan: plan.clone() }, vec![namespace]).await?;
-            self.0.ports().insert(plan.host_end.clone(), plan.clone());
-            Ok(())
+            let namespace = held.open(NamespaceKind::Net).map_err(NetworkError::Namespace)?;
+            let end = &plan.host_end;
+            // Before it is asked for: this helper may end with the answer on its way, and the next one is told then which links there should be.
+            let before = self.0.ports().insert(end.clone(), plan.clone());
+            let furnished = self.ask::<()>(Verb::Furnish { plan: plan.clone() }, vec![namespace]).await;
+            if furnished.is_err() {
+                let mut ports = self.0.ports();
+                // What had that name before has it still, unless it was taken away meanwhile.
+                if let (Some(_), Some(before)) = (ports.remove(end), before) {
+                    ports.insert(end.clone(), before);
+                }
+            }
+            furnished
         }
         .boxed()
     }
@@ -299,5 +318,144 @@ impl Links for RemoteLinks {
 
     fn changes(&self) -> level::Receiver<u64> {
         self.0.news()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{SyncSender, sync_channel};
+
+    use parking_lot::Mutex;
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::netns::helper::scripted::{NOBODYS, Said, begin, opened, own_process, pidfd, said, scripted};
+    use crate::netns::managed::names::Names;
+    use crate::netns::managed::network::Interface;
+
+    /// It is not believed, it is ended, and the next one, who does better, is asked.
+    async fn is_not_believed(what: &str, nonsense: impl Fn() -> Said + Send + Sync + 'static) {
+        let own = std::process::id();
+        let starter = scripted(move |turn, _| Some(if turn == 1 { nonsense() } else { own_process() }));
+        let helper = Helper::start(starter, begin()).await.unwrap();
+        let kernel = Remote(Arc::clone(&helper));
+        let first = kernel.hold(own, &[NamespaceKind::Net]).await;
+        let Err(KernelError::Failed { message, .. }) = first else { panic!("{what}: {first:?}") };
+        assert!(message.contains("confused") || message.contains("not there"), "{what}: {message}");
+        let held = kernel.hold(own, &[NamespaceKind::Net]).await.unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert!(held.is_alive() && held.pid() == own, "{what}");
+    }
+
+    #[tokio::test]
+    async fn nonsense_is_not_believed() {
+        let ok = || br#"{"Ok":["net"]}"#.to_vec();
+        is_not_believed("no answer at all", || (b"what?".to_vec(), Vec::new())).await;
+        is_not_believed("another verb's answer", || (b"{\"Ok\":7}".to_vec(), Vec::new())).await;
+        is_not_believed("no descriptors", move || (ok(), Vec::new())).await;
+        is_not_believed("no namespace", move || (ok(), vec![pidfd(std::process::id())])).await;
+        is_not_believed("not all kinds", || (br#"{"Ok":[]}"#.to_vec(), vec![pidfd(std::process::id())])).await;
+        is_not_believed("no pidfd", move || (ok(), vec![opened("/dev/null"), opened("/proc/self/ns/net")])).await;
+        is_not_believed("another's pidfd", move || (ok(), vec![pidfd(1), opened("/proc/self/ns/net")])).await;
+        is_not_believed("no namespace's descriptor", move || (ok(), vec![pidfd(std::process::id()), opened("/dev/null")])).await;
+        is_not_believed("a namespace of another kind", move || (ok(), vec![pidfd(std::process::id()), opened("/proc/self/ns/ipc")])).await;
+    }
+
+    #[tokio::test]
+    async fn a_namespace_that_is_not_told_of_does_not_pass_for_empty() {
+        let other = NamespaceId { dev: 0, ino: 2 };
+        let told = || said(&Ok::<_, KernelError>(vec![(NOBODYS, Vec::<crate::netns::Process>::new())]));
+        let kernel = Remote(Helper::start(scripted(move |_, _| Some(told())), begin()).await.unwrap());
+        assert_eq!(kernel.members(NamespaceKind::Net, &[NOBODYS]).await.unwrap()[&NOBODYS], []);
+        kernel.members(NamespaceKind::Net, &[NOBODYS, other]).await.unwrap_err();
+    }
+
+    async fn own(helper: &Arc<Helper>) -> Box<dyn Held> {
+        Remote(Arc::clone(helper)).hold(std::process::id(), &[NamespaceKind::Net]).await.unwrap()
+    }
+
+    fn plan(address: &str) -> Plan {
+        let ipv4 = Interface { address: address.parse().unwrap(), prefix: 24, gateway: "10.0.0.1".parse().unwrap() };
+        let host_end = Names::of("a").host_end(0, 1);
+        Plan { host_end, bridge: "b".to_owned(), isolated: true, mtu: 1500, mac: [2; 6], ipv4, ipv6: None }
+    }
+
+    /// Furnishings are answered when the test says how, and plans that the next helper is told of come back.
+    async fn furnisher() -> (Arc<Helper>, SyncSender<Result<(), LinkError>>, mpsc::Receiver<Vec<Plan>>) {
+        let (say, answers) = sync_channel(8);
+        let (tell, told) = mpsc::channel(1);
+        let answers = Mutex::new(answers);
+        let starter = scripted(move |_, verb| {
+            if let Verb::Adopt { plans } = verb {
+                tell.blocking_send(plans.clone()).unwrap();
+            }
+            let is_furnishing = matches!(verb, Verb::Furnish { .. });
+            Some(if matches!(verb, Verb::Hold { .. }) {
+                own_process()
+            } else {
+                said(&if is_furnishing { answers.lock().recv().unwrap() } else { Ok(()) })
+            })
+        });
+        (Helper::start(starter, begin()).await.unwrap(), say, told)
+    }
+
+    fn refused() -> Result<(), LinkError> {
+        Err(LinkError::Link(FurnishError::AlreadyThere { name: "it".to_owned() }))
+    }
+
+    #[tokio::test]
+    async fn the_next_helper_is_told_of_a_link_whose_furnishing_the_last_one_has_just_answered() {
+        let (helper, say, mut told) = furnisher().await;
+        let (held, links, plan) = (own(&helper).await, RemoteLinks(Arc::clone(&helper)), plan("10.0.0.2"));
+        let first = helper.session().await.unwrap();
+        let mut furnishing = links.furnish(held.as_ref(), &plan);
+        assert!(futures::poll!(&mut furnishing).is_pending(), "it is asked for");
+        say.send(Ok(())).unwrap();
+        // What is asked for later is answered later.
+        first.ask::<()>(Verb::Ping, Vec::new(), ANSWERED_WITHIN).await.unwrap();
+        first.end("a test");
+        let adopted = tokio::time::timeout(ANSWERED_WITHIN, told.recv()).await.expect("it is told of no link");
+        assert_eq!(adopted, Some(vec![plan.clone()]));
+        furnishing.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_link_that_could_not_be_made_takes_no_other_ones_place() {
+        let (helper, say, _told) = furnisher().await;
+        let (held, links) = (own(&helper).await, RemoteLinks(Arc::clone(&helper)));
+        let known = || helper.ports().values().cloned().collect::<Vec<_>>();
+        let (one, other) = (plan("10.0.0.2"), plan("10.0.0.3"));
+        for answer in [refused(), Ok(()), refused()] {
+            say.send(answer).unwrap();
+        }
+        links.furnish(held.as_ref(), &one).await.unwrap_err();
+        assert_eq!(known(), []);
+        links.furnish(held.as_ref(), &one).await.unwrap();
+        links.furnish(held.as_ref(), &other).await.unwrap_err();
+        assert!(known() == std::slice::from_ref(&one), "that of its name stays: {:?}", known());
+        let mut furnishing = links.furnish(held.as_ref(), &other);
+        assert!(futures::poll!(&mut furnishing).is_pending(), "it is asked for");
+        let mut stripping = links.strip(&one.host_end);
+        assert!(futures::poll!(&mut stripping).is_pending(), "it is asked for");
+        say.send(refused()).unwrap();
+        furnishing.await.unwrap_err();
+        stripping.await.unwrap();
+        assert_eq!(known(), [], "it was taken away meanwhile");
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_that_nobody_waits_for_any_more_is_forgotten() {
+        let (tell, mut told) = mpsc::channel(1);
+        let starter = scripted(move |_, verb| {
+            if let Verb::Forget { snapshot } = verb {
+                tell.blocking_send(*snapshot).unwrap();
+            }
+            Some(if matches!(verb, Verb::Hold { .. }) { own_process() } else { said(&Ok::<u64, InspectError>(7)) })
+        });
+        let held = own(&Helper::start(starter, begin()).await.unwrap()).await;
+        let mut taking = held.snapshot(Depth::Usual, Vec::new(), Duration::from_secs(1));
+        assert!(futures::poll!(&mut taking).is_pending(), "it is asked for");
+        drop(taking);
+        let forgotten = tokio::time::timeout(ANSWERED_WITHIN, told.recv()).await.expect("the helper has it still");
+        assert_eq!(forgotten, Some(7));
     }
 }

@@ -35,7 +35,7 @@ const ENDED_WITHIN: Duration = Duration::from_secs(5);
 /// Of the environment: nothing that is meant for the daemon, as systemd's sockets are.
 const PASSED_ON: [&str; 2] = ["NO_COLOR", "RUST_BACKTRACE"];
 /// This program, also after it was replaced by another release.
-const SELF: &str = "/proc/self/exe";
+pub(in crate::netns) const SELF: &str = "/proc/self/exe";
 
 /// The keeper, as the daemon has it.
 #[derive(Debug)]

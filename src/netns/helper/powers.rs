@@ -11,13 +11,15 @@ use rustix::thread::{
     CapabilitySet, CapabilitySets, clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
 };
 
-/// What the helper needs, as in `systemd/managed-networks.conf`: SYS_ADMIN to go into namespaces, NET_ADMIN for links, rules and connections,
-/// SYS_PTRACE to read other processes' namespaces, CHOWN and DAC_OVERRIDE for files that an engine shares and for what belongs to other users.
+/// What the helper needs, as in `systemd/managed-networks.conf` and `systemd/native.conf`: SYS_ADMIN to go into namespaces, NET_ADMIN for links, rules and connections,
+/// SYS_PTRACE to read other processes' namespaces, CHOWN and DAC_OVERRIDE for files that an engine shares and for what belongs to other users, SYS_CHROOT (with
+/// SYS_ADMIN) to mount namespaces where all see them, outside a unit's sandbox.
 pub const HELPERS: CapabilitySet = CapabilitySet::SYS_ADMIN
     .union(CapabilitySet::NET_ADMIN)
     .union(CapabilitySet::SYS_PTRACE)
     .union(CapabilitySet::DAC_OVERRIDE)
-    .union(CapabilitySet::CHOWN);
+    .union(CapabilitySet::CHOWN)
+    .union(CapabilitySet::SYS_CHROOT);
 
 /// Keeps these, of what there is, and nothing else. For a process with one thread.
 ///

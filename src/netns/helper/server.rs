@@ -1,14 +1,14 @@
 //! The helper's side: does what it is asked for, each thing by itself, with the same code that a process with rights of its own uses.
 //!
-//! It ends when the daemon's end of the socket is closed, in the middle of whatever it does; the lock that it has held goes with it, and is what the next one
-//! waits for. It remembers nothing but what namespaces were ([`crate::netns::Snapshot`]), and which links there should be.
+//! It ends when the daemon's end of the socket is closed, in the middle of whatever it does; the lock that it has held goes with the process, and is what the
+//! next one waits for. It remembers nothing but what namespaces were ([`crate::netns::Snapshot`]), and which links there should be.
 //!
-//! What can go wrong: it is asked for what it does not understand, and ends.
+//! What can go wrong: it is asked for what it does not understand, says so in the log, and ends.
 
 use std::collections::HashMap;
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, IntoRawFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::process::ExitCode;
@@ -21,12 +21,13 @@ use rustix::io::Errno;
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use super::channel::{self, Message};
-use super::client::{NEWS, write};
+use super::channel::{self, ChannelError, Message, NEWS};
 use super::powers;
-use super::verbs::{Begin, BeginError, Hosts, LinkError, Verb};
+use super::verbs::{Begin, BeginError, Hosts, LinkError, Verb, write};
 use crate::config::LogFormat;
 use crate::engine::NamespaceKind;
+use crate::netns::cni::{Aside, Attacher as _, CniError};
+use crate::netns::folders::{Mason, MountError, Mounter as _, Open};
 use crate::netns::inspection::{Depth, InspectError, Verdict};
 use crate::netns::linux::{self, Linux, Opened, Process, snapshot};
 use crate::netns::managed::{FurnishError, Furnisher, Limits, Worker};
@@ -64,8 +65,10 @@ struct Begun {
     hosts: Hosts,
     runtime: tokio::runtime::Runtime,
     links: Option<(Worker, Furnisher)>,
-    _lock: OwnedFd,
-    _log: LogHandle,
+    mason: Option<Mason>,
+    cni: Option<Aside>,
+    lock: OwnedFd,
+    log: LogHandle,
 }
 
 fn prepare(begin: &Begin) -> Result<Begun, BeginError> {
@@ -76,11 +79,26 @@ fn prepare(begin: &Begin) -> Result<Begun, BeginError> {
     let log = crate::config::Log { filter: begin.log.filter.clone(), format };
     let log = telemetry::init(&log).map_err(|error| process(error.to_string()))?;
     let of = |kind| linux::host_namespace(kind).map_err(BeginError::Kernel);
-    let hosts = Hosts { net: of(NamespaceKind::Net)?, ipc: of(NamespaceKind::Ipc)?, pid: of(NamespaceKind::Pid)? };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(MOST_THREADS).enable_all().build();
     let runtime = runtime.map_err(|error| process(error.to_string()))?;
     let links = begin.host.clone().map(|host| Worker::start(host, Limits::default())).transpose().map_err(BeginError::Links)?;
-    Ok(Begun { hosts, runtime, links, _lock: lock, _log: log })
+    let mason = match begin.folders.as_deref().map(Mason::start).transpose() {
+        Err(error) if begin.must_mount => return Err(BeginError::Folders(error)),
+        Err(error) => {
+            tracing::info!(%error, "namespaces cannot be joined by path here (a unit needs native.conf for it)");
+            None
+        }
+        Ok(mason) => mason,
+    };
+    let hosts = Hosts {
+        net: of(NamespaceKind::Net)?,
+        ipc: of(NamespaceKind::Ipc)?,
+        pid: of(NamespaceKind::Pid)?,
+        uts: of(NamespaceKind::Uts)?,
+        mounts: mason.is_some(),
+    };
+    let cni = begin.folders.clone().map(|root| Aside::new(begin.cni.clone(), root));
+    Ok(Begun { hosts, runtime, links, mason, cni, lock, log })
 }
 
 /// As long as this process is there.
@@ -99,7 +117,7 @@ fn lock(path: &Path) -> io::Result<OwnedFd> {
 }
 
 impl Begun {
-    fn serve(self, socket: &Arc<OwnedFd>) -> ExitCode {
+    fn serve(mut self, socket: &Arc<OwnedFd>) -> ExitCode {
         let (to, mut answers) = mpsc::channel::<Message>(ANSWERS);
         let outgoing = Arc::clone(socket);
         let sending = move || {
@@ -115,19 +133,38 @@ impl Begun {
         let deeds = Arc::new(Deeds {
             kernel: Linux::new(),
             furnisher: self.links.as_ref().map(|(_, furnisher)| furnisher.clone()),
+            mason: self.mason.clone(),
+            cni: self.cni.take(),
             snapshots: Mutex::default(),
         });
         if let Some(furnisher) = deeds.furnisher.clone() {
             self.runtime.spawn(tell_changes(furnisher, to.clone()));
         }
-        loop {
-            let message = match channel::receive(socket.as_fd()) {
-                Ok(Some(message)) => message,
-                Ok(None) => return ExitCode::SUCCESS,
-                Err(_) => return ExitCode::FAILURE,
-            };
-            let Ok(verb) = serde_json::from_slice(&message.body) else { return ExitCode::FAILURE };
-            let (deeds, to, number) = (Arc::clone(&deeds), to.clone(), message.number);
+        let ended = self.listen(socket, &deeds, &to);
+        // What it does may take long, and nobody waits for it any more. It is over with the process, so that is what the lock goes with.
+        self.runtime.shutdown_background();
+        let _ = self.lock.into_raw_fd();
+        match ended {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                tracing::error!(%error, "what the daemon asks for is not understood: the helper process ends");
+                ExitCode::FAILURE
+            }
+        }
+    }
+
+    /// Until the daemon is gone.
+    fn listen(&self, socket: &OwnedFd, deeds: &Arc<Deeds>, to: &mpsc::Sender<Message>) -> Result<(), Misunderstood> {
+        while let Some(message) = channel::receive(socket.as_fd())? {
+            let verb = serde_json::from_slice(&message.body)?;
+            if let Verb::Filter { filter } = &verb {
+                // Here, where one comes after the other: the last one is what is meant.
+                match self.log.set_filter(filter) {
+                    Ok(()) => tracing::debug!(filter, "the helper's log filter is another one"),
+                    Err(error) => tracing::error!(%error, "the helper's log filter stays as it was"),
+                }
+            }
+            let (deeds, to, number) = (Arc::clone(deeds), to.clone(), message.number);
             self.runtime.spawn(async move {
                 match deeds.carry_out(verb, message.descriptors).await {
                     // Refused when the daemon is gone.
@@ -136,7 +173,17 @@ impl Begun {
                 }
             });
         }
+        Ok(())
     }
+}
+
+/// What ends it, besides the daemon's end.
+#[derive(Debug, thiserror::Error)]
+enum Misunderstood {
+    #[error("{0}")]
+    Channel(#[from] ChannelError),
+    #[error("no verb: {0}")]
+    Verb(#[from] serde_json::Error),
 }
 
 async fn tell_changes(furnisher: Furnisher, to: mpsc::Sender<Message>) {
@@ -158,6 +205,8 @@ fn answer(what: &impl Serialize) -> Answer {
 struct Deeds {
     kernel: Linux,
     furnisher: Option<Furnisher>,
+    mason: Option<Mason>,
+    cni: Option<Aside>,
     snapshots: Mutex<Snapshots>,
 }
 
@@ -172,7 +221,8 @@ impl Deeds {
     async fn carry_out(&self, verb: Verb, descriptors: Vec<OwnedFd>) -> Answer {
         match verb {
             Verb::Begin(_) => answer(&Err::<Hosts, _>(BeginError::Process("it has begun already".to_owned()))),
-            Verb::Ping => answer(&()),
+            // A filter is set by whoever listens.
+            Verb::Ping | Verb::Filter { .. } => answer(&()),
             Verb::Hold { pid, kinds } => held(Opened::of(pid, &kinds)),
             Verb::Members { kind, of } => answer(&self.members(kind, &of).await),
             Verb::Renew { use_number, within } => renew(descriptors, use_number, within).await,
@@ -200,7 +250,36 @@ impl Deeds {
             Verb::Adopt { plans } => answer(&link_answer(async { self.links()?.adopt(plans).await }.await)),
             Verb::Mend => answer(&link_answer(async { self.links()?.mend().await }.await)),
             Verb::TearDown => answer(&link_answer(async { self.links()?.tear_down().await }.await)),
+            Verb::MakeFolder { folder, kinds } => answer(&async { self.mason()?.make(&folder, &kinds).await }.await),
+            Verb::PublishFolder { folder, kinds } => {
+                let namespaces = kinds.into_iter().zip(descriptors).collect();
+                answer(&async { self.mason()?.publish(&folder, namespaces).await }.await)
+            }
+            Verb::OpenFolder { folder, kinds } => opened(async { self.mason()?.open(&folder, &kinds).await }.await),
+            Verb::RenewFolder { folder, kinds } => opened(async { self.mason()?.renew(&folder, &kinds).await }.await),
+            Verb::ClearFolder { folder } => answer(&async { self.mason()?.clear(&folder).await }.await),
+            Verb::TidyFolders { pool } => answer(&async { self.mason()?.tidy(&pool).await }.await),
+            Verb::Attach { folder, network } => {
+                let namespace = network_passed(descriptors);
+                answer(&async { self.cni()?.attach(&folder, &network, namespace.and_then(some)?).await }.await)
+            }
+            Verb::Attached { folder, ask } => {
+                let namespace = network_passed(descriptors);
+                answer(&async { self.cni()?.look(&folder, namespace.and_then(some)?, ask).await }.await)
+            }
+            Verb::Detach { folder } => {
+                let namespace = network_passed(descriptors);
+                answer(&async { self.cni()?.detach(&folder, namespace?).await }.await)
+            }
         }
+    }
+
+    fn mason(&self) -> Result<&Mason, MountError> {
+        self.mason.as_ref().ok_or_else(|| MountError::Stopped("no folder was asked for at the start".to_owned()))
+    }
+
+    fn cni(&self) -> Result<&Aside, CniError> {
+        self.cni.as_ref().ok_or_else(|| CniError::Stopped("no folder was asked for at the start".to_owned()))
     }
 
     fn links(&self) -> Result<&Furnisher, FurnishError> {
@@ -248,6 +327,31 @@ impl Deeds {
     }
 }
 
+/// A network namespace, and not the host's; or none at all.
+fn network_passed(descriptors: Vec<OwnedFd>) -> Result<Option<OwnedFd>, CniError> {
+    let Some(passed) = descriptors.into_iter().next() else { return Ok(None) };
+    let stopped = |error: KernelError| CniError::Stopped(error.to_string());
+    let namespace = linux::Namespace::passed(NamespaceKind::Net, passed.into()).map_err(stopped)?;
+    if linux::host_namespace(NamespaceKind::Net).map_err(stopped)? == namespace.id {
+        return Err(CniError::Stopped("the namespace is the host's".to_owned()));
+    }
+    Ok(Some(namespace.open.into()))
+}
+
+fn some(namespace: Option<OwnedFd>) -> Result<OwnedFd, CniError> {
+    namespace.ok_or_else(|| CniError::Stopped("no namespace came along".to_owned()))
+}
+
+fn opened(opened: Result<Open, MountError>) -> Answer {
+    match opened {
+        Ok(open) => {
+            let (kinds, open): (Vec<NamespaceKind>, Vec<OwnedFd>) = open.into_iter().unzip();
+            Ok((write(&Ok::<_, MountError>(kinds))?, open))
+        }
+        Err(error) => answer(&Err::<(), _>(error)),
+    }
+}
+
 fn link_answer<T>(answer: Result<T, FurnishError>) -> Result<T, LinkError> {
     answer.map_err(LinkError::Link)
 }
@@ -274,7 +378,7 @@ async fn renew(descriptors: Vec<OwnedFd>, use_number: u64, within: Duration) -> 
         Err(error) => return answer(&Err::<(), _>(RenewError::from(error))),
     };
     let renewed = linux::renewed(Arc::clone(&process), use_number, within).await;
-    let renewed = renewed.and_then(|renewed| Ok((renewed, process.open_network()?)));
+    let renewed = renewed.and_then(|renewed| Ok((renewed, process.open(NamespaceKind::Net)?)));
     match renewed {
         Ok((renewed, new)) => Ok((write(&Ok::<_, RenewError>(renewed))?, vec![new])),
         Err(error) => answer(&Err::<(), _>(error)),

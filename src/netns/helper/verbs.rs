@@ -10,7 +10,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::NamespaceKind;
+use crate::netns::cni::Cni;
 use crate::netns::files::SharedFile;
+use crate::netns::folders::{Folder, MountError};
 use crate::netns::inspection::Depth;
 use crate::netns::managed::host::Host;
 use crate::netns::managed::names::HostEnd;
@@ -23,6 +25,14 @@ use crate::netns::{KernelError, NamespaceId};
 pub struct Begin {
     /// The networks that it works on, if there are any.
     pub host: Option<Host>,
+    /// Where it mounts namespaces, if it is to.
+    pub folders: Option<PathBuf>,
+    /// It cannot work without.
+    #[serde(default)]
+    pub must_mount: bool,
+    /// Where CNI plugins are, for namespaces in folders.
+    #[serde(default)]
+    pub cni: Cni,
     /// Held while it is there.
     pub lock: PathBuf,
     /// What it writes, and how.
@@ -44,6 +54,8 @@ pub(super) enum Verb {
     Begin(Begin),
     /// `()`.
     Ping,
+    /// Of the log: `()`.
+    Filter { filter: String },
     /// `Result<Vec<NamespaceKind>, KernelError>`, with the pidfd and a namespace of each of these kinds.
     Hold { pid: u32, kinds: Vec<NamespaceKind> },
     /// `Result<Vec<(NamespaceId, Vec<Process>)>, KernelError>`.
@@ -76,6 +88,24 @@ pub(super) enum Verb {
     Mend,
     /// `Result<Vec<FurnishError>, LinkError>`.
     TearDown,
+    /// `Result<(), MountError>`.
+    MakeFolder { folder: Folder, kinds: Vec<NamespaceKind> },
+    /// Of a namespace of each of these kinds: `Result<(), MountError>`.
+    PublishFolder { folder: Folder, kinds: Vec<NamespaceKind> },
+    /// `Result<Vec<NamespaceKind>, MountError>`, with a namespace of each of these kinds.
+    OpenFolder { folder: Folder, kinds: Vec<NamespaceKind> },
+    /// The same.
+    RenewFolder { folder: Folder, kinds: Vec<NamespaceKind> },
+    /// `Result<(), MountError>`.
+    ClearFolder { folder: Folder },
+    /// `Result<(), MountError>`.
+    TidyFolders { pool: String },
+    /// Of the folder's network namespace: `Result<Attached, CniError>`.
+    Attach { folder: Folder, network: String },
+    /// The same: `Result<Option<Attached>, CniError>`.
+    Attached { folder: Folder, ask: bool },
+    /// The same, or of none: `Result<(), CniError>`.
+    Detach { folder: Folder },
 }
 
 impl Verb {
@@ -84,6 +114,7 @@ impl Verb {
         match self {
             Self::Begin(_) => "begin",
             Self::Ping => "ping",
+            Self::Filter { .. } => "filter its log",
             Self::Hold { .. } => "hold a process",
             Self::Members { .. } => "look for members",
             Self::Renew { .. } => "renew",
@@ -100,8 +131,22 @@ impl Verb {
             Self::Adopt { .. } => "adopt",
             Self::Mend => "mend",
             Self::TearDown => "tear down",
+            Self::MakeFolder { .. } => "make namespaces",
+            Self::PublishFolder { .. } => "publish namespaces",
+            Self::OpenFolder { .. } => "open namespaces",
+            Self::RenewFolder { .. } => "make new namespaces",
+            Self::ClearFolder { .. } => "clear a folder away",
+            Self::TidyFolders { .. } => "tidy folders",
+            Self::Attach { .. } => "have CNI plugins furnish",
+            Self::Attached { .. } => "look at what CNI plugins gave",
+            Self::Detach { .. } => "have CNI plugins take back",
         }
     }
+}
+
+/// A question's form, and an answer's.
+pub(super) fn write(what: &impl Serialize) -> serde_json::Result<Vec<u8>> {
+    serde_json::to_vec(what)
 }
 
 /// The host's own namespaces.
@@ -110,6 +155,9 @@ pub(super) struct Hosts {
     pub(super) net: NamespaceId,
     pub(super) ipc: NamespaceId,
     pub(super) pid: NamespaceId,
+    pub(super) uts: NamespaceId,
+    /// The helper can mount namespaces where they are wanted.
+    pub(super) mounts: bool,
 }
 
 /// Why a helper cannot work.
@@ -121,6 +169,9 @@ pub enum BeginError {
     /// The thread for links.
     #[error("the managed networks cannot be worked on; nspool needs root, or CAP_NET_ADMIN and CAP_SYS_ADMIN")]
     Links(#[source] FurnishError),
+    /// The thread for folders.
+    #[error("namespaces cannot be mounted where others see them")]
+    Folders(#[source] MountError),
     /// It cannot be made.
     #[error("the helper's lock: {0}")]
     Lock(String),

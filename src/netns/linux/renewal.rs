@@ -27,12 +27,12 @@ const FIRST_REPEAT: Duration = Duration::from_millis(20);
 /// When it takes this long, this much more does not matter.
 const LONGEST_PAUSE: Duration = Duration::from_millis(5);
 
-/// `within`: for all of it, but for the turn: a second call waits for the first.
-pub(super) fn renew(process: &Process, use_number: u64, within: Duration) -> Result<Renewed, RenewError> {
+/// `within`: for all of it, but for the turn: a second call waits for the first. So much of it was `spent` before.
+pub(super) fn renew(process: &Process, use_number: u64, within: Duration, spent: Duration) -> Result<Renewed, RenewError> {
     let _turn = process.renewals.lock();
     let (begun, pid) = (Instant::now(), process.pid);
     let old = process.held(NamespaceKind::Net).ok_or(KernelError::Gone { pid })?;
-    let wait = Wait { process, begun, within };
+    let wait = Wait { process, begun, left: within.saturating_sub(spent), within };
 
     if look(pid)? != old.id {
         return Err(RenewError::Wrong { pid, wrong: WrongAnswer::MovedUntold });
@@ -102,6 +102,9 @@ fn prove(process: &Process, old: &Namespace, new: &Namespace) -> Result<Option<u
 struct Wait<'a> {
     process: &'a Process,
     begun: Instant,
+    /// When it began.
+    left: Duration,
+    /// As it was asked for: that is what people are told.
     within: Duration,
 }
 
@@ -112,7 +115,7 @@ impl Wait<'_> {
             if let Some(value) = level()? {
                 return Ok(value);
             }
-            let left = self.within.saturating_sub(self.begun.elapsed());
+            let left = self.left.saturating_sub(self.begun.elapsed());
             if left.is_zero() {
                 return Err(RenewError::NoAnswer { pid, state: status(pid)?.state, within: self.within });
             }

@@ -28,6 +28,16 @@ pub enum FurnishError {
         /// Its name.
         name: String,
     },
+    /// The host sends packets for some of its addresses elsewhere: a network of its own, or of another program's.
+    #[error("{subnet} overlaps {route}, which this host reaches by {link}; give the network another subnet")]
+    Overlap {
+        /// The network's.
+        subnet: String,
+        /// The host's.
+        route: String,
+        /// Its link.
+        link: String,
+    },
     /// Not there, down, or no bridge.
     #[error("there is no bridge {name} that is up")]
     NoBridge {
@@ -87,7 +97,7 @@ impl FurnishError {
             Self::Refused { cause, .. } | Self::Astray { cause } => class_of(*cause),
             Self::AlreadyThere { .. } | Self::QueueFull | Self::TimedOut { .. } => Class::Busy,
             Self::NoBridge { .. } => Class::Gone,
-            Self::Foreign { .. } | Self::Stopped => Class::Failed,
+            Self::Foreign { .. } | Self::Overlap { .. } | Self::Stopped => Class::Failed,
         }
     }
 

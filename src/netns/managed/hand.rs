@@ -33,6 +33,8 @@ pub const INSIDE: &str = "eth0";
 const LOOPBACK: &str = "lo";
 /// From here on it is cheaper to put links into a group and remove that, than to remove one after the other: each costs some 20 ms.
 const WORTH_A_GROUP: usize = 2;
+/// Messages whose answers a socket keeps until they are read, with its usual room: beyond some hundreds the kernel drops them.
+const ANSWERED_TOGETHER: usize = 64;
 /// Groups that people use have small numbers.
 const GROUPS: std::ops::Range<u32> = 1 << 20..1 << 31;
 const MOST_TRIES: usize = 4;
@@ -205,15 +207,17 @@ impl Hand {
 
     fn remove_group(&mut self, ends: &[HostEnd]) -> Result<Vec<Stripped>, FurnishError> {
         let group = self.free_group()?;
-        let mut batch = Batch::default();
-        for end in ends {
-            link::set_group(&mut batch, end.as_str(), group);
-        }
         let mut stripped = vec![Stripped::Removed; ends.len()];
-        for refusal in self.transact(&mut batch, "links of slots")? {
-            match refusal.errno {
-                Errno::NODEV => stripped[refusal.at] = Stripped::WasNotThere,
-                _ => return Err(FurnishError::refused(refusal, ends[refusal.at].as_str())),
+        for (at, ends) in ends.chunks(ANSWERED_TOGETHER).enumerate() {
+            let mut batch = Batch::default();
+            for end in ends {
+                link::set_group(&mut batch, end.as_str(), group);
+            }
+            for refusal in self.transact(&mut batch, "links of slots")? {
+                match refusal.errno {
+                    Errno::NODEV => stripped[at * ANSWERED_TOGETHER + refusal.at] = Stripped::WasNotThere,
+                    _ => return Err(FurnishError::refused(refusal, ends[refusal.at].as_str())),
+                }
             }
         }
         if stripped.contains(&Stripped::Removed) {
@@ -267,8 +271,18 @@ pub(super) fn answers_for(socket: &mut Socket, index: u32, address: IpAddr) -> R
     link::answers_for(socket, index, address).map_err(FurnishError::failing("listing who listens", "IPv6"))
 }
 
-fn enter(namespace: BorrowedFd<'_>) -> Result<(), Errno> {
+pub(super) fn enter(namespace: BorrowedFd<'_>) -> Result<(), Errno> {
     move_into_link_name_space(namespace, Some(LinkNameSpaceType::Network))
+}
+
+/// Brings up the loopback link of the network namespace that this thread is in.
+pub(in crate::netns) fn loopback_up() -> Result<(), Errno> {
+    let mut batch = Batch::default();
+    link::bring_up(&mut batch, LOOPBACK, None);
+    match Socket::open(None, 0)?.transact(&mut batch)?.first() {
+        None => Ok(()),
+        Some(refusal) => Err(refusal.errno),
+    }
 }
 
 /// Addresses and routes, once the link is there. Gives its index.

@@ -17,6 +17,9 @@ use super::rules::rules;
 use crate::netns::socket::Refusal;
 use crate::netns::wire::Batch;
 
+/// At a tear-down, while others wait for the kernel, too.
+const STRIPPED_TOGETHER: usize = 256;
+
 /// A pool's networks.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Host {
@@ -118,7 +121,10 @@ impl Hand {
         match self.find(name)? {
             Some(link) if !is_ours(&link, &mark) => return Err(FurnishError::Foreign { name: name.clone() }),
             Some(_) => {}
-            None => link::create_bridge(&mut batch, name, &mark, mac),
+            None => {
+                self.is_nobodys(segment)?;
+                link::create_bridge(&mut batch, name, &mark, mac);
+            }
         }
         if segment.ipv6.is_some() {
             link::no_addresses_by_itself(&mut batch, name);
@@ -135,6 +141,21 @@ impl Hand {
         }
         self.all_of(&mut batch, name)?;
         segment.ipv6.map_or(Ok(()), |(_, gateway)| wait_until(|| answers_for(&mut self.route, index, gateway)))
+    }
+
+    /// Before there is a bridge. Routes that come later are their makers' choice.
+    fn is_nobodys(&mut self, segment: &Segment) -> Result<(), FurnishError> {
+        let routes = link::routes(&mut self.route).map_err(FurnishError::failing("listing routes", &segment.bridge))?;
+        let ours = [Some(segment.ipv4), segment.ipv6.map(|(subnet, _)| subnet)];
+        for subnet in ours.into_iter().flatten() {
+            if let Some((route, index)) = routes.iter().find(|(route, _)| route.overlaps(subnet)) {
+                let links = link::list(&mut self.route, |link| link.index == *index);
+                let links = links.map_err(FurnishError::failing("listing links", &segment.bridge))?;
+                let link = links.first().map_or_else(|| format!("link {index}"), |link| link.name.clone());
+                return Err(FurnishError::Overlap { subnet: subnet.to_string(), route: route.to_string(), link });
+            }
+        }
+        Ok(())
     }
 
     fn mend_rules(&mut self) -> Result<(), FurnishError> {
@@ -291,7 +312,9 @@ impl Hand {
         match self.ports_found() {
             Ok(found) => {
                 let ends: Vec<HostEnd> = found.into_iter().map(|(end, _)| end).collect();
-                failures.extend(self.strip(&ends).into_iter().filter_map(Result::err));
+                for ends in ends.chunks(STRIPPED_TOGETHER) {
+                    failures.extend(self.strip(ends).into_iter().filter_map(Result::err));
+                }
             }
             Err(error) => failures.push(error),
         }

@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::io::Errno;
 
+use super::subnet::Subnet;
 use crate::netns::socket::Socket;
 use crate::netns::wire::{ACK, Attributed, Attributes, Batch, CREATE, EXCLUSIVE, Message, REPLACE, word};
 
@@ -17,6 +18,7 @@ const GETLINK: u16 = 18;
 const NEWADDR: u16 = 20;
 const GETADDR: u16 = 22;
 const NEWROUTE: u16 = 24;
+const GETROUTE: u16 = 26;
 const GETMULTICAST: u16 = 58;
 const GETNETCONF: u16 = 82;
 /// The news that [`watch`](super::watch) hears.
@@ -54,6 +56,11 @@ const STATE_DISABLED: &[u8] = &[0];
 /// The state of a link, and the mode in which it gets no further than that.
 const DORMANT: (u8, u8) = (5, 1);
 const LINK_HEADER: usize = 16;
+
+const RTA_DST: u16 = 1;
+/// Of packets to one host or network, and not the host's own addresses.
+const RTN_UNICAST: u8 = 1;
+const ROUTE_HEADER: usize = 12;
 
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
@@ -277,6 +284,28 @@ pub(super) fn list(socket: &mut Socket, wanted: impl Fn(&Link) -> bool) -> Resul
     socket.list(GETLINK, &header(0, false), fill, |message| read_link(message).filter(&wanted))
 }
 
+/// Where the host sends packets for a network: that, and the number of the link.
+pub(super) type Route = (Subnet, u32);
+
+/// All routes of the namespace to networks; not the default ones.
+pub(super) fn routes(socket: &mut Socket) -> Result<Vec<Route>, Errno> {
+    socket.list(GETROUTE, &[0; ROUTE_HEADER], |_| {}, read_route)
+}
+
+fn read_route(message: &Message<'_>) -> Option<Route> {
+    let (prefix, kind) = (*message.body.get(1)?, *message.body.get(7)?);
+    let attributes = message.attributes(ROUTE_HEADER);
+    let subnet = Subnet::of(ip_address(attributes.get(RTA_DST)?)?, prefix).ok()?;
+    (kind == RTN_UNICAST && prefix > 0).then_some((subnet, attributes.number(RTA_OIF)?))
+}
+
+fn ip_address(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => Some(IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?)),
+        _ => Some(IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?)),
+    }
+}
+
 /// All addresses of the namespace.
 pub(super) fn addresses(socket: &mut Socket) -> Result<Vec<LinkAddress>, Errno> {
     socket.list(GETADDR, &[0; ADDRESS_HEADER], |_| {}, read_address)
@@ -324,11 +353,7 @@ pub(super) fn read_link(message: &Message<'_>) -> Option<Link> {
 /// From an answer, or from news.
 pub(super) fn read_address(message: &Message<'_>) -> Option<LinkAddress> {
     let attributes: Attributed<'_> = message.attributes(ADDRESS_HEADER);
-    let bytes = attributes.get(IFA_LOCAL).or_else(|| attributes.get(IFA_ADDRESS))?;
-    let address = match bytes.len() {
-        4 => IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?),
-        _ => IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?),
-    };
+    let address = ip_address(attributes.get(IFA_LOCAL).or_else(|| attributes.get(IFA_ADDRESS))?)?;
     Some((word(message.body, 4)?, address, *message.body.get(1)?))
 }
 

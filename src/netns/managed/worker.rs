@@ -40,7 +40,7 @@ impl Default for Limits {
 }
 
 /// Removals that are done together at most.
-const MOST_AT_ONCE: usize = 64;
+const MOST_AT_ONCE: usize = 256;
 
 /// Owns the thread.
 #[derive(Debug)]

@@ -56,7 +56,7 @@ impl House {
         };
         let recorded = disk.map(|one_fails_of| {
             let disk = Disk::default();
-            let identity = Identity { boot_id: "b".into(), pool: "p".into(), now: Duration::ZERO };
+            let identity = Identity { boot_id: "b".into(), pool: "p".into(), now: Duration::ZERO, engine: String::new() };
             let (ledger, _) = Ledger::on(Box::new(disk.clone()), &identity).unwrap();
             disk.fail_one_of(one_fails_of);
             (disk, ledger)
@@ -238,5 +238,6 @@ fn namespace(slot: SlotIndex, generation: u64, use_number: u64) -> Arc<Namespace
         mtu: 1500,
         pid: 1,
         started_at: String::new(),
+        folder: String::new(),
     })
 }

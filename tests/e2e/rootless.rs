@@ -1,0 +1,71 @@
+//! Without root: a pool of one's own in a user namespace, whose slots have loopback alone.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::{Command, Output};
+
+use crate::support::daemon::{LIMIT, NSPOOL, TestDaemon, text};
+use crate::support::engines::native;
+use crate::support::eventually;
+
+/// Nobody in particular.
+const USER: [&str; 6] = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
+/// What `docs/native.md` says.
+const ALONE: [&str; 4] = ["unshare", "-Urnmpf", "--kill-child", "--mount-proc"];
+
+/// A daemon's folder that the user can use, with the program in it.
+fn prepared(lines: &[&str]) -> TestDaemon<'static> {
+    let mut daemon = TestDaemon::prepare(native(), &[&["pool.networks = [\"none\"]", "pool.ready = 2", "pool.max = 2"], lines].concat());
+    let program = daemon.dir.path().join("program");
+    std::fs::copy(NSPOOL, &program).unwrap();
+    std::fs::set_permissions(daemon.dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::os::unix::fs::chown(daemon.dir.path(), Some(65534), Some(65534)).unwrap();
+    daemon.program = program;
+    daemon
+}
+
+fn command(daemon: &TestDaemon<'_>, alone: &[&str]) -> Command {
+    let mut command = daemon.command(&[&USER[..], alone].concat());
+    command.env("XDG_RUNTIME_DIR", daemon.dir.path());
+    command
+}
+
+/// In the daemon's own namespaces, as its user.
+fn beside(daemon: &TestDaemon<'_>, inside: u32, words: &[&str]) -> Output {
+    let pid = inside.to_string();
+    let enter = ["nsenter", "-t", &pid, "-U", "-n", "-m", "-p", "--preserve-credentials"];
+    let program = daemon.program.display().to_string();
+    let endpoint = daemon.endpoint();
+    let all = [&USER[..], &enter, &[&program, "--endpoint", &endpoint], words].concat();
+    Command::new(all[0]).args(&all[1..]).output().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_has_a_pool_of_their_own_in_a_user_namespace() {
+    let mut daemon = prepared(&[]);
+    daemon.launch_as(command(&daemon, &ALONE)).await;
+    let children = || async {
+        let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", daemon.pid())).ok()?;
+        children.split_whitespace().next()?.parse::<u32>().ok()
+    };
+    let inside = eventually("the daemon below unshare", LIMIT, children).await;
+    let seen = || {
+        let ran = beside(&daemon, inside, &["exec", "--wait", "20s", "--", "sh", "-c", "readlink /proc/self/ns/net; ip -o addr"]);
+        assert!(ran.status.success(), "{}{}", text(&ran.stdout), daemon.log());
+        text(&ran.stdout)
+    };
+    let (first, next) = (seen(), seen());
+    let own = std::fs::read_link(format!("/proc/{inside}/ns/net")).unwrap().display().to_string();
+    for seen in [&first, &next] {
+        assert!(seen.contains("127.0.0.1/8") && !seen.contains(&own) && seen.lines().all(|line| !line.contains("eth")), "{seen}");
+    }
+    assert_ne!(first.lines().next(), next.lines().next(), "each has a namespace of its own");
+    daemon.kill();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_network_namespace_of_its_own_it_says_so_at_the_start() {
+    let mut daemon = prepared(&[]);
+    daemon.spawn(command(&daemon, &["unshare", "-Urmpf", "--kill-child", "--mount-proc"]));
+    assert_eq!(daemon.exit_code(LIMIT).await, 77, "{}", daemon.log());
+    assert!(daemon.log().contains("going into this process's own network namespace"), "{}", daemon.log());
+}
