@@ -57,7 +57,8 @@
 //! Networks of our own: [`netns::networks`] (addresses and links as nannies use them) → [`netns::managed`] (bridges, links, rules) →
 //! [`engine_networks`] (those whose bridge the engine makes for us).
 //! Without a container engine: [`engine::native`] (a buddy is a folder) → [`netns::folders`] (namespaces as files, to be joined by path) →
-//! [`netns::join`] (a program joins one) → [`netns::cni`] (plugins that furnish them).
+//! [`netns::join`] (a program joins one) → [`netns::cni`] (plugins that furnish them) → [`nanny::shelf`] (paths beside a container engine) →
+//! [`headcount`] (who is inside, where no engine tells).
 //! What needs rights: [`netns::helper`] (a process of its own, a fixed set of verbs).
 //! Beneath all: [`level`] (a value that many follow), [`random`] (where chance comes from), `sync` (locks, as a model checker sees them).
 

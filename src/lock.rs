@@ -41,7 +41,11 @@ pub fn is_free(locks: &Path, pool: &str) -> Result<(), LockError> {
     for entry in std::fs::read_dir(locks).into_iter().flatten().flatten().filter(|entry| of_pool(&entry.file_name().to_string_lossy())) {
         let path = entry.path();
         let io = |source| LockError::Io { path: path.clone(), source };
-        let file = File::open(&path).map_err(io)?;
+        let file = match File::open(&path) {
+            // Discarded meanwhile: its owner has ended.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            opened => opened.map_err(io)?,
+        };
         match flock(&file, FlockOperation::NonBlockingLockShared) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => return Err(LockError::Taken { pool: pool.to_owned(), path }),
@@ -146,6 +150,22 @@ mod tests {
         let again = PoolLock::take(&locks, "engine/1", "a").unwrap();
         // Other releases lock this one, too.
         assert_eq!(again.path, locks.join("a-b974461d776bb658.lock"));
+    }
+
+    #[test]
+    fn a_pool_is_free_when_nobody_has_it_on_any_engine() {
+        let folder = tempfile::tempdir().unwrap();
+        let locks = folder.path().join("locks");
+        is_free(&locks, "a").unwrap();
+        let _others = ["ab", "a-b", "b"].map(|pool| PoolLock::take(&locks, "engine/1", pool).unwrap());
+        let one = PoolLock::take(&locks, "engine/1", "a").unwrap();
+        let another = PoolLock::take(&locks, "engine/2", "a").unwrap();
+        drop(one);
+        assert!(matches!(is_free(&locks, "a"), Err(LockError::Taken { path, .. }) if path == another.path));
+        drop(another);
+        is_free(&locks, "a").unwrap();
+        // To ask takes it from nobody.
+        PoolLock::take(&locks, "engine/2", "a").unwrap();
     }
 
     #[test]

@@ -153,6 +153,12 @@ async fn the_demo_needs_no_engine_and_leaves_nothing() {
     }
     assert_eq!(native_traces(), [""; 0]);
 
+    let another = PoolLock::take(LOCKS.as_ref(), "native", "demo-own").unwrap();
+    let (code, out, words) = outcome(&nspool(&["demo", "--native", "--ready", "1"]).output().unwrap());
+    assert!((code, out.as_str()) == (75, "") && words.contains("another nspool runs the pool \"demo-own\""), "{code}: {words}");
+    another.discard().unwrap();
+    assert_eq!(native_traces(), [""; 0]);
+
     let (code, _, words) = outcome(&nspool(&["demo", "--native", "--ready", "1", "--program", "/nowhere"]).output().unwrap());
     assert!(code != 0 && words.contains("/nowhere"), "{code}: {words}");
     assert_eq!(native_traces(), [""; 0]);

@@ -7,9 +7,10 @@ use std::process::{ExitCode, ExitStatus};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::Child;
 
+use super::exit::{self, Failure};
 use super::output::say;
 use super::signals::{Interrupted, Signals};
-use crate::client::Lease;
+use crate::client::{Client, Lease, Request};
 use crate::proto;
 
 /// Who the child is, in words for people.
@@ -21,6 +22,18 @@ pub(super) struct Who {
     pub(super) at_once: &'static str,
     /// It is in our process group, so that what is typed there reaches both.
     pub(super) shares_our_terminal: bool,
+}
+
+/// Takes a namespace, unless a signal comes first.
+pub(super) async fn allocate(client: &Client, request: Request, signals: &mut Signals) -> anyhow::Result<Lease> {
+    tokio::select! {
+        biased;
+        lease = client.allocate(request) => Ok(lease?),
+        Interrupted { name, .. } = signals.next() => {
+            let message = format!("{name} before a namespace was there; if one was granted meanwhile, its lease ends by itself");
+            Err(Failure::new(exit::TEMPFAIL, message).into())
+        }
+    }
 }
 
 /// Waits for the child. A first SIGINT or SIGTERM is handed on, a second one kills.

@@ -19,7 +19,7 @@ use tokio::time::{Instant, interval_at};
 use super::child::{self, Who, give_back};
 use super::exit::{self, Failure};
 use super::output::say;
-use super::signals::{Interrupted, Signals};
+use super::signals::Signals;
 use super::{Globals, args};
 use crate::client::{Client, Request};
 use crate::netns::join::{self, JoinError, Place};
@@ -95,14 +95,7 @@ async fn may_join(client: &Client) -> anyhow::Result<()> {
 
 async fn in_a_new_lease(client: &Client, args: &Exec, signals: &mut Signals) -> anyhow::Result<ExitCode> {
     let request = Request::new().wait(args.wait).network(&args.network).owner(&args.owner).tenant(&args.tenant).ttl(TTL);
-    let mut lease = tokio::select! {
-        biased;
-        lease = client.allocate(request) => lease?,
-        Interrupted { name, .. } = signals.next() => {
-            let message = format!("{name} before a namespace was there; if one was granted meanwhile, its lease ends by itself");
-            return Err(Failure::new(exit::TEMPFAIL, message).into());
-        }
-    };
+    let mut lease = child::allocate(client, request, signals).await?;
     let outcome = tokio::select! {
         outcome = run_in(&lease, &args.command, signals) => outcome,
         never = keep(client, &lease.token) => match never {},
@@ -160,7 +153,8 @@ fn places(lease: &proto::Lease) -> Result<Vec<Place>, Failure> {
         let kind = lease.engine.as_ref().map_or("", |engine| &engine.kind);
         return unavailable(format!(
             "the namespaces of this pool ({kind}) have no paths by which a program could join\n  \
-             `nspool run IMAGE` runs a container in one; pools with [engine] kind = \"native\" have paths."
+             `nspool run IMAGE` runs a container in one; there are paths where nspool may mount: the unit with systemd/native.conf, or \
+             [engine] kind = \"native\"."
         ));
     }
     let mut places = Vec::new();

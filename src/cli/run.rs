@@ -9,8 +9,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::child::{self, Who, give_back};
-use super::exit::{self, Failure};
-use super::signals::{Interrupted, Signals};
+use super::signals::Signals;
 use super::{Globals, args, engine_client};
 use crate::client::Request;
 use crate::proto;
@@ -53,14 +52,7 @@ pub(super) async fn run(globals: &Globals, args: Run) -> anyhow::Result<ExitCode
     let mut signals = Signals::new()?;
     let client = globals.client()?;
     let request = Request::new().wait(args.wait).network(&args.network).owner(&args.owner).tenant(&args.tenant);
-    let mut lease = tokio::select! {
-        biased;
-        lease = client.allocate(request) => lease?,
-        Interrupted { name, .. } = signals.next() => {
-            let message = format!("{name} before a namespace was there; if one was granted meanwhile, its lease ends by itself");
-            return Err(Failure::new(exit::TEMPFAIL, message).into());
-        }
-    };
+    let mut lease = child::allocate(&client, request, &mut signals).await?;
     let engine = lease.engine.clone().unwrap_or_default();
     let mut command = match engine_client::command(&engine) {
         Ok(command) => command,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use nspool::client::Request;
 
+use nspool::lock::{LOCKS, PoolLock};
 use nspool::proto::{self, ReleaseOutcome};
 
 use super::fresh::{address, links, one_slot, own, run};
@@ -58,7 +59,7 @@ impl Drop for Stays {
 
 /// All that a function can do to its namespaces.
 const DIRT: &str = "ip addr add 192.0.2.7/32 dev lo && ip link add dirt0 type veth peer name dirt1 && ip route add 198.51.100.0/24 dev eth0 \
-    && hostname evil && ipcmk -M 4096 > /dev/null";
+    && hostname evil && ipcmk -M 7654321 > /dev/null";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_use_sees_nothing_of_the_last_one_and_its_paths_are_gone() {
@@ -78,12 +79,12 @@ async fn each_use_sees_nothing_of_the_last_one_and_its_paths_are_gone() {
         assert_eq!(lease.network_mode, format!("ns:{}", lease.netns_path));
         let seen = inside(&lease, "ip -o addr; ip -o link; ip route; hostname; ipcs -m").unwrap();
         assert!(seen.contains(&lease.ip_addresses[0]) && seen.contains(&format!("default via {}", lease.gateways[0])), "{seen}");
-        for trace in ["192.0.2.7", "dirt0", "198.51.100.0", "evil", "4096"] {
+        for trace in ["192.0.2.7", "dirt0", "198.51.100.0", "evil", "7654321"] {
             assert!(!seen.contains(trace), "use {number} sees {trace} of the one before:\n{seen}");
         }
         inside(&lease, &format!("busybox ping -c 1 -W 2 {}", lease.gateways[0])).unwrap();
         inside(&lease, DIRT).unwrap();
-        assert!(inside(&lease, "hostname; ipcs -m").unwrap().contains("4096"), "it was there");
+        assert!(inside(&lease, "hostname; ipcs -m").unwrap().contains("7654321"), "it was there");
         assert_eq!(client.release(&lease.token, false).await.unwrap().outcome(), ReleaseOutcome::Returned);
         // The fence.
         daemon.slot(0, "the next use", |slot| slot.r#use == number + 1 && slot.state == "ready").await;
@@ -170,6 +171,54 @@ async fn a_stop_with_somebody_inside_names_them_and_a_purge_takes_the_rest() {
     assert_eq!(gone["removed"].as_array().unwrap().len(), 1, "{gone}");
     assert_eq!(daemon.mounts().len(), 0, "{:?}", daemon.mounts());
     assert!(!Path::new(&namespaces).exists() && !Path::new("/sys/class/net").join(&bridge).exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_purge_takes_nothing_that_another_engine_may_have() {
+    let (mut daemon, bridge) = started(&["pool.ready = 1", "pool.max = 1"]).await;
+    daemon.settled(1).await;
+    let namespaces = daemon.dir.path().join("ns");
+    daemon.kill();
+    let purge = || {
+        let output =
+            daemon.cli(&["purge", "--pool", &daemon.pool, "--engine", "native", "--namespaces", &namespaces.display().to_string()]);
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    // The pool's links have its name alone, whatever its engine.
+    let another = PoolLock::take(LOCKS.as_ref(), "an engine", &daemon.pool).unwrap();
+    let (code, out, err) = purge();
+    assert!((code, out.as_str()) == (Some(75), "") && err.contains("another nspool runs"), "{err}");
+    assert_eq!(daemon.mounts().len(), 2, "the root and one namespace: {:?}", daemon.mounts());
+    drop(another);
+
+    // A container's namespaces, by which functions join it.
+    let containers = namespaces.join(&daemon.pool).join("nspool-x");
+    std::fs::create_dir(&containers).unwrap();
+    std::fs::write(containers.join("net"), "").unwrap();
+    let (code, out, err) = purge();
+    assert_eq!(code, Some(1), "{err}");
+    assert!(out.contains(&containers.display().to_string()) && out.contains("purge the pool on its container engine"), "{out}");
+    assert!(containers.exists() && Path::new("/sys/class/net").join(&bridge).exists());
+    std::fs::remove_dir_all(&containers).unwrap();
+    assert_eq!(purge().0, Some(0));
+    assert!(!namespaces.exists() && !Path::new("/sys/class/net").join(&bridge).exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_folder_is_ours_until_all_of_it_is_gone() {
+    let (mut daemon, _) = started(&["pool.ready = 1", "pool.max = 1", "stop.timeout = \"2s\""]).await;
+    daemon.settled(1).await;
+    let folder = daemon.dir.path().join("ns").join(&daemon.pool);
+    let buddy = std::fs::read_dir(&folder).unwrap().next().unwrap().unwrap().path();
+    std::fs::create_dir(buddy.join("somebodys")).unwrap();
+    assert_eq!(daemon.stop().await, 1, "{}", daemon.log());
+    assert!(daemon.log().contains("/somebodys"), "{}", daemon.log());
+    let left = std::fs::read_dir(&folder).unwrap().next().unwrap().unwrap().path();
+    assert!(left.join("buddy.json").exists() && left.join("somebodys").exists(), "{left:?}");
+    std::fs::remove_dir(left.join("somebodys")).unwrap();
+    daemon.launch().await;
+    daemon.level("the folder to be gone", |_| async { (!left.exists()).then_some(()) }).await;
+    assert_eq!(daemon.stop().await, 0, "{}", daemon.log());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

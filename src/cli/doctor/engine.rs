@@ -89,9 +89,27 @@ fn is_named(host: &Host, config: &Config) -> bool {
 }
 
 fn nobody(engine: Check, host: &Host, config: &Config, endpoints: &[String]) -> Finding {
-    let seen =
-        format!("no engine is there; looked at {}", endpoints.iter().map(|endpoint| socket(endpoint)).collect::<Vec<_>>().join(", "));
-    let finding = engine.is(if is_named(host, config) { Status::Missing } else { Status::Note }, seen);
+    let looked = endpoints.iter().map(|endpoint| socket(endpoint)).collect::<Vec<_>>().join(", ");
+    let seen = format!("no engine is there; looked at {looked}");
+    if is_named(host, config) {
+        let finding = engine.missing(seen);
+        return remedies(finding, config);
+    }
+    // As `serve` chooses.
+    match discover::traces(&config.engine, &host.path("/"), |name| host.variable(name)) {
+        Ok(None) => {
+            let finding = engine.note(format!("{seen}. Nothing speaks of one, so `serve` makes namespaces itself"));
+            remedies(finding, config)
+        }
+        Ok(Some(trace)) => engine
+            .missing(format!("{seen}. But {trace}, so `serve` waits for it"))
+            .remedy("systemctl start docker")
+            .remedy("[engine] kind = \"native\", where functions join by path"),
+        Err(error) => engine.missing(error.to_string()),
+    }
+}
+
+fn remedies(finding: Finding, config: &Config) -> Finding {
     let wants = |kind| [EngineChoice::Auto, kind].contains(&config.engine.kind);
     let finding = if wants(EngineChoice::Docker) { finding.remedy("apt-get install docker.io") } else { finding };
     match wants(EngineChoice::Podman) {
@@ -196,8 +214,13 @@ mod tests {
         let made_up = MadeUp::new();
         let finding = first(&made_up, &Config::default()).await;
         assert_eq!((finding.status, finding.remedies.len()), (Status::Note, 2), "{finding:?}");
+        assert!(finding.seen.contains("makes namespaces itself"), "{finding:?}");
         let finding = first(&made_up, &with_endpoint("/run/e.sock")).await;
         assert_eq!(finding.status, Status::Missing, "{finding:?}");
+        let made_up = made_up.with("/lib/systemd/system/docker.service", "[Unit]");
+        let finding = first(&made_up, &Config::default()).await;
+        assert!(finding.status == Status::Missing && finding.seen.contains("/lib/systemd/system/docker.service"), "{finding:?}");
+        assert_eq!(finding.remedies[0], "systemctl start docker");
         let podman = Config { engine: config::Engine { kind: EngineChoice::Podman, ..config::Engine::default() }, ..Config::default() };
         let finding = first(&made_up, &podman).await;
         assert!(finding.remedies.len() == 1 && finding.remedies[0].contains("podman.socket"), "{finding:?}");
