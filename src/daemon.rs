@@ -564,7 +564,7 @@ fn rules(config: &Config) -> Rules {
 fn looks_of(config: &Config, engine: &Arc<Paced>, kernel: &Arc<dyn Kernel>, may_fork: bool) -> Looks {
     let engine = Arc::clone(engine) as Arc<dyn Engine>;
     let shared = match config.engine.kind {
-        EngineChoice::Native => NamespaceKind::MOUNTABLE.to_vec(),
+        EngineChoice::Native => NamespaceKind::JOINABLE.to_vec(),
         EngineChoice::Auto | EngineChoice::Docker | EngineChoice::Podman => config.pool.namespaces.clone(),
     };
     Looks::new(engine, Arc::clone(kernel), shared, may_fork)

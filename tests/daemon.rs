@@ -32,6 +32,7 @@ mod e2e {
     mod live;
     mod native;
     mod paths;
+    mod pids;
     mod pins;
     mod restarts;
     mod rootless;

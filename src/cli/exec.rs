@@ -22,7 +22,7 @@ use super::output::say;
 use super::signals::Signals;
 use super::{Globals, args};
 use crate::client::{Client, Request};
-use crate::netns::join::{self, JoinError, Place};
+use crate::netns::join::{self, JoinError, Place, StartError};
 use crate::proto;
 
 /// How long the lease stands when nobody renews it, as while this process is stopped.
@@ -133,17 +133,19 @@ async fn keep(client: &Client, token: &str) -> Infallible {
 }
 
 async fn run_in(lease: &proto::Lease, program: &[OsString], signals: &mut Signals) -> Outcome {
-    let mut command = match places(lease) {
-        Ok(places) => join::command(&places, program),
+    let places = match places(lease) {
+        Ok(places) => places,
         Err(failure) => return Outcome::NotStarted(failure),
     };
+    let mut command = join::command(&places, program);
     surround(&mut command, lease);
-    match tokio::process::Command::from(command).spawn() {
+    match join::start(&places, command).await {
         Ok(program) => {
             let who = Who { name: "the program", at_once: "ending the program", shares_our_terminal: true };
             child::supervise(program, signals, who).await.map_or_else(Outcome::Unknown, Outcome::Ended)
         }
-        Err(error) => Outcome::NotStarted(Failure::new(exit::UNAVAILABLE, format!("cannot start a process: {error}"))),
+        Err(StartError::Join(error)) => Outcome::NotStarted(not_joined(error)),
+        Err(error @ StartError::Process(_)) => Outcome::NotStarted(Failure::new(exit::UNAVAILABLE, error.to_string())),
     }
 }
 

@@ -202,7 +202,7 @@ pub(super) async fn means(pool: &str, engine: Arc<dyn Engine>, kernel: Arc<dyn K
     };
     let info = engine.info().await.map_err(|error| host::engine_failure("the engine does not answer", &error))?;
     if info.kind == EngineKind::Native {
-        breed.namespaces = NamespaceKind::MOUNTABLE.to_vec();
+        breed.namespaces = NamespaceKind::JOINABLE.to_vec();
     }
     let list = engine.list().await.map_err(|error| host::engine_failure("the engine's containers cannot be listed", &error))?;
     let mut ours = list.iter().filter(|found| breed.owned(&found.name, &found.labels).is_some());

@@ -151,10 +151,11 @@ impl Config {
     }
 
     /// A new network link is ours to give on managed networks only, shared ipc or pid would outlive the renewal, and only the embedded init
-    /// knows how to leave its namespace. Without a container engine all namespaces are ours, and new ones are all of them.
+    /// knows how to leave its namespace. Without a container engine all namespaces are ours, and new ones are all of them, but for pid: a new one is a new
+    /// first process, which is a new buddy.
     fn can_renew(&self, network: usize) -> bool {
         if self.engine.kind == EngineChoice::Native {
-            return true;
+            return !self.pool.namespaces.contains(&NamespaceKind::Pid);
         }
         self.pool.namespaces == [NamespaceKind::Net]
             && self.placeholder.image == PlaceholderImage::Embedded

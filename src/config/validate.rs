@@ -156,9 +156,9 @@ impl Rules<'_> {
     /// What containers, images and engine networks have to do with has no meaning there.
     fn native(&mut self) {
         let pool = &self.config.pool;
-        let good = !pool.namespaces.contains(&NamespaceKind::Pid);
-        let hint = "a pid namespace ends with its first process, and there is none: use a container engine";
-        self.check(good, "pool.namespaces", "no \"pid\" with engine.kind = \"native\"".into(), hint);
+        let good = pool.reuse != Some(Reuse::Fresh) || !pool.namespaces.contains(&NamespaceKind::Pid);
+        let hint = "a new pid namespace is a new first process, and so a new buddy: use \"once\", or \"auto\"";
+        self.check(good, "pool.reuse", "not \"fresh\" with \"pid\" in pool.namespaces".into(), hint);
         let good = pool.reuse != Some(Reuse::Verified);
         let hint = "a new namespace costs less than an inspection: use \"fresh\"";
         self.check(good, "pool.reuse", "not \"verified\" with engine.kind = \"native\"".into(), hint);

@@ -115,7 +115,7 @@ pub enum NamespaceKind {
     Net,
     /// System V and POSIX ipc: shared memory outlives the function that made it.
     Ipc,
-    /// Processes: a root joiner can then end the buddy, and see all other joiners' processes.
+    /// Processes: a root joiner can then end the buddy, and see all other joiners' processes. Of the native engine's it needs a first process.
     Pid,
     /// The host's name. No container engine lets it be shared: of the native engine's only.
     Uts,
@@ -124,6 +124,8 @@ pub enum NamespaceKind {
 impl NamespaceKind {
     /// Those that a mount keeps, without a process.
     pub const MOUNTABLE: [Self; 3] = [Self::Net, Self::Ipc, Self::Uts];
+    /// Those that can be joined by path.
+    pub const JOINABLE: [Self; 4] = [Self::Net, Self::Ipc, Self::Uts, Self::Pid];
 
     /// The name under `/proc/<pid>/ns/`, and in an OCI namespace path.
     #[must_use]

@@ -10,7 +10,7 @@
 //! nothing is remembered here but what a folder's record says.
 //!
 //! What can go wrong: somebody else removes or unmounts what is ours (a buddy whose folder is gone is gone; an audit finds the rest) · a start that is cut
-//! short leaves a folder with a dot, which whoever removes the buddy removes · no process is listed here, for none is ours: who is in a namespace tells
+//! short leaves a folder with a dot, which whoever removes the buddy removes · no process is listed here, who is in a namespace tells
 //! the kernel alone.
 //!
 //! Images, and networks, are containers' business: every image is there, and the networks there are, are [`NONE`] (loopback alone), and those that nspool
@@ -114,10 +114,6 @@ impl Native {
 
     fn created(&self, spec: &BuddySpec) -> Result<ContainerId, EngineError> {
         let failed = |error: io::Error| from_io("create", &spec.name, &error);
-        if let Some(kind) = spec.namespaces.iter().find(|kind| !NamespaceKind::MOUNTABLE.contains(kind)) {
-            let message = format!("a {} namespace needs a process, and the native engine has none", kind.proc_name());
-            return Err(refused("create", &spec.name, &message));
-        }
         if spec.network != NONE {
             let message = format!("there is no network {:?} without a container engine, only {NONE:?} and managed ones", spec.network);
             return Err(EngineError { class: ErrorClass::NetworkMissing, ..refused("create", &spec.name, &message) });

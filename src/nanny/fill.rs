@@ -367,7 +367,7 @@ pub(crate) async fn hold_there(
 ) -> Result<Box<dyn Held>, KernelError> {
     match folder {
         // Also what another configuration had shared: somebody may be in it.
-        Some(folder) => kernel.hold_folder(folder, &NamespaceKind::MOUNTABLE).await,
+        Some(folder) => kernel.hold_folder(folder, &NamespaceKind::JOINABLE).await,
         None => kernel.hold(pid, &kinds_held(shared)).await,
     }
 }

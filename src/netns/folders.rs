@@ -16,6 +16,7 @@
 //!
 //! It deliberately does not know slots, uses, or what a folder's name means.
 
+pub mod first;
 pub mod held;
 pub mod mason;
 mod watch;

@@ -18,7 +18,7 @@
 //! to be compared with what they had been are given up · there is no helper while one cannot be started: nothing gets ready, what is leased stays
 //! leased · the keeper ends: nothing, until another helper is needed; then [`Helper::lost`], and the daemon has to be started anew.
 
-mod channel;
+pub(super) mod channel;
 pub mod client;
 mod cni;
 mod folders;

@@ -5,6 +5,8 @@
 //! are opened here, at the last moment, and not by who took the lease: a lease that has ended meanwhile has no paths any more, and the open fails. That is the
 //! fence.
 //!
+//! Into a pid namespace nobody goes himself, only his children do: the thread that starts the program goes in first ([`start`]), and stays until it has ended.
+//!
 //! The program ends with who started it, as a child that nobody waits for would be in the namespace with nobody to say so. That is the kernel's parent-death
 //! signal, which a change of the user takes away again (`setpriv --pdeathsig keep` does not).
 //!
@@ -18,14 +20,17 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, set_parent_process_death_signal};
 use rustix::thread::move_into_link_name_space;
+use tokio::process::Child;
+use tokio::sync::oneshot;
 
 use super::folders::mason::link_type;
 use super::helper::keeper::{COMMAND, SELF};
-use super::linux::is_namespace;
+use super::linux::{ends_within, is_namespace};
 use crate::engine::NamespaceKind;
 
 /// What tells this process from the helpers.
@@ -39,10 +44,10 @@ pub struct Place {
 }
 
 impl Place {
-    /// As a lease names it: `network`, `ipc`, `uts`. `None`: a kind that a process cannot go into itself, or none at all.
+    /// As a lease names it: `network`, `ipc`, `uts`, `pid`. `None`: another kind, or none at all.
     #[must_use]
     pub fn new(oci_type: &str, path: &str) -> Option<Self> {
-        let kind = NamespaceKind::MOUNTABLE.into_iter().find(|kind| oci_name(*kind) == oci_type)?;
+        let kind = NamespaceKind::JOINABLE.into_iter().find(|kind| oci_name(*kind) == oci_type)?;
         Some(Self { kind, path: path.into() })
     }
 
@@ -124,14 +129,58 @@ pub enum JoinError {
     Words,
 }
 
-/// This program, which goes there and becomes that one. Its surroundings are the caller's to set; they are the program's.
+/// This program, which goes there and becomes that one, once it is [started](start). Its surroundings are the caller's to set; they are the program's.
 #[must_use]
 pub fn command(places: &[Place], program: &[OsString]) -> Command {
     let mut command = Command::new(SELF);
     command.arg0(env!("CARGO_PKG_NAME")).args([COMMAND, ROLE]);
-    command.arg(getpid().to_string()).arg(places.len().to_string());
-    command.args(places.iter().map(Place::word)).args(program);
+    let own = || places.iter().filter(|place| place.kind != NamespaceKind::Pid);
+    command.arg(getpid().to_string()).arg(own().count().to_string());
+    command.args(own().map(Place::word)).args(program);
     command
+}
+
+/// Starts it, inside a runtime, from a thread that is in the pid namespace among the places, if there is one. Cut short, the program is started or is not.
+///
+/// # Errors
+/// The pid namespace cannot be joined; no process or thread is to be had. Whatever else is in the way says the process.
+pub async fn start(places: &[Place], command: Command) -> Result<Child, StartError> {
+    let mut command = tokio::process::Command::from(command);
+    let Some(place) = places.iter().find(|place| place.kind == NamespaceKind::Pid).cloned() else { return Ok(command.spawn()?) };
+    let (tell, told) = oneshot::channel();
+    let runtime = tokio::runtime::Handle::current();
+    let work = move || {
+        let _runtime = runtime.enter();
+        let joined = open(&place).and_then(|namespace| join(&place, &namespace));
+        let started = joined.map_err(StartError::from).and_then(|()| {
+            let child = command.spawn()?;
+            let pid =
+                child.id().and_then(|pid| Pid::from_raw(pid.try_into().ok()?)).ok_or(io::ErrorKind::NotFound).map_err(io::Error::from)?;
+            Ok((child, pidfd_open(pid, PidfdFlags::empty()).map_err(io::Error::from)?))
+        });
+        // The program ends with this thread: at once, if nobody waits for it any more.
+        match started {
+            Ok((child, pidfd)) => {
+                if tell.send(Ok(child)).is_ok() {
+                    while !ends_within(&pidfd, Duration::MAX) {}
+                }
+            }
+            Err(error) => drop(tell.send(Err(error))),
+        }
+    };
+    std::thread::Builder::new().name("nspool-join".to_owned()).spawn(work)?;
+    told.await.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?
+}
+
+/// Why nothing was started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// It could not be where it should be.
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    /// No process.
+    #[error("cannot start a process: {0}")]
+    Process(#[from] io::Error),
 }
 
 /// The process's life until it is the program: what [`command`] wrote after the role. Comes back only when that was not to be.
@@ -150,22 +199,31 @@ fn parse(words: &[OsString]) -> Option<(i32, Vec<Place>, &[OsString])> {
     let [parent, count, rest @ ..] = words else { return None };
     let (places, program) = rest.split_at_checked(count.to_str()?.parse().ok()?)?;
     let places = places.iter().map(|word| Place::of_word(word)).collect::<Option<Vec<_>>>()?;
-    (!program.is_empty()).then_some((parent.to_str()?.parse().ok()?, places, program))
+    let can_go = places.iter().all(|place: &Place| place.kind != NamespaceKind::Pid);
+    (can_go && !program.is_empty()).then_some((parent.to_str()?.parse().ok()?, places, program))
 }
 
 fn go(parent: i32, places: &[Place]) -> Result<(), JoinError> {
     // It is refused of no signal that there is.
     let _told = set_parent_process_death_signal(Some(Signal::KILL));
     // Who ended before that is not told of.
-    if getppid().is_none_or(|pid| pid.as_raw_nonzero().get() != parent) {
+    if parent_here() != Some(parent) {
         return Err(JoinError::Orphan);
     }
     // All of them are opened before the first is joined: what is half there is not to be had.
     let open = places.iter().map(open).collect::<Result<Vec<_>, _>>()?;
-    places.iter().zip(open).try_for_each(|(place, namespace)| {
-        let joined = move_into_link_name_space(namespace.as_fd(), Some(link_type(place.kind)));
-        joined.map_err(|errno| refused("join", &place.path, errno.into()))
-    })
+    places.iter().zip(open).try_for_each(|(place, namespace)| join(place, &namespace))
+}
+
+/// As those see it who are in the pid namespace of who started this: in another one a parent outside has no number.
+fn parent_here() -> Option<i32> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
+}
+
+fn join(place: &Place, namespace: &OwnedFd) -> Result<(), JoinError> {
+    let joined = move_into_link_name_space(namespace.as_fd(), Some(link_type(place.kind)));
+    joined.map_err(|errno| refused("join", &place.path, errno.into()))
 }
 
 fn open(place: &Place) -> Result<OwnedFd, JoinError> {
@@ -223,7 +281,7 @@ mod tests {
 
     #[test]
     fn what_a_process_cannot_go_into_is_no_place() {
-        for kind in ["net", "pid", "mount", "user", ""] {
+        for kind in ["net", "mount", "user", ""] {
             assert_eq!(Place::new(kind, "/x"), None, "{kind}");
         }
     }

@@ -119,7 +119,8 @@ async fn joins(reader: &Reader, way: &str, line: &str, address: &str) {
     assert!(seen.contains(&format!("inet {address} ")), "{way} is not in the lease's namespace:\n{seen}");
     assert!(seen.contains(GREETING), "{way} does not reach the gateway:\n{seen}");
     reader.release();
-    reader.daemon.slot(0, "the next use", |slot| slot.state == "ready" && slot.r#use == 2).await;
+    let ended = reader.lease()["namespace_id"].as_str().unwrap().to_owned();
+    reader.daemon.slot(0, "the next use", |slot| slot.state == "ready" && slot.namespace_id != ended).await;
     let late = reader.run(line).expect_err("it was late, and got in");
     // A runtime has the kernel's words; nspool's client asks first, and has the daemon's.
     let says_why = late.to_lowercase().contains("no such file") || late.contains("nspool leases");
@@ -147,7 +148,7 @@ async fn runc_joins_by_path() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn runc_joins_all_that_is_shared() {
-    a_runtime_joins("runc", &["pool.namespaces = [\"net\", \"ipc\", \"uts\"]"]).await;
+    a_runtime_joins("runc", &["pool.namespaces = [\"net\", \"ipc\", \"uts\", \"pid\"]"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -218,7 +219,8 @@ async fn podman_joins_by_the_leases_network_mode_over_dockers_api() {
     // Created in time, started late.
     let created = engine.run(&["create", "--network", mode, BUSYBOX, "ip", "-o", "addr"]);
     reader.release();
-    reader.daemon.slot(0, "the next use", |slot| slot.state == "ready" && slot.r#use == 2).await;
+    let ended = reader.lease()["namespace_id"].as_str().unwrap().to_owned();
+    reader.daemon.slot(0, "the next use", |slot| slot.state == "ready" && slot.namespace_id != ended).await;
     let started = engine.client(&["start", "-a", &created]);
     assert!(!started.status.success() && !text(&started.stdout).contains("inet "), "{started:?}");
     engine.run(&["rm", "-f", &created]);

@@ -269,6 +269,14 @@ impl<'e> TestDaemon<'e> {
         points.filter(|point| point.starts_with(&self.dir.path().display().to_string())).map(str::to_owned).collect()
     }
 
+    /// First processes of pid namespaces: those that are written down, and are there.
+    pub fn inits(&self) -> Vec<u32> {
+        let folders = std::fs::read_dir(self.dir.path().join("ns").join(&self.pool)).into_iter().flatten().flatten();
+        let written = folders.filter_map(|folder| std::fs::read_to_string(folder.path().join("init")).ok());
+        let pids = written.map(|line| line.split(' ').next().unwrap().parse().unwrap());
+        pids.filter(|pid| is_init(*pid)).collect()
+    }
+
     /// Ids of this pool's buddies in the engine, whatever their state.
     pub fn buddies(&self) -> Vec<String> {
         containers(self.engine, &format!("nspool.pool={}", self.pool))
@@ -343,6 +351,11 @@ fn scrub(command: &mut Command) {
     }
 }
 
+/// A first process of nspool's.
+pub fn is_init(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with("nspool-init"))
+}
+
 impl Drop for TestDaemon<'_> {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
@@ -374,6 +387,9 @@ impl Drop for TestDaemon<'_> {
         let anothers = self.settings.keys().any(|key| key.ends_with(".existing") || key.ends_with(".engine_network"));
         for (_, bridge) in self.settings.iter().filter(|(key, _)| key.ends_with(".bridge") && !anothers) {
             let _gone = Command::new("ip").args(["link", "del", bridge.trim_matches('"')]).stderr(Stdio::null()).status();
+        }
+        for init in self.inits() {
+            let _gone = Command::new("kill").args(["-KILL", &init.to_string()]).stderr(Stdio::null()).status();
         }
         for mount in self.mounts().iter().rev() {
             let _gone = Command::new("umount").arg("-l").arg(mount).status();

@@ -99,7 +99,7 @@ pub const KEYS: &[Key] = &[
         value | c.pool.namespaces = value.list().iter().map(|word| namespace_kind(word)).collect(),
         "Namespaces that functions may share with a buddy. Shared memory outlives the function that made it (ipc); with pid a function that is \
          root can end the buddy and see other processes, so pid goes only with reuse = \"once\". uts, the host's name, is to be had with \
-         engine.kind = \"native\" alone, which has no pid."
+         engine.kind = \"native\" alone."
     ),
     key!(
         "pool",

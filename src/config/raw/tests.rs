@@ -197,6 +197,15 @@ fn rules_between_keys_name_the_one_that_was_written() {
 }
 
 #[test]
+fn a_pid_namespace_of_the_native_engine_is_used_once() {
+    let text = |more: &str| format!("[engine]\nkind = \"native\"\n[pool]\nnamespaces = [\"net\", \"pid\"]\n{more}");
+    let good = load_text(&text("")).unwrap().config;
+    assert_eq!(good.reuse_of(0), Reuse::Once);
+    let mistake = mistakes_of(&text("reuse = \"fresh\"\n")).remove(0);
+    assert!(mistake.starts_with(":5: pool.reuse: ") && mistake.contains("a new first process"), "{mistake}");
+}
+
+#[test]
 fn pool_names_are_dns_labels() {
     for name in ["a", "0", "fn-1", "abcdefghijklmnopqrst"] {
         assert!(load_text(&format!("[pool]\nname = {name:?}\n")).is_ok(), "{name}");

@@ -16,6 +16,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, statat};
 use rustix::io::Errno;
 use tokio_util::task::TaskTracker;
 
+use super::first::{self, Written};
 use super::watch::{Watch, Watched};
 use super::{Folder, MountError, Mounter, Open, RECORD};
 use crate::engine::NamespaceKind;
@@ -63,8 +64,10 @@ impl WithFolders {
         if place.folder()? != folder {
             return Err(KernelError::Gone { pid: 0 });
         }
+        let first = self.first(path, &namespaces).await?;
         let held = InFolder {
             place,
+            first,
             namespaces: Mutex::new(namespaces),
             mounter: Arc::clone(&self.mounter),
             attacher: Arc::clone(&self.attacher),
@@ -72,6 +75,22 @@ impl WithFolders {
             turn: tokio::sync::Mutex::new(()),
         };
         Ok(Box::new(HeldFolder { held: Arc::new(held), tasks: self.tasks.clone() }))
+    }
+
+    /// Of the pid namespace, if there is one.
+    async fn first(&self, folder: &Path, namespaces: &[Arc<Namespace>]) -> Result<First, KernelError> {
+        let Some(pids) = namespaces.iter().find(|namespace| namespace.kind == NamespaceKind::Pid) else { return Ok(First::NotNeeded) };
+        let failed = |error: std::io::Error| KernelError::Failed {
+            what: folder.join(first::FILE).display().to_string(),
+            message: error.to_string(),
+        };
+        let Some(written) = Written::read(folder).map_err(failed)? else { return Ok(First::Ended) };
+        match self.inner.hold(written.pid, &[NamespaceKind::Pid]).await {
+            // Whoever has that pid and is in that namespace is its first process: without it there would be nobody in there.
+            Ok(held) if held.namespace(NamespaceKind::Pid) == Some(pids.id) => Ok(First::Held(held)),
+            Ok(_) | Err(KernelError::Gone { .. }) => Ok(First::Ended),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -144,8 +163,19 @@ struct HeldFolder {
     tasks: TaskTracker,
 }
 
+/// Who keeps the pid namespace.
+#[derive(Debug)]
+enum First {
+    /// There is none.
+    NotNeeded,
+    Held(Box<dyn Held>),
+    /// And the namespace with it; the others are there, and somebody may be in them.
+    Ended,
+}
+
 struct InFolder {
     place: Place,
+    first: First,
     namespaces: Mutex<Vec<Arc<Namespace>>>,
     mounter: Arc<dyn Mounter>,
     attacher: Arc<dyn Attacher>,
@@ -193,17 +223,29 @@ impl HeldFolder {
 }
 
 impl Held for HeldFolder {
-    /// There is no process.
+    /// Of who keeps the pid namespace, where there is one; else there is no process.
     fn pid(&self) -> u32 {
-        0
+        if let First::Held(first) = &self.held.first { first.pid() } else { 0 }
     }
 
     fn is_alive(&self) -> bool {
-        self.held.place.is_there()
+        let first = match &self.held.first {
+            First::NotNeeded => true,
+            First::Held(first) => first.is_alive(),
+            First::Ended => false,
+        };
+        first && self.held.place.is_there()
     }
 
     fn exited(&self) -> BoxFuture<'_, ()> {
         async move {
+            let first = async {
+                match &self.held.first {
+                    First::Held(first) => first.exited().await,
+                    First::NotNeeded | First::Ended => std::future::pending().await,
+                }
+            };
+            let mut first = std::pin::pin!(first);
             loop {
                 let gone = self.held.place.watched.gone.notified();
                 let mut gone = std::pin::pin!(gone);
@@ -212,7 +254,10 @@ impl Held for HeldFolder {
                 if !self.is_alive() {
                     return;
                 }
-                gone.await;
+                tokio::select! {
+                    () = gone => {}
+                    () = &mut first => return,
+                }
             }
         }
         .boxed()

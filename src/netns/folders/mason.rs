@@ -17,6 +17,7 @@ use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_bind_
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::sync::{mpsc, oneshot};
 
+use super::first::{self, Cell, First};
 use super::{Folder, MountError, Mounter, Open, RECORD};
 use crate::engine::NamespaceKind;
 use crate::netns::linux::is_namespace;
@@ -129,6 +130,8 @@ struct Hand {
     home: Open,
     /// The root is a mount of its own.
     is_rooted: bool,
+    /// Where the first processes of pid namespaces live, once there is one.
+    cell: Option<Cell>,
     /// Why there is no going on.
     astray: Option<String>,
 }
@@ -148,7 +151,7 @@ impl Hand {
                 Err(_) => {}
             }
         }
-        let mut hand = Self { root, home, is_rooted: false, astray: None };
+        let mut hand = Self { root, home, is_rooted: false, cell: None, astray: None };
         // What is not permitted is better known at once.
         hand.rooted()?;
         Ok(hand)
@@ -156,8 +159,16 @@ impl Hand {
 
     fn make(&mut self, folder: &Folder, kinds: &[NamespaceKind]) -> Result<(), MountError> {
         self.rooted()?;
-        let namespaces = self.unshared(kinds)?;
-        self.mount_all(folder, &namespaces)
+        let (kept, mounted): (Vec<_>, Vec<_>) = kinds.iter().partition(|kind| **kind == NamespaceKind::Pid);
+        let mut namespaces = self.unshared(&mounted)?;
+        let first = if kept.is_empty() { None } else { Some(First::start(&mut self.cell)?) };
+        if let Some(first) = &first {
+            namespaces.extend(first.namespaces()?);
+        }
+        self.mount_all(folder, &namespaces)?;
+        let Some(first) = first else { return Ok(()) };
+        // Last: until then it ends by itself.
+        first.write_down(&folder.path(&self.root)).inspect_err(|_| self.unmount_all(folder, &namespaces))
     }
 
     fn publish(&mut self, folder: &Folder, namespaces: &Open) -> Result<(), MountError> {
@@ -191,6 +202,10 @@ impl Hand {
     }
 
     fn renew(&mut self, folder: &Folder, kinds: &[NamespaceKind]) -> Result<Open, MountError> {
+        if kinds.contains(&NamespaceKind::Pid) {
+            // Who is in there would end with the old one.
+            return Err(MountError::refused("renewing", "a pid namespace")(Errno::OPNOTSUPP));
+        }
         let namespaces = self.unshared(kinds)?;
         for (kind, _) in &namespaces {
             take_away(&folder.path(&self.root).join(kind.proc_name()))?;
@@ -204,15 +219,19 @@ impl Hand {
         for (at, (kind, namespace)) in namespaces.iter().enumerate() {
             let file = path.join(kind.proc_name());
             if let Err(error) = mount_one(&file, namespace) {
-                for (kind, _) in namespaces[..=at].iter().rev() {
-                    if let Err(left) = take_away(&path.join(kind.proc_name())) {
-                        tracing::warn!(%left, "what is half-made stays");
-                    }
-                }
+                self.unmount_all(folder, &namespaces[..=at]);
                 return Err(error);
             }
         }
         Ok(())
+    }
+
+    fn unmount_all(&self, folder: &Folder, namespaces: &[(NamespaceKind, OwnedFd)]) {
+        for (kind, _) in namespaces.iter().rev() {
+            if let Err(left) = take_away(&folder.path(&self.root).join(kind.proc_name())) {
+                tracing::warn!(%left, "what is half-made stays");
+            }
+        }
     }
 
     fn clear(&mut self, folder: &Folder) -> Result<(), MountError> {
@@ -225,6 +244,7 @@ impl Hand {
         };
         let paths: Vec<PathBuf> =
             entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>().map_err(|e| failed("listing", &e))?;
+        first::end(&path)?;
         let record = path.join(RECORD);
         let mut failures: Vec<MountError> = paths.iter().filter(|path| **path != record).filter_map(|path| take_away(path).err()).collect();
         if let Some(first) = failures.pop() {
@@ -379,7 +399,7 @@ fn remove_folder(path: &Path) -> Result<(), MountError> {
     }
 }
 
-fn errno(error: &io::Error) -> Errno {
+pub(super) fn errno(error: &io::Error) -> Errno {
     Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
 

@@ -20,19 +20,19 @@ const PACKET: usize = 64 * 1024;
 /// A look at all processes of a host with a million of them.
 const LONGEST: usize = 64 * 1024 * 1024;
 /// A pidfd, and a namespace of each kind.
-pub(super) const MOST_DESCRIPTORS: usize = 4;
+pub(in crate::netns) const MOST_DESCRIPTORS: usize = 4;
 /// The number of what comes without a question.
-pub(super) const NEWS: u64 = 0;
+pub(in crate::netns) const NEWS: u64 = 0;
 const HEADER: usize = 9;
 const LAST: u8 = 1;
 const MORE: u8 = 0;
 
 #[derive(Debug, Default)]
-pub(super) struct Message {
+pub(in crate::netns) struct Message {
     /// Of the question that it is, or answers, or [`NEWS`].
-    pub(super) number: u64,
-    pub(super) body: Vec<u8>,
-    pub(super) descriptors: Vec<OwnedFd>,
+    pub(in crate::netns) number: u64,
+    pub(in crate::netns) body: Vec<u8>,
+    pub(in crate::netns) descriptors: Vec<OwnedFd>,
 }
 
 /// Why nothing more is received.
@@ -47,11 +47,11 @@ pub enum ChannelError {
 }
 
 /// Both ends of a new one.
-pub(super) fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
+pub(in crate::netns) fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
     socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
 }
 
-pub(super) fn send(socket: BorrowedFd<'_>, message: &Message) -> Result<(), Errno> {
+pub(in crate::netns) fn send(socket: BorrowedFd<'_>, message: &Message) -> Result<(), Errno> {
     let mut descriptors: Vec<BorrowedFd<'_>> = message.descriptors.iter().map(|descriptor| descriptor.as_fd()).collect();
     let mut chunks = message.body.chunks(PACKET).peekable();
     loop {
@@ -81,7 +81,7 @@ fn packet(socket: BorrowedFd<'_>, parts: [&[u8]; 2], descriptors: &[BorrowedFd<'
 }
 
 /// The next one; `None`: the other end is gone.
-pub(super) fn receive(socket: BorrowedFd<'_>) -> Result<Option<Message>, ChannelError> {
+pub(in crate::netns) fn receive(socket: BorrowedFd<'_>) -> Result<Option<Message>, ChannelError> {
     let mut message = Message::default();
     let mut buffer = vec![0; HEADER + PACKET];
     let mut first = true;
