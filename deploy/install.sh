@@ -13,7 +13,7 @@ sed -i "s,/usr/bin/nspool,$3/bin/nspool,g" "$units"/nspool*.service
 if [ ! -e "$root/etc/nspool/nspool.toml" ]; then install -Dm0644 systemd/nspool.toml "$root/etc/nspool/nspool.toml"; fi
 install -Dm0644 deploy/nspool.sysusers.conf "$root/usr/lib/sysusers.d/nspool.conf"
 install -Dm0644 -t "$prefix/share/nspool" deploy/prometheus/nspool.rules.yml systemd/nspool.toml systemd/managed-networks.conf systemd/native.conf \
-    systemd/native-pid.conf systemd/cni.conf
+    systemd/native-pid.conf systemd/native-user.conf systemd/cni.conf
 
 install -d "$prefix/share/man/man1"
 "$program" man "$prefix/share/man/man1"

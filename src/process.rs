@@ -284,6 +284,7 @@ fn begin(config: &Config) -> Begin {
         host: (!config.managed.is_empty()).then_some(host),
         folders: Some(config.state.namespaces.clone()),
         must_mount: config.engine.kind == EngineChoice::Native,
+        ids: config.pool.namespaces.contains(&NamespaceKind::User).then_some(config.pool.user_ids),
         cni: config.cni.clone(),
         lock: config.state.dir.join(format!("{}.helper", config.pool.name)),
         log: Log { filter: config.log.filter.clone(), json: config.log.format == config::LogFormat::Json },

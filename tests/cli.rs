@@ -458,7 +458,7 @@ fn exec_asks_for_a_lease_that_is_renewed_and_gives_it_back_in_every_case() {
         (vec![oci("network", &pool.join("gone/net"))], "true", 1, "the lease has ended"),
         (vec![oci("network", own), oci("uts", &pool.join("gone/uts"))], "true", 1, "the lease has ended"),
         (vec![oci("network", std::path::Path::new("/nowhere/x/y/net"))], "true", 69, "not seen from here"),
-        (vec![oci("user", own)], "true", 69, "user namespace, only a container can"),
+        (vec![oci("cgroup", own)], "true", 69, "cgroup namespace, only a container can"),
         (vec![], "true", 69, "(native) have no paths"),
     ] {
         daemon.script(|script| {

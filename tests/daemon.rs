@@ -40,5 +40,6 @@ mod e2e {
     mod stops;
     mod systemd;
     mod upgrades;
+    mod users;
     mod verified;
 }

@@ -103,6 +103,8 @@ const NAMES: &[&str] = &[
     "capabilities/chown",
     "capabilities/setpcap",
     "capabilities/sys_chroot",
+    "capabilities/setuid",
+    "capabilities/setgid",
     "limits/nofile",
     "limits/pid_max",
     "limits/threads_max",

@@ -50,6 +50,8 @@ fn the_drop_ins_take_nothing_from_the_unit() {
     assert!(more.is_superset(&unit) && more.contains("CAP_NET_ADMIN") && more.contains("CAP_SYS_ADMIN"), "{more:?}");
     let native = capabilities("native.conf");
     assert!(native.is_superset(&more) && native.contains("CAP_SYS_CHROOT"), "{native:?}");
+    let users = capabilities("native-user.conf");
+    assert!(users.is_superset(&native) && users.contains("CAP_SETUID") && users.contains("CAP_SETGID"), "{users:?}");
 }
 
 #[test]

@@ -63,7 +63,7 @@ pub(super) struct Natively {
 
 /// Namespaces are mounted below that folder; what CNI plugins gave them they can take back.
 pub(super) async fn native(root: &Path, pool: &str, cni: Cni, kernel: Arc<dyn Kernel>) -> Result<Natively, Failure> {
-    let mason = Mason::start(root).map_err(|error| Failure::new(exit::NOPERM, format!("namespaces cannot be mounted: {error}")))?;
+    let mason = Mason::start(root, None).map_err(|error| Failure::new(exit::NOPERM, format!("namespaces cannot be mounted: {error}")))?;
     let attacher: Arc<dyn Attacher> = Arc::new(Aside::new(cni, root.to_owned()));
     let mounter: Arc<dyn Mounter> = Arc::new(GivesBack::new(Arc::new(mason), Arc::clone(&attacher), root.to_owned()));
     let engine = Arc::new(Native::new(root, pool, Arc::clone(&mounter)));

@@ -167,7 +167,7 @@ async fn clear_folders(args: &Purge, mounter: Option<Arc<dyn Mounter>>, view: &m
             Some(mounter) => mounter,
             None if !args.namespaces.join(&args.pool).exists() => return Ok(()),
             None => {
-                let mason: Arc<dyn Mounter> = Arc::new(Mason::start(&args.namespaces)?);
+                let mason: Arc<dyn Mounter> = Arc::new(Mason::start(&args.namespaces, None)?);
                 let shelf = Shelf::new(args.namespaces.clone(), args.pool.clone(), Vec::new(), Arc::clone(&mason));
                 shelf.sweep(&view.left.iter().map(|left| left.name.clone()).collect()).await;
                 mason

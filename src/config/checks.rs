@@ -6,6 +6,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::value::Check;
+use crate::netns::folders::Ids;
 use crate::netns::managed::Subnet;
 use crate::netns::managed::network::is_link_name;
 
@@ -95,8 +96,8 @@ pub(super) const POOL_NAME: Check = Check {
 
 /// Namespaces that a buddy shares.
 pub(super) const NAMESPACE: Check = Check {
-    allowed: "\"net\", \"ipc\", \"pid\" and \"uts\"; \"net\" must be among them",
-    test: |text| verdict(["net", "ipc", "pid", "uts"].contains(&text)),
+    allowed: "\"net\", \"ipc\", \"pid\", \"uts\" and \"user\"; \"net\" must be among them",
+    test: |text| verdict(["net", "ipc", "pid", "uts", "user"].contains(&text)),
 };
 
 /// The placeholder image.
@@ -123,6 +124,21 @@ pub(super) const USER: Check = Check {
         }
     },
 };
+
+/// `first:count`.
+pub(super) const USER_IDS: Check = Check {
+    allowed: "two numbers \"first:count\", the first id above 0, up to 4294967294",
+    test: |text| user_ids(text).map(drop).ok_or(None),
+};
+
+/// What such a text says.
+pub(super) fn user_ids(text: &str) -> Option<Ids> {
+    let (first, count) = text.split_once(':')?;
+    let ids = Ids { first: first.parse().ok()?, count: count.parse().ok()? };
+    // The last one of all means that there is none.
+    let fits = ids.first.checked_add(ids.count).is_some_and(|end| end < u32::MAX);
+    (ids.first > 0 && ids.count > 0 && fits).then_some(ids)
+}
 
 /// Where the engine listens.
 pub(super) const ENGINE_ENDPOINT: Check = Check {

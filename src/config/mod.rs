@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use crate::engine::NamespaceKind;
 use crate::netns::cni::Cni;
+use crate::netns::folders::Ids;
 use crate::netns::folders::ROOT;
 pub use networks::{CniNetwork, EngineNetwork, Managed};
 
@@ -135,6 +136,8 @@ pub struct Pool {
     pub networks: Vec<String>,
     /// Always holds `Net`.
     pub namespaces: Vec<NamespaceKind>,
+    /// Of user namespaces.
+    pub user_ids: Ids,
     /// `None`: `auto`. What it comes to on a network says [`Config::reuse_of`].
     pub reuse: Option<Reuse>,
     /// Matters where that is `Verified`.
@@ -177,6 +180,7 @@ impl Default for Pool {
             max: 64,
             networks: vec!["bridge".into()],
             namespaces: vec![NamespaceKind::Net],
+            user_ids: Ids { first: 0x7000_0000, count: 0x1_0000 },
             reuse: None,
             privileged_joiners: Unbounded::Retire,
             across_tenants: AcrossTenants::Allow,

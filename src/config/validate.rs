@@ -148,9 +148,11 @@ impl Rules<'_> {
     }
 
     fn engines_namespaces(&mut self) {
-        let good = !self.config.pool.namespaces.contains(&NamespaceKind::Uts);
-        let hint = "a container engine does not let containers share it: use engine.kind = \"native\"";
-        self.check(good, "pool.namespaces", "no \"uts\" with a container engine".into(), hint);
+        for kind in [NamespaceKind::Uts, NamespaceKind::User] {
+            let good = !self.config.pool.namespaces.contains(&kind);
+            let hint = "a container engine does not let containers share it: use engine.kind = \"native\"";
+            self.check(good, "pool.namespaces", format!("no {:?} with a container engine", kind.proc_name()), hint);
+        }
     }
 
     /// What containers, images and engine networks have to do with has no meaning there.

@@ -119,13 +119,15 @@ pub enum NamespaceKind {
     Pid,
     /// The host's name. No container engine lets it be shared: of the native engine's only.
     Uts,
+    /// User and group ids; the others then belong to it. Of the native engine's only.
+    User,
 }
 
 impl NamespaceKind {
-    /// Those that a mount keeps, without a process.
-    pub const MOUNTABLE: [Self; 3] = [Self::Net, Self::Ipc, Self::Uts];
-    /// Those that can be joined by path.
-    pub const JOINABLE: [Self; 4] = [Self::Net, Self::Ipc, Self::Uts, Self::Pid];
+    /// Those that a thread goes into, and comes back from.
+    pub const ENTERED: [Self; 3] = [Self::Net, Self::Ipc, Self::Uts];
+    /// Those that can be joined by path; in this order, as who has joined the last one may not join others.
+    pub const JOINABLE: [Self; 5] = [Self::Net, Self::Ipc, Self::Uts, Self::Pid, Self::User];
 
     /// The name under `/proc/<pid>/ns/`, and in an OCI namespace path.
     #[must_use]
@@ -135,6 +137,7 @@ impl NamespaceKind {
             Self::Ipc => "ipc",
             Self::Pid => "pid",
             Self::Uts => "uts",
+            Self::User => "user",
         }
     }
 }

@@ -155,6 +155,7 @@ impl Breed {
             (NamespaceKind::Ipc, "IpcMode"),
             (NamespaceKind::Pid, "PidMode"),
             (NamespaceKind::Uts, "UTSMode"),
+            (NamespaceKind::User, "UsernsMode"),
         ];
         for (kind, key) in keys.into_iter().filter(|(kind, _)| self.namespaces.contains(kind)) {
             let mode = if facts.pid == 0 { format!("ns:{folder}/{}", kind.proc_name()) } else { network_mode.clone() };

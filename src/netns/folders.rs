@@ -19,6 +19,7 @@
 pub mod first;
 pub mod held;
 pub mod mason;
+pub mod user;
 mod watch;
 
 use std::fmt;
@@ -34,6 +35,7 @@ use crate::engine::NamespaceKind;
 
 pub use held::WithFolders;
 pub use mason::Mason;
+pub use user::Ids;
 
 /// Where the folders of all pools are.
 pub const ROOT: &str = "/run/nspool/ns";
@@ -193,7 +195,9 @@ impl MountError {
 fn hint_of(errno: Errno) -> &'static str {
     match errno {
         Errno::NOSPC => "no more mounts or namespaces are to be had (fs.mount-max, user.max_net_namespaces and its like): ",
-        Errno::PERM | Errno::ACCESS => "nspool needs root, or CAP_SYS_ADMIN (and CAP_SYS_CHROOT in a unit's sandbox): ",
+        Errno::PERM | Errno::ACCESS => {
+            "nspool needs root, or CAP_SYS_ADMIN (in a unit's sandbox CAP_SYS_CHROOT, for user namespaces CAP_SETUID and CAP_SETGID): "
+        }
         Errno::NOMEM => "the kernel is out of memory for it: ",
         _ => "",
     }

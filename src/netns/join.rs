@@ -28,6 +28,7 @@ use rustix::thread::move_into_link_name_space;
 use tokio::process::Child;
 use tokio::sync::oneshot;
 
+use super::folders::first::become_user;
 use super::folders::mason::link_type;
 use super::helper::keeper::{COMMAND, SELF};
 use super::linux::{ends_within, is_namespace};
@@ -44,7 +45,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// As a lease names it: `network`, `ipc`, `uts`, `pid`. `None`: another kind, or none at all.
+    /// As a lease names it: `network`, `ipc`, `uts`, `pid`, `user`. `None`: another kind, or none at all.
     #[must_use]
     pub fn new(oci_type: &str, path: &str) -> Option<Self> {
         let kind = NamespaceKind::JOINABLE.into_iter().find(|kind| oci_name(*kind) == oci_type)?;
@@ -204,15 +205,15 @@ fn parse(words: &[OsString]) -> Option<(i32, Vec<Place>, &[OsString])> {
 }
 
 fn go(parent: i32, places: &[Place]) -> Result<(), JoinError> {
-    // It is refused of no signal that there is.
-    let _told = set_parent_process_death_signal(Some(Signal::KILL));
-    // Who ended before that is not told of.
-    if parent_here() != Some(parent) {
-        return Err(JoinError::Orphan);
-    }
     // All of them are opened before the first is joined: what is half there is not to be had.
     let open = places.iter().map(open).collect::<Result<Vec<_>, _>>()?;
-    places.iter().zip(open).try_for_each(|(place, namespace)| join(place, &namespace))
+    places.iter().zip(open).try_for_each(|(place, namespace)| match place.kind {
+        NamespaceKind::User => become_user(&namespace).map_err(|errno| refused("join", &place.path, errno.into())),
+        NamespaceKind::Net | NamespaceKind::Ipc | NamespaceKind::Uts | NamespaceKind::Pid => join(place, &namespace),
+    })?;
+    // Last, as another user's process forgets it. It is refused of no signal that there is; a parent who ended before is not told of.
+    let _told = set_parent_process_death_signal(Some(Signal::KILL));
+    if parent_here() == Some(parent) { Ok(()) } else { Err(JoinError::Orphan) }
 }
 
 /// As those see it who are in the pid namespace of who started this: in another one a parent outside has no number.
@@ -281,7 +282,7 @@ mod tests {
 
     #[test]
     fn what_a_process_cannot_go_into_is_no_place() {
-        for kind in ["net", "mount", "user", ""] {
+        for kind in ["net", "mount", ""] {
             assert_eq!(Place::new(kind, "/x"), None, "{kind}");
         }
     }

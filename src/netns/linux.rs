@@ -47,6 +47,7 @@ pub struct Linux {
     ipc: Coalesced<Scan>,
     pid: Coalesced<Scan>,
     uts: Coalesced<Scan>,
+    user: Coalesced<Scan>,
 }
 
 impl Default for Linux {
@@ -65,6 +66,7 @@ impl Linux {
             ipc: shared(NamespaceKind::Ipc),
             pid: shared(NamespaceKind::Pid),
             uts: shared(NamespaceKind::Uts),
+            user: shared(NamespaceKind::User),
         }
     }
 
@@ -74,6 +76,7 @@ impl Linux {
             NamespaceKind::Ipc => &self.ipc,
             NamespaceKind::Pid => &self.pid,
             NamespaceKind::Uts => &self.uts,
+            NamespaceKind::User => &self.user,
         }
     }
 
@@ -319,6 +322,7 @@ pub(super) fn is_namespace(open: BorrowedFd<'_>, kind: NamespaceKind) -> bool {
         NamespaceKind::Ipc => 0x0800_0000,
         NamespaceKind::Pid => 0x2000_0000,
         NamespaceKind::Uts => 0x0400_0000,
+        NamespaceKind::User => 0x1000_0000,
     };
     asked == Ok(flag)
 }

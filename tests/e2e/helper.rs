@@ -193,7 +193,7 @@ async fn a_killed_daemons_helper_goes_with_it() {
 }
 
 /// The capabilities that systemd would leave to the daemon, by that file.
-fn rights(file: &str) -> String {
+pub(super) fn rights(file: &str) -> String {
     let text = std::fs::read_to_string(format!("{}/systemd/{file}", env!("CARGO_MANIFEST_DIR"))).unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).unwrap();
     let capabilities = line.split(' ').map(|capability| format!(",+{}", capability.trim_start_matches("CAP_").to_lowercase()));

@@ -25,7 +25,7 @@ fn inside(lease: &proto::Lease, command: &str) -> Result<String, String> {
     if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
 }
 
-fn enter(lease: &proto::Lease) -> Command {
+pub(super) fn enter(lease: &proto::Lease) -> Command {
     let mut command = Command::new("nsenter");
     command.args(lease.oci_namespaces.iter().map(|namespace| match namespace.r#type.as_str() {
         "network" => format!("--net={}", namespace.path),

@@ -7,6 +7,7 @@ use super::finding::{Check, Finding, Status};
 use super::host::Host;
 use super::units::Unit;
 use crate::config::{Config, EngineChoice, Reuse};
+use crate::engine::NamespaceKind;
 use crate::netns::helper::powers;
 
 /// One of them.
@@ -18,7 +19,7 @@ struct Power {
     why: &'static str,
 }
 
-const POWERS: [Power; 7] = [
+const POWERS: [Power; 9] = [
     Power {
         bit: CapabilitySet::SYS_PTRACE,
         name: "sys_ptrace",
@@ -56,6 +57,8 @@ const POWERS: [Power; 7] = [
         written: "CAP_SYS_CHROOT",
         why: "to mount namespaces where all see them, from inside a unit's sandbox: without a container engine",
     },
+    Power { bit: CapabilitySet::SETUID, name: "setuid", written: "CAP_SETUID", why: "to say whose ids are whose in user namespaces" },
+    Power { bit: CapabilitySet::SETGID, name: "setgid", written: "CAP_SETGID", why: "to say whose ids are whose in user namespaces" },
 ];
 
 /// Of this process.
@@ -98,6 +101,8 @@ fn need(config: &Config, power: &Power) -> Status {
         "sys_admin" | "net_admin" if enters(config) => Status::Missing,
         "sys_admin" | "net_admin" => Status::Note,
         "sys_chroot" if !is_native(config) => Status::Note,
+        "setuid" | "setgid" if config.pool.namespaces.contains(&NamespaceKind::User) => Status::Missing,
+        "setuid" | "setgid" => Status::Note,
         _ => Status::Warning,
     }
 }
@@ -171,6 +176,9 @@ fn of_unit(config: &Config, unit: &Unit) -> Finding {
     let finding = check.is(bad, format!("{shown} does not give {}", lacks(bad).join(", ")));
     let finding = finding.remedy(format!("CapabilityBoundingSet={} (systemctl edit nspool)", lacks(bad).join(" ")));
     match enters(config) {
+        true if config.pool.namespaces.contains(&NamespaceKind::User) => {
+            finding.remedy("install -D systemd/native-user.conf /etc/systemd/system/nspool.service.d/native-user.conf")
+        }
         true if is_native(config) => finding.remedy("install -D systemd/native.conf /etc/systemd/system/nspool.service.d/native.conf"),
         true => finding.remedy("install -D systemd/managed-networks.conf /etc/systemd/system/nspool.service.d/managed-networks.conf"),
         false => finding,
@@ -202,7 +210,10 @@ mod tests {
 
     #[test]
     fn every_power_of_the_helper_is_looked_at() {
-        assert_eq!(POWERS.iter().fold(CapabilitySet::empty(), |all, power| all | power.bit), powers::HELPERS | CapabilitySet::SETPCAP);
+        assert_eq!(
+            POWERS.iter().fold(CapabilitySet::empty(), |all, power| all | power.bit),
+            powers::HELPERS | powers::OF_USERS | CapabilitySet::SETPCAP
+        );
     }
 
     #[test]

@@ -89,7 +89,7 @@ fn check_of(deed: Deed) -> Check {
         Deed::Ipc => ("ipc_namespaces", "engines give each container one; slots can share theirs"),
         Deed::Uts => ("uts_namespaces", "engines give each container one"),
         Deed::Pid => ("pid_namespaces", "engines give each container one; slots can share theirs"),
-        Deed::User => ("user_namespaces", "only for running without root, and for engines that do"),
+        Deed::User => ("user_namespaces", "for running without root, for engines that do, and for pools that share them"),
         Deed::Bridge => ("bridge", "the links of slots go on one: nspool's on managed networks, else the engine's"),
         Deed::Veth => ("veth", "a slot's link to the bridge"),
         Deed::Rules => ("nf_tables", "managed networks keep slots from each other by rules, and let them out by NAT"),
@@ -102,7 +102,8 @@ fn is_needed(config: &Config, deed: Deed) -> bool {
         Deed::Pidfd | Deed::Net => true,
         Deed::Ipc => config.pool.namespaces.contains(&NamespaceKind::Ipc),
         Deed::Pid => config.pool.namespaces.contains(&NamespaceKind::Pid),
-        Deed::Uts | Deed::User => false,
+        Deed::Uts => config.pool.namespaces.contains(&NamespaceKind::Uts),
+        Deed::User => config.pool.namespaces.contains(&NamespaceKind::User),
         Deed::Bridge | Deed::Veth | Deed::Rules => !config.managed.is_empty(),
     }
 }

@@ -92,14 +92,27 @@ pub const KEYS: &[Key] = &[
         "namespaces",
         "namespaces",
         restart,
-        Kind::List { item: checks::NAMESPACE, min: 1, max: 4 },
+        Kind::List { item: checks::NAMESPACE, min: 1, max: 5 },
         None,
         get | c | Value::List(c.pool.namespaces.iter().map(|kind| kind.proc_name().to_owned()).collect()),
         set | c,
         value | c.pool.namespaces = value.list().iter().map(|word| namespace_kind(word)).collect(),
         "Namespaces that functions may share with a buddy. Shared memory outlives the function that made it (ipc); with pid a function that is \
-         root can end the buddy and see other processes, so pid goes only with reuse = \"once\". uts, the host's name, is to be had with \
-         engine.kind = \"native\" alone."
+         root can end the buddy and see other processes, so pid goes only with reuse = \"once\". uts, the host's name, and user, to \
+         which the others then belong, are to be had with engine.kind = \"native\" alone."
+    ),
+    key!(
+        "pool",
+        "user_ids",
+        "user-ids",
+        restart,
+        Kind::Text(checks::USER_IDS),
+        None,
+        get | c | Value::Text(format!("{}:{}", c.pool.user_ids.first, c.pool.user_ids.count)),
+        set | c,
+        value | c.pool.user_ids = checks::user_ids(value.text()).unwrap_or(c.pool.user_ids),
+        "With user in namespaces: the host's user and group ids that are 0, 1 and so on in there, as \"FIRST:COUNT\". Nobody else on the host should have them; the \
+         default is above all that systemd and Debian give away."
     ),
     key!(
         "pool",
@@ -528,6 +541,7 @@ fn namespace_kind(word: &str) -> NamespaceKind {
         "ipc" => NamespaceKind::Ipc,
         "pid" => NamespaceKind::Pid,
         "uts" => NamespaceKind::Uts,
+        "user" => NamespaceKind::User,
         _ => NamespaceKind::Net,
     }
 }

@@ -21,6 +21,7 @@ fn other_value(key: &Key) -> (String, String) {
         "pool.across_tenants" => "retire",
         "placeholder.image" => "busybox:1.36",
         "placeholder.command" => "tail -f '/dev/null now'",
+        "pool.user_ids" => "70000:80",
         "placeholder.user" => "7:8",
         "engine.kind" => "podman",
         "engine.endpoint" => "unix:///run/podman/podman.sock",

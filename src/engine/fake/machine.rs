@@ -18,11 +18,11 @@ const FIRST_INO: u64 = 4_026_531_840;
 /// A namespace, never given to another one.
 pub(super) type NsKey = u64;
 
-/// Network, ipc, pid, uts: in this order.
-pub(super) type NsSet = [NsKey; 4];
+/// Network, ipc, pid, uts, user: in this order.
+pub(super) type NsSet = [NsKey; 5];
 
 /// The host's, which pid 1 is in.
-pub(super) const HOST: NsSet = [0, 1, 2, 3];
+pub(super) const HOST: NsSet = [0, 1, 2, 3, 4];
 
 pub(super) fn place(kind: NamespaceKind) -> usize {
     match kind {
@@ -30,6 +30,7 @@ pub(super) fn place(kind: NamespaceKind) -> usize {
         NamespaceKind::Ipc => 1,
         NamespaceKind::Pid => 2,
         NamespaceKind::Uts => 3,
+        NamespaceKind::User => 4,
     }
 }
 

@@ -312,7 +312,7 @@ impl Model {
         let ipc = joined.filter(|_| shares(NamespaceKind::Ipc)).map(|theirs| theirs[1]);
         let pid = joined.filter(|_| shares(NamespaceKind::Pid)).map(|theirs| theirs[2]);
         let mut own = |key: Option<u64>| key.unwrap_or_else(|| self.machine.new_namespace());
-        Ok(([own(net), own(ipc), own(pid), own(None)], address))
+        Ok(([own(net), own(ipc), own(pid), own(None), HOST[4]], address))
     }
 
     pub(super) fn give_back(&mut self, network: Option<&str>, address: Option<u32>) {

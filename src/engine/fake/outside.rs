@@ -189,7 +189,7 @@ impl FakeWorld {
         let number = model.find(container)?;
         let host = super::machine::HOST;
         let theirs = model.item(number).namespaces.filter(|set| model.machine.is_there(set[0]))?;
-        Some(model.machine.spawn([theirs[0], host[1], host[2], host[3]], None, "stranger"))
+        Some(model.machine.spawn([theirs[0], host[1], host[2], host[3], host[4]], None, "stranger"))
     }
 
     /// Ends a process; if it is a container's, the container.

@@ -29,8 +29,9 @@ use nix::sched::{CloneFlags, unshare};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, mount_remount, unmount};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::process::{Gid, Uid};
 use rustix::process::{Pid, PidfdFlags, Signal, chdir, pidfd_open, pidfd_send_signal, pivot_root};
-use rustix::thread::{CapabilitySet, move_into_link_name_space};
+use rustix::thread::{CapabilitySet, LinkNameSpaceType, move_into_link_name_space, set_thread_gid, set_thread_groups, set_thread_uid};
 
 use super::{MountError, Open};
 use crate::engine::NamespaceKind;
@@ -45,7 +46,7 @@ pub const ROLE: &str = "first";
 /// Beside the namespace: who keeps it.
 pub(super) const FILE: &str = "init";
 /// To start two processes takes milliseconds.
-const STARTED_WITHIN: Duration = Duration::from_secs(5);
+pub(super) const STARTED_WITHIN: Duration = Duration::from_secs(5);
 /// The kernel ends all who are in the namespace before its first process is gone.
 const ENDED_WITHIN: Duration = Duration::from_secs(5);
 /// More than the init's size and its folder's.
@@ -55,10 +56,14 @@ const CELL: &std::ffi::CStr = c"size=64k,nr_inodes=8,mode=0555";
 #[derive(Debug)]
 pub(super) struct Cell(Vec<OwnedFd>);
 
+/// So many they are.
+const CELLS: usize = 4;
+
 impl Cell {
     fn of(pid: u32) -> Result<Self, MountError> {
         let open = |name| File::open(format!("/proc/{pid}/ns/{name}")).map(OwnedFd::from);
-        let opened = ["mnt", "net", "ipc", "uts"].into_iter().map(open).collect::<io::Result<Vec<_>>>();
+        let names: [_; CELLS] = ["mnt", "net", "ipc", "uts"];
+        let opened = names.into_iter().map(open).collect::<io::Result<Vec<_>>>();
         opened.map(Self).map_err(|error| refused("opening the namespaces of", &error))
     }
 
@@ -77,7 +82,9 @@ pub(super) struct First {
 
 impl First {
     /// Starts one, in the cell or in the first of its kind. Blocks until it is there.
-    pub(super) fn start(cell: &mut Option<Cell>) -> Result<Self, MountError> {
+    ///
+    /// `users`: the user namespace that the pid namespace is to belong to.
+    pub(super) fn start(cell: &mut Option<Cell>, users: Option<&OwnedFd>) -> Result<Self, MountError> {
         let failed = |error: io::Error| refused("starting", &error);
         let (ours, theirs) = channel::pair().map_err(|errno| failed(errno.into()))?;
         set_socket_timeout(&ours, Timeout::Recv, Some(STARTED_WITHIN)).map_err(|errno| failed(errno.into()))?;
@@ -85,16 +92,17 @@ impl First {
         role.arg0(env!("CARGO_PKG_NAME")).args([COMMAND, ROLE]).env_clear().stdin(Stdio::from(theirs)).stdout(Stdio::null());
         let role = role.process_group(0).spawn().map_err(failed)?;
         let mut first = Self { pid: 0, socket: ours, role };
-        first.pid = first.asked(cell.as_ref())?;
+        first.pid = first.asked(cell.as_ref(), users)?;
         if cell.is_none() {
             *cell = Some(Cell::of(first.pid)?);
         }
         Ok(first)
     }
 
-    fn asked(&self, cell: Option<&Cell>) -> Result<u32, MountError> {
+    fn asked(&self, cell: Option<&Cell>, users: Option<&OwnedFd>) -> Result<u32, MountError> {
         let failed = |error: io::Error| refused("starting", &error);
-        let descriptors = cell.map(Cell::descriptors).transpose().map_err(failed)?.unwrap_or_default();
+        let mut descriptors = cell.map(Cell::descriptors).transpose().map_err(failed)?.unwrap_or_default();
+        descriptors.extend(users.map(OwnedFd::try_clone).transpose().map_err(failed)?);
         let question = Message { number: 1, body: Vec::new(), descriptors };
         channel::send(self.socket.as_fd(), &question).map_err(|errno| failed(errno.into()))?;
         let answer = channel::receive(self.socket.as_fd()).map_err(|error| MountError::Stopped(format!("the init's parent: {error}")))?;
@@ -216,7 +224,8 @@ fn refused(step: &'static str, error: &io::Error) -> MountError {
 pub fn work() -> ExitCode {
     let thread = io::stdin();
     let Ok(Some(question)) = channel::receive(thread.as_fd()) else { return ExitCode::FAILURE };
-    let started = started(&question.descriptors);
+    let (cell, users) = question.descriptors.split_at(question.descriptors.len() / CELLS * CELLS);
+    let started = started(cell, users.first());
     let words = started.as_ref().map(Child::id).map_err(Clone::clone);
     let Ok(body) = serde_json::to_vec(&words) else { return ExitCode::FAILURE };
     let told = channel::send(thread.as_fd(), &Message { number: 1, body, descriptors: Vec::new() });
@@ -232,7 +241,7 @@ pub fn work() -> ExitCode {
     }
 }
 
-fn started(cell: &[OwnedFd]) -> Result<Child, MountError> {
+fn started(cell: &[OwnedFd], users: Option<&OwnedFd>) -> Result<Child, MountError> {
     // Before there is no way to it any more.
     let null = || OpenOptions::new().read(true).write(true).open("/dev/null").map(Stdio::from);
     let io = |step: &'static str| move |error: io::Error| refused(step, &error);
@@ -240,11 +249,20 @@ fn started(cell: &[OwnedFd]) -> Result<Child, MountError> {
     let Ok([stdin, stdout, stderr]) = <[Stdio; 3]>::try_from(none) else { return Err(refused("starting", &Errno::INVAL.into())) };
     let entered = if cell.is_empty() { build_cell() } else { cell.iter().try_for_each(|fd| move_into_link_name_space(fd.as_fd(), None)) };
     entered.map_err(|errno| refused("making the cell of", &errno.into()))?;
+    users.map_or(Ok(()), become_user).map_err(|errno| refused("going into the user namespace of", &errno.into()))?;
     let unshared = unshare(CloneFlags::CLONE_NEWPID).map_err(|error| io::Error::from_raw_os_error(error as i32));
     unshared.map_err(io("making"))?;
     powers::keep(CapabilitySet::empty()).map_err(|errno| refused("taking the rights of", &errno.into()))?;
     let mut init = Command::new("/init");
     init.arg0("nspool-init").env_clear().process_group(0).stdin(stdin).stdout(stdout).stderr(stderr).spawn().map_err(io("starting"))
+}
+
+/// Root of that namespace, who is nobody on the host.
+pub(in crate::netns) fn become_user(users: &OwnedFd) -> Result<(), Errno> {
+    move_into_link_name_space(users.as_fd(), Some(LinkNameSpaceType::User))?;
+    set_thread_groups(&[])?;
+    set_thread_gid(Gid::ROOT)?;
+    set_thread_uid(Uid::ROOT)
 }
 
 /// Namespaces with nothing in them but the init's file.

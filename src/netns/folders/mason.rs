@@ -18,7 +18,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::sync::{mpsc, oneshot};
 
 use super::first::{self, Cell, First};
-use super::{Folder, MountError, Mounter, Open, RECORD};
+use super::{Folder, Ids, MountError, Mounter, Open, RECORD, user};
 use crate::engine::NamespaceKind;
 use crate::netns::linux::is_namespace;
 use crate::netns::managed::loopback_up;
@@ -46,15 +46,15 @@ enum Job {
 type Reply<T> = oneshot::Sender<Result<T, MountError>>;
 
 impl Mason {
-    /// Folders below `root`, which is made.
+    /// Folders below `root`, which is made. `ids`: of the user namespaces, if there are to be any.
     ///
     /// # Errors
     /// The root cannot be mounted, the host's mount namespace cannot be entered, the thread's own namespaces cannot be opened, no thread can be started.
-    pub fn start(root: &Path) -> Result<Self, MountError> {
+    pub fn start(root: &Path, ids: Option<Ids>) -> Result<Self, MountError> {
         let (jobs, queue) = mpsc::channel(QUEUE);
         let (ready, is_ready) = std::sync::mpsc::sync_channel(1);
         let root = root.to_owned();
-        let work = move || match Hand::new(root) {
+        let work = move || match Hand::new(root, ids) {
             Ok(hand) => {
                 if ready.send(Ok(())).is_ok() {
                     run(hand, queue);
@@ -126,6 +126,7 @@ fn run(mut hand: Hand, mut queue: mpsc::Receiver<Job>) {
 
 struct Hand {
     root: PathBuf,
+    ids: Option<Ids>,
     /// Its own namespaces, to go back to.
     home: Open,
     /// The root is a mount of its own.
@@ -137,10 +138,10 @@ struct Hand {
 }
 
 impl Hand {
-    fn new(root: PathBuf) -> Result<Self, MountError> {
+    fn new(root: PathBuf, ids: Option<Ids>) -> Result<Self, MountError> {
         enter_hosts_mounts()?;
         let mut home = Open::new();
-        for kind in NamespaceKind::MOUNTABLE {
+        for kind in NamespaceKind::ENTERED {
             let own = open(&own_namespace(kind))?;
             match move_into_link_name_space(own.as_fd(), Some(link_type(kind))) {
                 Ok(()) => home.push((kind, own)),
@@ -151,7 +152,7 @@ impl Hand {
                 Err(_) => {}
             }
         }
-        let mut hand = Self { root, home, is_rooted: false, cell: None, astray: None };
+        let mut hand = Self { root, ids, home, is_rooted: false, cell: None, astray: None };
         // What is not permitted is better known at once.
         hand.rooted()?;
         Ok(hand)
@@ -160,8 +161,9 @@ impl Hand {
     fn make(&mut self, folder: &Folder, kinds: &[NamespaceKind]) -> Result<(), MountError> {
         self.rooted()?;
         let (kept, mounted): (Vec<_>, Vec<_>) = kinds.iter().partition(|kind| **kind == NamespaceKind::Pid);
-        let mut namespaces = self.unshared(&mounted)?;
-        let first = if kept.is_empty() { None } else { Some(First::start(&mut self.cell)?) };
+        let mut namespaces = self.made(&mounted)?;
+        let users = namespaces.iter().find(|(kind, _)| *kind == NamespaceKind::User).map(|(_, open)| open);
+        let first = if kept.is_empty() { None } else { Some(First::start(&mut self.cell, users)?) };
         if let Some(first) = &first {
             namespaces.extend(first.namespaces()?);
         }
@@ -206,7 +208,7 @@ impl Hand {
             // Who is in there would end with the old one.
             return Err(MountError::refused("renewing", "a pid namespace")(Errno::OPNOTSUPP));
         }
-        let namespaces = self.unshared(kinds)?;
+        let namespaces = self.made(kinds)?;
         for (kind, _) in &namespaces {
             take_away(&folder.path(&self.root).join(kind.proc_name()))?;
         }
@@ -291,6 +293,23 @@ impl Hand {
         Ok(())
     }
 
+    /// New namespaces, with the loopback link up.
+    fn made(&mut self, kinds: &[NamespaceKind]) -> Result<Open, MountError> {
+        if !kinds.contains(&NamespaceKind::User) {
+            return self.unshared(kinds);
+        }
+        let ids = self.ids.ok_or_else(|| MountError::Stopped("which ids a user namespace is to have was not said".to_owned()))?;
+        let opened = user::made(kinds, ids)?;
+        let network: Vec<_> = opened.iter().filter(|(kind, _)| *kind == NamespaceKind::Net).collect();
+        let is_up = network.iter().try_for_each(|(kind, open)| {
+            move_into_link_name_space(open.as_fd(), Some(link_type(*kind)))?;
+            loopback_up()
+        });
+        self.go_home(&[NamespaceKind::Net])?;
+        is_up.map_err(MountError::refused("bringing up", "the loopback link"))?;
+        Ok(opened)
+    }
+
     /// New namespaces. The thread is in them for that moment.
     fn unshared(&mut self, kinds: &[NamespaceKind]) -> Result<Open, MountError> {
         if let Some(kind) = kinds.iter().find(|kind| !self.home.iter().any(|(home, _)| home == *kind)) {
@@ -301,17 +320,20 @@ impl Hand {
         unshare(flags).map_err(|error| MountError::refused("making namespaces:", words())(Errno::from_raw_os_error(error as i32)))?;
         let opened = kinds.iter().map(|kind| Ok((*kind, open(&own_namespace(*kind))?))).collect::<Result<Open, MountError>>();
         let is_up = if kinds.contains(&NamespaceKind::Net) { loopback_up() } else { Ok(()) };
-        for (kind, home) in &self.home {
-            if kinds.contains(kind)
-                && let Err(errno) = move_into_link_name_space(home.as_fd(), Some(link_type(*kind)))
-            {
+        self.go_home(kinds)?;
+        is_up.map_err(MountError::refused("bringing up", "the loopback link"))?;
+        opened
+    }
+
+    fn go_home(&mut self, kinds: &[NamespaceKind]) -> Result<(), MountError> {
+        for (kind, home) in self.home.iter().filter(|(kind, _)| kinds.contains(kind)) {
+            if let Err(errno) = move_into_link_name_space(home.as_fd(), Some(link_type(*kind))) {
                 let why = format!("no way back to the host's {} namespace: {errno}", kind.proc_name());
                 self.astray = Some(why.clone());
                 return Err(MountError::Stopped(why));
             }
         }
-        is_up.map_err(MountError::refused("bringing up", "the loopback link"))?;
-        opened
+        Ok(())
     }
 }
 
@@ -403,13 +425,14 @@ pub(super) fn errno(error: &io::Error) -> Errno {
     Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
 
-fn clone_flag(kind: NamespaceKind) -> CloneFlags {
+pub(super) fn clone_flag(kind: NamespaceKind) -> CloneFlags {
     match kind {
         NamespaceKind::Net => CloneFlags::CLONE_NEWNET,
         NamespaceKind::Ipc => CloneFlags::CLONE_NEWIPC,
         NamespaceKind::Uts => CloneFlags::CLONE_NEWUTS,
         // Needs a first process: no file keeps it.
         NamespaceKind::Pid => CloneFlags::CLONE_NEWPID,
+        NamespaceKind::User => CloneFlags::CLONE_NEWUSER,
     }
 }
 
@@ -420,5 +443,6 @@ pub(in crate::netns) fn link_type(kind: NamespaceKind) -> LinkNameSpaceType {
         NamespaceKind::Ipc => LinkNameSpaceType::InterProcessCommunication,
         NamespaceKind::Uts => LinkNameSpaceType::HostNameAndNISDomainName,
         NamespaceKind::Pid => LinkNameSpaceType::ProcessID,
+        NamespaceKind::User => LinkNameSpaceType::User,
     }
 }

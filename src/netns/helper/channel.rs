@@ -20,7 +20,7 @@ const PACKET: usize = 64 * 1024;
 /// A look at all processes of a host with a million of them.
 const LONGEST: usize = 64 * 1024 * 1024;
 /// A pidfd, and a namespace of each kind.
-pub(in crate::netns) const MOST_DESCRIPTORS: usize = 4;
+pub(in crate::netns) const MOST_DESCRIPTORS: usize = 5;
 /// The number of what comes without a question.
 pub(in crate::netns) const NEWS: u64 = 0;
 const HEADER: usize = 9;

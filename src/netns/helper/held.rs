@@ -80,6 +80,7 @@ impl Kernel for Remote {
             NamespaceKind::Ipc => self.0.hosts.ipc,
             NamespaceKind::Pid => self.0.hosts.pid,
             NamespaceKind::Uts => self.0.hosts.uts,
+            NamespaceKind::User => self.0.hosts.user,
         })
     }
 

@@ -21,6 +21,9 @@ pub const HELPERS: CapabilitySet = CapabilitySet::SYS_ADMIN
     .union(CapabilitySet::CHOWN)
     .union(CapabilitySet::SYS_CHROOT);
 
+/// What it needs besides to give a user namespace its ids, as in `systemd/native-user.conf`.
+pub const OF_USERS: CapabilitySet = CapabilitySet::SETUID.union(CapabilitySet::SETGID);
+
 /// Keeps these, of what there is, and nothing else. For a process with one thread.
 ///
 /// # Errors

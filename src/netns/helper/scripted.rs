@@ -20,6 +20,7 @@ pub(super) fn begin() -> Begin {
         host: None,
         folders: None,
         must_mount: false,
+        ids: None,
         cni: Cni::default(),
         lock: "/nowhere".into(),
         log: Log { filter: "off".to_owned(), json: false },
@@ -27,7 +28,7 @@ pub(super) fn begin() -> Begin {
 }
 
 fn hosts() -> Hosts {
-    Hosts { net: NOBODYS, ipc: NOBODYS, pid: NOBODYS, uts: NOBODYS, mounts: false }
+    Hosts { net: NOBODYS, ipc: NOBODYS, pid: NOBODYS, uts: NOBODYS, user: NOBODYS, mounts: false }
 }
 
 /// Helpers that begin well, answer pings, and all else as the script says: the first one so, the next ones so. `None` is no answer. The script hears

@@ -73,7 +73,8 @@ struct Begun {
 
 fn prepare(begin: &Begin) -> Result<Begun, BeginError> {
     let process = |error: String| BeginError::Process(error);
-    powers::keep(powers::HELPERS).map_err(|errno| process(format!("capabilities: {errno}")))?;
+    let wanted = if begin.ids.is_some() { powers::HELPERS | powers::OF_USERS } else { powers::HELPERS };
+    powers::keep(wanted).map_err(|errno| process(format!("capabilities: {errno}")))?;
     let lock = lock(&begin.lock).map_err(|error| BeginError::Lock(format!("{}: {error}", begin.lock.display())))?;
     let format = if begin.log.json { LogFormat::Json } else { LogFormat::Text };
     let log = crate::config::Log { filter: begin.log.filter.clone(), format };
@@ -82,7 +83,7 @@ fn prepare(begin: &Begin) -> Result<Begun, BeginError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(MOST_THREADS).enable_all().build();
     let runtime = runtime.map_err(|error| process(error.to_string()))?;
     let links = begin.host.clone().map(|host| Worker::start(host, Limits::default())).transpose().map_err(BeginError::Links)?;
-    let mason = match begin.folders.as_deref().map(Mason::start).transpose() {
+    let mason = match begin.folders.as_deref().map(|root| Mason::start(root, begin.ids)).transpose() {
         Err(error) if begin.must_mount => return Err(BeginError::Folders(error)),
         Err(error) => {
             tracing::info!(%error, "namespaces cannot be joined by path here (a unit needs native.conf for it)");
@@ -95,6 +96,7 @@ fn prepare(begin: &Begin) -> Result<Begun, BeginError> {
         ipc: of(NamespaceKind::Ipc)?,
         pid: of(NamespaceKind::Pid)?,
         uts: of(NamespaceKind::Uts)?,
+        user: of(NamespaceKind::User)?,
         mounts: mason.is_some(),
     };
     let cni = begin.folders.clone().map(|root| Aside::new(begin.cni.clone(), root));

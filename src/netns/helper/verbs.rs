@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::engine::NamespaceKind;
 use crate::netns::cni::Cni;
 use crate::netns::files::SharedFile;
-use crate::netns::folders::{Folder, MountError};
+use crate::netns::folders::{Folder, Ids, MountError};
 use crate::netns::inspection::Depth;
 use crate::netns::managed::host::Host;
 use crate::netns::managed::names::HostEnd;
@@ -30,6 +30,9 @@ pub struct Begin {
     /// It cannot work without.
     #[serde(default)]
     pub must_mount: bool,
+    /// Of the user namespaces that it makes, if it is to.
+    #[serde(default)]
+    pub ids: Option<Ids>,
     /// Where CNI plugins are, for namespaces in folders.
     #[serde(default)]
     pub cni: Cni,
@@ -156,6 +159,7 @@ pub(super) struct Hosts {
     pub(super) ipc: NamespaceId,
     pub(super) pid: NamespaceId,
     pub(super) uts: NamespaceId,
+    pub(super) user: NamespaceId,
     /// The helper can mount namespaces where they are wanted.
     pub(super) mounts: bool,
 }
