@@ -36,6 +36,7 @@ use crate::lock::LockError;
 use crate::nanny::buddy::{Breed, Wiring};
 use crate::nanny::fill::Trust;
 use crate::nanny::fitness::Fitness;
+use crate::nanny::leftovers::Leftovers;
 use crate::nanny::looks::Looks;
 use crate::nanny::minder::{self, Detached, DetachedList};
 use crate::nanny::shelf::Shelf;
@@ -64,7 +65,7 @@ pub struct Parts {
     pub kernel: Arc<dyn Kernel>,
     /// Who furnishes managed networks; `None` where none is configured.
     pub links: Option<Arc<dyn Links>>,
-    /// Who mounts the namespaces of containers, to be joined by path; `None`: nobody, or the engine itself does.
+    /// Who mounts namespaces, to be joined by path; `None`: nobody.
     pub mounter: Option<Arc<dyn Mounter>>,
     /// Where the placeholder comes from.
     pub source: Source,
@@ -165,6 +166,7 @@ impl Daemon {
         let gate = Arc::new(gate(&config, &engine, parts.source));
         let may_fork = may_fork(&config);
         let looks = Arc::new(looks_of(&config, &engine, &parts.kernel, may_fork));
+        let leftovers = leftovers(&config, parts.mounter.as_ref(), &parts.kernel);
         let shelf = shelf(&config, parts.mounter);
         let breed = Arc::new(breed(&config, may_fork, shelf.is_some()));
         let (settings, settings_rx) = level::channel(settings_of(&config));
@@ -185,6 +187,7 @@ impl Daemon {
             heard: Arc::default(),
             snapshots: Arc::default(),
             shelf,
+            leftovers,
             unbounded: config.pool.privileged_joiners,
             present: Present::default(),
             doubts: Arc::new(Doubts::default()),
@@ -598,9 +601,21 @@ fn settings_of(config: &Config) -> Settings {
     Settings { backoff: config.backoff.clone(), settle: config.pool.settle, detach_after: config.pool.detach_after }
 }
 
+/// A native buddy is such a folder itself.
 fn shelf(config: &Config, mounter: Option<Arc<dyn Mounter>>) -> Option<Shelf> {
     let (root, pool) = (config.state.namespaces.clone(), config.pool.name.clone());
+    let mounter = mounter.filter(|_| config.engine.kind != EngineChoice::Native);
     mounter.map(|mounter| Shelf::new(root, pool, config.pool.namespaces.clone(), mounter))
+}
+
+fn leftovers(config: &Config, mounter: Option<&Arc<dyn Mounter>>, kernel: &Arc<dyn Kernel>) -> Option<Leftovers> {
+    let (root, pool) = (config.state.namespaces.clone(), config.pool.name.clone());
+    let mounter = Arc::clone(mounter?);
+    Some(if config.engine.kind == EngineChoice::Native {
+        Leftovers::beside_folders(root, pool, mounter, Arc::clone(kernel))
+    } else {
+        Leftovers::beside_containers(root, pool, mounter)
+    })
 }
 
 fn breed(config: &Config, may_fork: bool, is_shelved: bool) -> Breed {

@@ -184,9 +184,8 @@ pub async fn run(
     let mut lost = helper.lost();
     let Hands { engine, kernel, links, mounter } = Hands::of(&config, containers, &helper);
     let locks = crate::lock::folder();
-    // A native buddy is such a folder itself.
-    let for_containers = (config.engine.kind != EngineChoice::Native && helper.mounts()).then(|| Arc::clone(&mounter));
-    let parts = Parts { engine, kernel, links, mounter: for_containers, source, listeners, locks, ledger, keep };
+    let mounts = helper.mounts().then(|| Arc::clone(&mounter));
+    let parts = Parts { engine, kernel, links, mounter: mounts, source, listeners, locks, ledger, keep };
     let folders = (helper.mounts() && !keep).then(|| config.pool.name.clone());
     let daemon = Daemon::assemble(config.clone(), parts);
     let tools = daemon.tools();

@@ -127,7 +127,9 @@ async fn the_demo_compares_and_leaves_nothing_on_podman() {
 
 /// What the demonstration without an engine puts on the host.
 fn native_traces() -> Vec<String> {
-    let links = std::fs::read_dir("/sys/class/net").unwrap().map(|link| link.unwrap().file_name().into_string().unwrap());
+    // Of this network namespace, which what is mounted on /sys may not be of.
+    let links = std::fs::read_to_string("/proc/self/net/dev").unwrap();
+    let links = links.lines().filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned()));
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
     let folders = std::fs::read_dir("/run").unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let locks = std::fs::read_dir(LOCKS).into_iter().flatten().flatten().map(|entry| entry.file_name().into_string().unwrap());

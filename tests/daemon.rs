@@ -24,6 +24,7 @@ mod e2e {
     mod engine_networks;
     mod exec;
     mod fresh;
+    mod full;
     mod helper;
     mod joiners;
     mod joins;

@@ -26,6 +26,7 @@ pub(super) fn all(sight: &Sight, breed: &Breed) -> Vec<Found> {
     }
     namespaces(sight, &still, &mut found);
     containers(sight, breed, &mut found);
+    folders(sight, &still, &mut found);
     unknown(sight, &mut found);
     found
 }
@@ -193,12 +194,37 @@ fn of_container(container: &ContainerSummary) -> String {
     format!("container {} ({})", container.id.as_str().get(..12).unwrap_or(container.id.as_str()), container.name)
 }
 
+/// A slot that does not stand still may be about to hand out what lies there, or to take it away.
+fn folders(sight: &Sight, still: &[(&SlotView, &Arc<Namespace>)], found: &mut Vec<Found>) {
+    let rests = |slot: &SlotView| {
+        let stands = |state| matches!(state, SlotState::Ready | SlotState::Leased);
+        slot.state == SlotState::Idle || still.iter().any(|(same, _)| same.key == slot.key && stands(same.state))
+    };
+    let both = || sight.before.slots.iter().chain(&sight.after.slots);
+    for left in sight.folders.iter().flatten() {
+        if both().any(|slot| left.slot == Some(slot.key.slot) && !rests(slot)) {
+            continue;
+        }
+        let subject = format!("folder {}", left.name);
+        found.push(match &left.doubt {
+            None => {
+                let detail = "a use was joined by it that no slot has";
+                finding(Kind::Folder, subject, detail, Some(Mend::Clear(left.name.clone())))
+            }
+            Some(why) => finding(Kind::Stray, subject, format!("no slot has it, and it is left alone: {why}"), None),
+        });
+    }
+}
+
 fn unknown(sight: &Sight, found: &mut Vec<Found>) {
     if let Err(error) = &sight.list {
         found.push(finding(Kind::Unknown, "engine", error.to_string(), None));
     }
     if let Err(error) = &sight.host {
         found.push(finding(Kind::Unknown, "kernel", error.clone(), None));
+    }
+    if let Err(error) = &sight.folders {
+        found.push(finding(Kind::Unknown, "folders", error.clone(), None));
     }
     let mut silent = sight.inspected.values().filter_map(|answer| answer.as_ref().err());
     if let Some(first) = silent.next() {
@@ -212,6 +238,7 @@ mod tests {
     use super::super::sight::{Books, Sight};
     use super::*;
     use crate::engine::{EngineError, NamespaceKind};
+    use crate::nanny::leftovers::Leftover;
     use crate::pool::UseKey;
     use std::time::Duration;
 
@@ -261,6 +288,7 @@ mod tests {
             processes: (0..).zip(networks.iter().map(there)).collect(),
             host: Ok(NamespaceId { dev: 4, ino: 1 }),
             detached: HashSet::default(),
+            folders: Ok(Vec::new()),
         }
     }
 
@@ -289,6 +317,26 @@ mod tests {
         assert!(shared.len() == 1 && shared[0].starts_with("slot 2 ") && shared[0].contains("with slot 0 "), "{shared:?}");
         let hosts = found(&sight(&[7, 1]));
         assert!(hosts.len() == 1 && hosts[0].starts_with("slot 1 ") && hosts[0].contains("the host's"), "{hosts:?}");
+    }
+
+    #[test]
+    fn a_folder_is_no_slots_only_when_its_slot_rests() {
+        let mut sight = sight(&[7, 8]);
+        let leftover =
+            |slot, doubt: Option<&str>| Leftover { name: format!("n{slot}-old"), slot: Some(slot), doubt: doubt.map(str::to_owned) };
+        sight.folders = Ok(vec![leftover(0, None), leftover(1, None), leftover(9, Some("somebody is in it"))]);
+        assert_eq!(
+            found(&sight),
+            [
+                "folder n0-old: a use was joined by it that no slot has",
+                "folder n1-old: a use was joined by it that no slot has",
+                "folder n9-old: no slot has it, and it is left alone: somebody is in it"
+            ]
+        );
+        sight.after.slots[0].key.use_number = 2;
+        sight.before.slots[1].state = SlotState::Quarantined;
+        sight.after.slots[1].state = SlotState::Quarantined;
+        assert_eq!(found(&sight).len(), 1, "{:?}", found(&sight));
     }
 
     #[test]

@@ -6,7 +6,8 @@
 //!
 //! What is mended, and only when a person asks: a slot in doubt is looked at by its nanny, a ready one that somebody is in is given up, a buddy
 //! that belongs to no slot goes to the minder (which removes it once nobody is inside), joiners that no event told of are told, the ledger is
-//! written anew. Mended is what a later look finds to agree. Nothing is ever removed here, and nothing of others is touched (I3, I9).
+//! written anew, a folder by which a use was joined that is over is cleared away. Mended is what a later look finds to agree. No namespace and no container
+//! is ever removed here, and nothing of others is touched (I3, I9).
 
 mod compare;
 mod sight;
@@ -48,7 +49,10 @@ pub enum Kind {
     Joiner,
     /// A buddy of this pool that neither a slot nor the minder has.
     Orphan,
-    /// A container with the labels of this pool's buddies that nspool did not name: it is never touched.
+    /// A folder of this pool's with namespaces that no slot has.
+    Folder,
+    /// A container with the labels of this pool's buddies that nspool did not name, or a folder among the pool's that is not proven to be nobody's: it is never
+    /// touched.
     Stray,
     /// Something could not be asked.
     Unknown,
@@ -65,6 +69,7 @@ impl Kind {
             Self::Namespace => "namespace",
             Self::Joiner => "joiner",
             Self::Orphan => "orphan",
+            Self::Folder => "folder",
             Self::Stray => "stray",
             Self::Unknown => "unknown",
         }
@@ -76,7 +81,7 @@ impl Kind {
 pub struct Finding {
     /// Of which kind.
     pub kind: Kind,
-    /// What it is about: a slot, a lease, a container.
+    /// What it is about: a slot, a lease, a container, a folder.
     pub subject: String,
     /// What each side says.
     pub detail: String,
@@ -125,6 +130,8 @@ enum Mend {
     Relist,
     /// Hand the container to the minder.
     Mind(String),
+    /// Clear the folder away.
+    Clear(String),
     /// Write the ledger anew.
     Rewrite,
 }
@@ -221,6 +228,11 @@ impl Auditor {
                 tracing::debug!(doubtful, "the pool was told who joins whom");
             }
             Mend::Mind(container) => self.mind(container, sight).await,
+            Mend::Clear(name) => {
+                if let Some(leftovers) = &self.tools.leftovers {
+                    leftovers.clear(name).await;
+                }
+            }
             Mend::Rewrite => {
                 let pool = Arc::clone(&self.tools.pool);
                 if let Ok(Err(error)) = tokio::task::spawn_blocking(move || pool.rewrite_ledger()).await {

@@ -6,6 +6,7 @@ use futures::stream::{self, StreamExt};
 
 use crate::engine::{Container, ContainerId, Engine, EngineError, ErrorClass, NamespaceKind};
 use crate::ledger::Table;
+use crate::nanny::leftovers::Leftover;
 use crate::nanny::looks::Listed;
 use crate::nanny::minder::DetachedList;
 use crate::nanny::{Tools, hold_there};
@@ -51,6 +52,8 @@ pub(super) struct Sight {
     pub(super) host: Result<NamespaceId, String>,
     /// The minder's.
     pub(super) detached: HashSet<ContainerId>,
+    /// Folders of the pool's that had no slot's name before.
+    pub(super) folders: Result<Vec<Leftover>, String>,
 }
 
 impl Books {
@@ -83,8 +86,9 @@ impl Sight {
         let processes = processes(tools, &before, &inspected).await;
         let host = tools.kernel.host_namespace(NamespaceKind::Net).map_err(|error| error.to_string());
         watched.extend(minded());
+        let folders = folders(tools, &before).await;
         let after = tools.pool.read(Books::of);
-        Self { before, after, told, list, listed_at, inspected, processes, host, detached: watched }
+        Self { before, after, told, list, listed_at, inspected, processes, host, detached: watched, folders }
     }
 }
 
@@ -96,6 +100,12 @@ async fn told(tools: &Tools) -> Option<Result<Table, String>> {
         Ok(Err(error)) => Err(error.to_string()),
         Err(error) => Err(error.to_string()),
     })
+}
+
+async fn folders(tools: &Tools, books: &Books) -> Result<Vec<Leftover>, String> {
+    let Some(leftovers) = &tools.leftovers else { return Ok(Vec::new()) };
+    let present = books.slots.iter().filter_map(|slot| Some(slot.namespace.as_ref()?.namespace_id.clone())).collect();
+    leftovers.look(&present).await.map_err(|error| error.to_string())
 }
 
 type Inspected = HashMap<ContainerId, Result<Option<Container>, EngineError>>;

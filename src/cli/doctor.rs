@@ -9,6 +9,7 @@
 
 mod capabilities;
 mod clock;
+mod cni;
 mod configuration;
 mod daemon;
 mod engine;
@@ -41,8 +42,8 @@ use crate::config::Config;
   nspool doctor -o json | jq -r '.findings[] | select(.status == \"missing\") | .remedies[]'
 
 Reads the configuration that `serve` would read, and looks at the engine, the kernel, capabilities,
-limits, folders, clocks and the daemon. Changes nothing; the kernel may load a module for what is
-tried in a namespace of its own. As root it sees all; anybody else is told what cannot be seen.
+limits, folders, CNI plugins, clocks and the daemon. Changes nothing; the kernel may load a module
+for what is tried in a namespace of its own. As root it sees all; anybody else is told what cannot be seen.
 note: worth knowing. warning: nspool works, but less well. missing: it does not work without.
 Exit code 1: something is missing. 78: the configuration has mistakes; the rest is about defaults.")]
 pub(super) struct Doctor {
@@ -73,13 +74,14 @@ pub(super) async fn doctor(globals: &Globals, args: Doctor) -> anyhow::Result<Ex
 async fn look(host: Host, config: Config, endpoint: &str) -> Vec<Finding> {
     let about = Arc::new((host, config));
     let (host, config) = (&about.0, &about.1);
-    let (engine, kernel, trials, capabilities, limits, folders, clock, daemon) = tokio::join!(
+    let (engine, kernel, trials, capabilities, limits, folders, cni, clock, daemon) = tokio::join!(
         engine::check(host, config),
         read(&about, kernel::check),
         trials::check(host, config),
         read(&about, capabilities::check),
         read(&about, limits::check),
         read(&about, folders::check),
+        read(&about, cni::check),
         clock::check(),
         daemon::check(host, config, endpoint),
     );
@@ -89,6 +91,7 @@ async fn look(host: Host, config: Config, endpoint: &str) -> Vec<Finding> {
         ("capabilities", capabilities),
         ("limits", limits),
         ("folders", folders),
+        ("cni", cni),
         ("clock", clock),
         ("daemon", daemon),
     ];

@@ -23,8 +23,8 @@ use crate::engine::{Engine, EngineInfo, EngineKind, NamespaceKind};
 use crate::engine_networks::EngineNetworks;
 use crate::image::placeholder::IMAGE_LABEL;
 use crate::nanny::buddy::Breed;
+use crate::nanny::leftovers::Leftovers;
 use crate::nanny::looks::Looks;
-use crate::nanny::shelf::Shelf;
 use crate::netns::Kernel;
 use crate::netns::cni::{BIN_DIRS, Cni};
 use crate::netns::folders::{self, Mason, Mounter};
@@ -165,15 +165,16 @@ async fn clear_folders(args: &Purge, mounter: Option<Arc<dyn Mounter>>, view: &m
     let cleared = async {
         let mounter = match mounter {
             Some(mounter) => mounter,
-            None if !args.namespaces.join(&args.pool).exists() => return Ok(()),
+            None if !args.namespaces.join(&args.pool).exists() => return anyhow::Ok(()),
             None => {
                 let mason: Arc<dyn Mounter> = Arc::new(Mason::start(&args.namespaces, None)?);
-                let shelf = Shelf::new(args.namespaces.clone(), args.pool.clone(), Vec::new(), Arc::clone(&mason));
-                shelf.sweep(&view.left.iter().map(|left| left.name.clone()).collect()).await;
+                let leftovers = Leftovers::beside_containers(args.namespaces.clone(), args.pool.clone(), Arc::clone(&mason));
+                let alone = leftovers.sweep(&view.left.iter().map(|left| left.name.clone()).collect()).await;
+                view.left.extend(alone?.into_iter().map(|(name, why)| LeftView { name, container_id: String::new(), why: vec![why] }));
                 mason
             }
         };
-        mounter.tidy(&args.pool).await
+        Ok(mounter.tidy(&args.pool).await?)
     };
     if let Err(error) = cleared.await {
         let name = args.namespaces.join(&args.pool).display().to_string();

@@ -77,10 +77,14 @@ impl Succession {
     /// Until the stop.
     async fn take_over(&self) {
         let pool = &self.tools.pool;
-        if let Some(shelf) = &self.tools.shelf {
+        if let Some(leftovers) = &self.tools.leftovers {
             // No slot is filled yet: whatever is told of, the ledger tells.
             let told = pool.read(|state| state.slot_views());
-            shelf.sweep(&told.into_iter().filter_map(|slot| Some(slot.namespace?.namespace_id.clone())).collect()).await;
+            let told = told.into_iter().filter_map(|slot| Some(slot.namespace?.namespace_id.clone())).collect();
+            match leftovers.sweep(&told).await {
+                Ok(alone) => alone.iter().for_each(|(name, why)| tracing::warn!(name, why, "a folder that is no slot's is left alone")),
+                Err(error) => tracing::warn!(%error, "the folders that a predecessor left cannot be listed"),
+            }
         }
         if self.clear_up().await
             && let Err(denied) = pool.with(State::open)

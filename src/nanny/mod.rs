@@ -23,6 +23,7 @@ pub mod buddy;
 mod files;
 pub mod fill;
 pub mod fitness;
+pub mod leftovers;
 pub mod looks;
 pub mod minder;
 mod renew;
@@ -52,6 +53,7 @@ use backoff::Backoff;
 use buddy::Breed;
 use files::SharedFiles;
 pub(crate) use fill::{hold, hold_there};
+use leftovers::Leftovers;
 use looks::Looks;
 use minder::Detached;
 use shelf::Shelf;
@@ -99,6 +101,8 @@ pub struct Tools {
     pub heard: Arc<Heard>,
     /// Where the namespaces of containers can be joined by path; `None`: nowhere.
     pub shelf: Option<Shelf>,
+    /// Folders that are no slot's; `None`: nobody mounts any.
+    pub leftovers: Option<Leftovers>,
     /// What buddies were, where they are to be verified.
     pub snapshots: Arc<verify::Snapshots>,
     /// What becomes of a buddy that somebody was in of whom it is not known that they are bounded; only where it is to be verified.

@@ -3,11 +3,8 @@
 //! Only of buddies that are containers: those of the native engine are such folders themselves, and their engine's rename is the fence.
 //!
 //! What can go wrong: a folder cannot be made (the slot is not handed out, with the reason) · it cannot be taken away (the fence is not up: tried again, or the
-//! buddy serves no other lease) · a daemon that was killed left folders of uses that are over: a folder's name says which, and those that are no slot's
-//! are cleared away at the next start, under the pool's lock.
+//! buddy serves no other lease) · a daemon that was killed left folders of uses that are over: see [`leftovers`](super::leftovers).
 
-use std::collections::BTreeSet;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -97,21 +94,5 @@ impl Shelf {
     /// It may be there still.
     pub(super) async fn withdraw(&self, name: &str) -> Result<(), ShelfError> {
         self.mounter.clear(&self.folder(name)?).await.map_err(ShelfError::Folder)
-    }
-
-    /// Those that are there, and of no such name, go.
-    pub(crate) async fn sweep(&self, names: &BTreeSet<String>) {
-        let found = match std::fs::read_dir(self.root.join(&self.pool)) {
-            Ok(entries) => entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect::<Vec<_>>(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return,
-            Err(error) => return tracing::warn!(%error, "the folders that a predecessor left cannot be listed"),
-        };
-        let ours = format!("nspool-{}-", self.pool);
-        for name in found.iter().filter(|name| name.starts_with(&ours) && !names.contains(*name)) {
-            match self.withdraw(name).await {
-                Ok(()) => tracing::info!(name, "cleared the folder of a use that is over"),
-                Err(error) => tracing::warn!(name, %error, "the folder of a use that is over stays"),
-            }
-        }
     }
 }

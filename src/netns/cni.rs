@@ -28,6 +28,7 @@ mod plugin;
 mod record;
 mod result;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
@@ -105,7 +106,33 @@ pub struct Wanted<'a> {
     pub args: &'a [(&'a str, &'a str)],
 }
 
+/// What a network has before its plugins are asked for anything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Means {
+    /// Of the specification.
+    pub version: String,
+    /// Each once.
+    pub programs: Vec<PathBuf>,
+}
+
 impl Cni {
+    /// Looks whether a network has what it needs. Nothing is started.
+    ///
+    /// # Errors
+    /// All that is missing, or wrong; see [`CniError`].
+    pub fn means(&self, network: &str) -> Result<Means, Vec<CniError>> {
+        let list = list::find(&self.conf_dir, network).map_err(|error| vec![error])?;
+        let wanted: BTreeSet<&str> = list.types().chain(list.address_types()).collect();
+        let (mut programs, mut missing) = (Vec::new(), Vec::new());
+        for plugin in wanted {
+            match plugin::find(network, plugin, &self.bin_dirs) {
+                Ok(program) => programs.push(program),
+                Err(error) => missing.push(error),
+            }
+        }
+        if missing.is_empty() { Ok(Means { version: list.version, programs }) } else { Err(missing) }
+    }
+
     /// ADD, all of it or nothing. `record` is a file that is not there, in a folder that is.
     ///
     /// # Errors

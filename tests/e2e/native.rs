@@ -22,6 +22,12 @@ async fn started(more: &[&str]) -> (TestDaemon<'static>, String) {
     (TestDaemon::start(native(), &lines).await, bridge)
 }
 
+/// Here, where the daemon is: what is mounted on /sys may be another network namespace's.
+fn is_link(name: &str) -> bool {
+    let links = std::fs::read_to_string("/proc/self/net/dev").unwrap();
+    links.lines().any(|line| line.trim_start().strip_prefix(name).is_some_and(|rest| rest.starts_with(':')))
+}
+
 fn file(lease: &proto::Lease, kind: &str) -> String {
     let of_kind = lease.oci_namespaces.iter().find(|namespace| namespace.r#type == kind);
     of_kind.unwrap_or_else(|| panic!("no {kind} in {:?}", lease.oci_namespaces)).path.clone()
@@ -134,7 +140,7 @@ async fn a_killed_daemon_loses_nothing() {
     daemon.usage("all ready", |usage| usage.leased + usage.vacating + usage.renewing == 0).await;
     assert_eq!(daemon.stop().await, 0, "{}", daemon.log());
     assert_eq!(daemon.mounts().len(), 0, "{:?}", daemon.mounts());
-    assert!(!Path::new("/sys/class/net").join(&bridge).exists());
+    assert!(!is_link(&bridge));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -170,7 +176,7 @@ async fn a_stop_with_somebody_inside_names_them_and_a_purge_takes_the_rest() {
     let gone = purge(0);
     assert_eq!(gone["removed"].as_array().unwrap().len(), 1, "{gone}");
     assert_eq!(daemon.mounts().len(), 0, "{:?}", daemon.mounts());
-    assert!(!Path::new(&namespaces).exists() && !Path::new("/sys/class/net").join(&bridge).exists());
+    assert!(!Path::new(&namespaces).exists() && !is_link(&bridge));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -198,10 +204,10 @@ async fn a_purge_takes_nothing_that_another_engine_may_have() {
     let (code, out, err) = purge();
     assert_eq!(code, Some(1), "{err}");
     assert!(out.contains(&containers.display().to_string()) && out.contains("purge the pool on its container engine"), "{out}");
-    assert!(containers.exists() && Path::new("/sys/class/net").join(&bridge).exists());
+    assert!(containers.exists() && is_link(&bridge));
     std::fs::remove_dir_all(&containers).unwrap();
     assert_eq!(purge().0, Some(0));
-    assert!(!namespaces.exists() && !Path::new("/sys/class/net").join(&bridge).exists());
+    assert!(!namespaces.exists() && !is_link(&bridge));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -248,6 +254,59 @@ async fn what_a_start_left_half_made_goes_and_what_is_not_ours_stays() {
     daemon.settled(1).await;
     daemon.level("the half-made to be gone", |_| async { ours.iter().all(|path| !path.exists()).then_some(()) }).await;
     assert!(others.join("file").exists() && buddy.exists());
+}
+
+/// As a pool on a container engine leaves it: the folder of a use, with a namespace that somebody is in, or nobody, or with none.
+fn containers_folder(daemon: &TestDaemon<'_>, slot: u32, make: &str) -> std::path::PathBuf {
+    let folder = daemon.dir.path().join("ns").join(&daemon.pool).join(format!("nspool-{}-{slot}-1-1-00000000", daemon.pool));
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("net"), "").unwrap();
+    run(&["sh", "-ec", &make.replace("FILE", &folder.join("net").display().to_string())]);
+    folder
+}
+
+fn audited(daemon: &TestDaemon<'_>, more: &[&str]) -> Vec<serde_json::Value> {
+    let output = daemon.cli(&[&["audit", "-o", "json"], more].concat());
+    let audit = serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap();
+    audit["findings"].as_array().unwrap().clone()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_pool_left_on_a_container_engine_goes_when_nobody_is_in_it() {
+    let (mut daemon, _) = started(&["pool.ready = 1", "pool.max = 1"]).await;
+    daemon.settled(1).await;
+    let client = daemon.client();
+    let lease = daemon.allocate(&client).await;
+    let nobodys = "unshare --net=FILE true";
+    let over = containers_folder(&daemon, 9, nobodys);
+    let rows = audited(&daemon, &[]);
+    assert!(rows.len() == 1 && rows[0]["kind"] == "folder" && rows[0]["fixable"] == true && over.exists(), "{rows:?}");
+    let rows = audited(&daemon, &["--fix"]);
+    assert!(rows.len() == 1 && rows[0]["fixed"] == true && !over.exists(), "{rows:?}");
+    assert!(audited(&daemon, &[]).is_empty());
+
+    daemon.kill();
+    let over = containers_folder(&daemon, 9, nobodys);
+    // The host's: whoever runs this is in there.
+    let somebodys = containers_folder(&daemon, 8, "mount --bind /proc/self/ns/net FILE");
+    let unmounted = containers_folder(&daemon, 7, "true");
+    let others = containers_folder(&daemon, 6, "touch FILE-and-more");
+    daemon.launch().await;
+    daemon.level("what is over to be gone", |_| async { (!over.exists()).then_some(()) }).await;
+    assert_eq!(daemon.client().lease(&lease.token).await.unwrap().netns_path, lease.netns_path);
+    inside(&lease, "true").unwrap();
+    daemon.usage("the lease", |usage| usage.leased == 1 && usage.vacating + usage.filling == 0).await;
+    let rows = audited(&daemon, &["--fix"]);
+    assert_eq!(rows.len(), 3, "{rows:?}");
+    for (folder, why) in
+        [(somebodys, "is in its net namespace"), (unmounted, "no net namespace is mounted"), (others, "net-and-more in it is not nspool's")]
+    {
+        let name = format!("folder {}", folder.file_name().unwrap().display());
+        let found = rows.iter().find(|found| found["subject"] == *name).unwrap();
+        assert!(found["kind"] == "stray" && found["fixable"] == false && folder.join("net").exists(), "{found}");
+        assert!(found["detail"].as_str().unwrap().contains(why), "{found}");
+    }
+    assert_eq!(daemon.log().matches("is left alone").count(), 3, "{}", daemon.log());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -10,10 +10,10 @@ use crate::support::eventually;
 /// Nobody in particular.
 const USER: [&str; 6] = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
 /// What `docs/native.md` says.
-const ALONE: [&str; 4] = ["unshare", "-Urnmpf", "--kill-child", "--mount-proc"];
+pub(super) const ALONE: [&str; 4] = ["unshare", "-Urnmpf", "--kill-child", "--mount-proc"];
 
 /// A daemon's folder that the user can use, with the program in it.
-fn prepared(lines: &[&str]) -> TestDaemon<'static> {
+pub(super) fn prepared(lines: &[&str]) -> TestDaemon<'static> {
     let mut daemon = TestDaemon::prepare(native(), &[&["pool.networks = [\"none\"]", "pool.ready = 2", "pool.max = 2"], lines].concat());
     let program = daemon.dir.path().join("program");
     std::fs::copy(NSPOOL, &program).unwrap();
@@ -23,31 +23,39 @@ fn prepared(lines: &[&str]) -> TestDaemon<'static> {
     daemon
 }
 
-fn command(daemon: &TestDaemon<'_>, alone: &[&str]) -> Command {
+pub(super) fn command(daemon: &TestDaemon<'_>, alone: &[&str]) -> Command {
     let mut command = daemon.command(&[&USER[..], alone].concat());
     command.env("XDG_RUNTIME_DIR", daemon.dir.path());
     command
 }
 
-/// In the daemon's own namespaces, as its user.
-fn beside(daemon: &TestDaemon<'_>, inside: u32, words: &[&str]) -> Output {
-    let pid = inside.to_string();
-    let enter = ["nsenter", "-t", &pid, "-U", "-n", "-m", "-p", "--preserve-credentials"];
-    let program = daemon.program.display().to_string();
-    let endpoint = daemon.endpoint();
-    let all = [&USER[..], &enter, &[&program, "--endpoint", &endpoint], words].concat();
-    Command::new(all[0]).args(&all[1..]).output().unwrap()
+/// The words that lead into the daemon's own namespaces, as its user.
+pub(super) fn enter(pid: u32) -> Vec<String> {
+    let enter = ["nsenter", "-t", &pid.to_string(), "-U", "-n", "-m", "-p", "--preserve-credentials"].map(str::to_owned);
+    USER.map(str::to_owned).into_iter().chain(enter).collect()
+}
+
+/// A client in there.
+pub(super) fn beside(daemon: &TestDaemon<'_>, pid: u32, words: &[&str]) -> Output {
+    let enter = enter(pid);
+    let client = [&daemon.program.display().to_string(), "--endpoint", &daemon.endpoint()].map(str::to_owned);
+    Command::new(&enter[0]).args(&enter[1..]).args(client).args(words).output().unwrap()
+}
+
+/// Of the daemon that is below `unshare`, as this process counts.
+pub(super) async fn daemons_pid(daemon: &TestDaemon<'_>) -> u32 {
+    let child = || async {
+        let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", daemon.pid())).ok()?;
+        children.split_whitespace().next()?.parse().ok()
+    };
+    eventually("the daemon below unshare", LIMIT, child).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_user_has_a_pool_of_their_own_in_a_user_namespace() {
     let mut daemon = prepared(&[]);
     daemon.launch_as(command(&daemon, &ALONE)).await;
-    let children = || async {
-        let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", daemon.pid())).ok()?;
-        children.split_whitespace().next()?.parse::<u32>().ok()
-    };
-    let inside = eventually("the daemon below unshare", LIMIT, children).await;
+    let inside = daemons_pid(&daemon).await;
     let seen = || {
         let ran = beside(&daemon, inside, &["exec", "--wait", "20s", "--", "sh", "-c", "readlink /proc/self/ns/net; ip -o addr"]);
         assert!(ran.status.success(), "{}{}", text(&ran.stdout), daemon.log());

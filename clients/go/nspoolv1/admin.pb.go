@@ -1330,9 +1330,9 @@ func (m *Leftover) GetCount() uint64 {
 }
 
 type AuditFinding struct {
-	// "ledger", "buddy", "name", "namespace", "joiner", "orphan", "stray", or "unknown": something could not be asked.
+	// "ledger", "buddy", "name", "namespace", "joiner", "orphan", "folder", "stray", or "unknown": something could not be asked.
 	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
-	// A slot, a lease, a container.
+	// A slot, a lease, a container, a folder.
 	Subject string `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"`
 	// What each side says.
 	Detail string `protobuf:"bytes,3,opt,name=detail,proto3" json:"detail,omitempty"`

@@ -141,6 +141,11 @@ impl NetworkList {
         self.plugins.iter().map(|plugin| plugin.get("type").and_then(Value::as_str).unwrap_or_default())
     }
 
+    /// Those that plugins start themselves for addresses, by the key that all of them have for it.
+    pub(super) fn address_types(&self) -> impl Iterator<Item = &str> {
+        self.plugins.iter().filter_map(|plugin| plugin.get("ipam")?.get("type")?.as_str().filter(|name| is_type(name)))
+    }
+
     pub(super) fn can_check(&self) -> bool {
         !self.disable_check && VERSIONS[WITH_CHECK..].contains(&self.version.as_str())
     }

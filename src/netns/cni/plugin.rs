@@ -49,18 +49,24 @@ pub(super) struct Plugin<'a> {
     plugins: &'a Plugins,
 }
 
+/// The first one of that name, which can be started.
+pub(super) fn find(network: &str, plugin: &str, dirs: &[PathBuf]) -> Result<PathBuf, CniError> {
+    let missing = || CniError::NoPlugin { network: network.to_owned(), plugin: plugin.to_owned(), dirs: shown(dirs, ", ") };
+    let file = dirs.iter().map(|dir| dir.join(plugin)).find(|file| file.exists()).ok_or_else(missing)?;
+    let can_run = std::fs::metadata(&file).is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0);
+    let refused = || CniError::NotExecutable { network: network.to_owned(), file: file.display().to_string() };
+    if can_run { Ok(file) } else { Err(refused()) }
+}
+
+fn shown(dirs: &[PathBuf], separator: &str) -> String {
+    dirs.iter().map(|dir| dir.display().to_string()).collect::<Vec<_>>().join(separator)
+}
+
 impl Plugins {
     /// All of them are there, or nothing is begun.
     pub(super) fn of(list: &NetworkList, dirs: &[PathBuf], limit: Duration) -> Result<Self, CniError> {
-        let shown = |separator| dirs.iter().map(|dir| dir.display().to_string()).collect::<Vec<_>>().join(separator);
-        let found = |plugin: &str| {
-            let missing = || CniError::NoPlugin { network: list.name.clone(), plugin: plugin.to_owned(), dirs: shown(", ") };
-            let file = dirs.iter().map(|dir| dir.join(plugin)).find(|file| file.exists()).ok_or_else(missing)?;
-            let can_run = std::fs::metadata(&file).is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0);
-            let refused = || CniError::NotExecutable { network: list.name.clone(), file: file.display().to_string() };
-            if can_run { Ok(file) } else { Err(refused()) }
-        };
-        Ok(Self { programs: list.types().map(found).collect::<Result<_, _>>()?, dirs: shown(":"), limit })
+        let programs = list.types().map(|plugin| find(&list.name, plugin, dirs)).collect::<Result<_, _>>()?;
+        Ok(Self { programs, dirs: shown(dirs, ":"), limit })
     }
 
     pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = Plugin<'_>> {

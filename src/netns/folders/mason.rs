@@ -51,10 +51,14 @@ impl Mason {
     /// # Errors
     /// The root cannot be mounted, the host's mount namespace cannot be entered, the thread's own namespaces cannot be opened, no thread can be started.
     pub fn start(root: &Path, ids: Option<Ids>) -> Result<Self, MountError> {
+        let root = root.to_owned();
+        Self::by(move || Hand::new(root, ids))
+    }
+
+    fn by(hand: impl FnOnce() -> Result<Hand, MountError> + Send + 'static) -> Result<Self, MountError> {
         let (jobs, queue) = mpsc::channel(QUEUE);
         let (ready, is_ready) = std::sync::mpsc::sync_channel(1);
-        let root = root.to_owned();
-        let work = move || match Hand::new(root, ids) {
+        let work = move || match hand() {
             Ok(hand) => {
                 if ready.send(Ok(())).is_ok() {
                     run(hand, queue);
@@ -67,6 +71,26 @@ impl Mason {
         std::thread::Builder::new().name("nspool-folders".to_owned()).spawn(work).map_err(failed)?;
         is_ready.recv().map_err(|_| stopped())??;
         Ok(Self(jobs))
+    }
+
+    /// One that does not find the way back from the first namespaces that it makes.
+    #[cfg(test)]
+    pub(in crate::netns) fn without_way_back(root: &Path) -> Result<Self, MountError> {
+        let root = root.to_owned();
+        let nowhere = || open(Path::new("/dev/null"));
+        Self::by(move || {
+            Ok(Hand { root, ids: None, home: vec![(NamespaceKind::Net, nowhere()?)], is_rooted: true, cell: None, astray: None })
+        })
+    }
+
+    /// Until the thread is gone: it went astray, which it has logged, or panicked. Nothing that is asked for is done any more.
+    pub(in crate::netns) async fn ended(&self) {
+        self.0.closed().await;
+    }
+
+    /// As above.
+    pub(in crate::netns) fn has_ended(&self) -> bool {
+        self.0.is_closed()
     }
 
     async fn ask<T>(&self, job: impl FnOnce(Reply<T>) -> Job) -> Result<T, MountError> {

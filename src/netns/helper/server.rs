@@ -3,7 +3,8 @@
 //! It ends when the daemon's end of the socket is closed, in the middle of whatever it does; the lock that it has held goes with the process, and is what the
 //! next one waits for. It remembers nothing but what namespaces were ([`crate::netns::Snapshot`]), and which links there should be.
 //!
-//! What can go wrong: it is asked for what it does not understand, says so in the log, and ends.
+//! What can go wrong: it is asked for what it does not understand, says so in the log, and ends; and so it does when the thread that mounts namespaces has
+//! ended, which cannot be had again: the next helper has another.
 
 use std::collections::HashMap;
 use std::fs::OpenOptions;
@@ -18,6 +19,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
+use rustix::net::{Shutdown, shutdown};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
@@ -142,6 +144,14 @@ impl Begun {
         if let Some(furnisher) = deeds.furnisher.clone() {
             self.runtime.spawn(tell_changes(furnisher, to.clone()));
         }
+        if let Some(mason) = self.mason.clone() {
+            let socket = Arc::clone(socket);
+            self.runtime.spawn(async move {
+                mason.ended().await;
+                // Wakes who listens. What is answered already may still go out. An error says that the daemon is gone.
+                let _ = shutdown(&*socket, Shutdown::Read);
+            });
+        }
         let ended = self.listen(socket, &deeds, &to);
         // What it does may take long, and nobody waits for it any more. It is over with the process, so that is what the lock goes with.
         self.runtime.shutdown_background();
@@ -149,14 +159,14 @@ impl Begun {
         match ended {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                tracing::error!(%error, "what the daemon asks for is not understood: the helper process ends");
+                tracing::error!(%error, "the helper process ends");
                 ExitCode::FAILURE
             }
         }
     }
 
     /// Until the daemon is gone.
-    fn listen(&self, socket: &OwnedFd, deeds: &Arc<Deeds>, to: &mpsc::Sender<Message>) -> Result<(), Misunderstood> {
+    fn listen(&self, socket: &OwnedFd, deeds: &Arc<Deeds>, to: &mpsc::Sender<Message>) -> Result<(), Ending> {
         while let Some(message) = channel::receive(socket.as_fd())? {
             let verb = serde_json::from_slice(&message.body)?;
             if let Verb::Filter { filter } = &verb {
@@ -175,17 +185,22 @@ impl Begun {
                 }
             });
         }
-        Ok(())
+        match &self.mason {
+            Some(mason) if mason.has_ended() => Err(Ending::Folders),
+            Some(_) | None => Ok(()),
+        }
     }
 }
 
 /// What ends it, besides the daemon's end.
 #[derive(Debug, thiserror::Error)]
-enum Misunderstood {
-    #[error("{0}")]
+enum Ending {
+    #[error("what the daemon asks for is not understood: {0}")]
     Channel(#[from] ChannelError),
-    #[error("no verb: {0}")]
+    #[error("what the daemon asks for is not understood: no verb: {0}")]
     Verb(#[from] serde_json::Error),
+    #[error("the thread that makes namespaces and mounts them has ended")]
+    Folders,
 }
 
 async fn tell_changes(furnisher: Furnisher, to: mpsc::Sender<Message>) {
@@ -384,5 +399,38 @@ async fn renew(descriptors: Vec<OwnedFd>, use_number: u64, within: Duration) -> 
     match renewed {
         Ok((renewed, new)) => Ok((write(&Ok::<_, RenewError>(renewed))?, vec![new])),
         Err(error) => answer(&Err::<(), _>(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+    use crate::netns::folders::Folder;
+    use crate::netns::helper::scripted::NOBODYS;
+
+    /// Needs root.
+    #[test]
+    fn it_ends_when_the_thread_that_mounts_does_not_find_back() {
+        let root = tempfile::tempdir().unwrap();
+        let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let helper = |mason: Option<Mason>| {
+            let (ours, theirs) = channel::pair().unwrap();
+            let hosts = Hosts { net: NOBODYS, ipc: NOBODYS, pid: NOBODYS, uts: NOBODYS, user: NOBODYS, mounts: mason.is_some() };
+            let lock = File::open("/dev/null").unwrap().into();
+            let begun = Begun { hosts, runtime: runtime(), links: None, mason, cni: None, lock, log: LogHandle::nobodys() };
+            (ours, std::thread::spawn(move || begun.serve(&Arc::new(theirs))))
+        };
+        let (ours, ended) = helper(Some(Mason::without_way_back(root.path()).unwrap()));
+        let folder = Folder::new("p", "a").unwrap();
+        let body = write(&Verb::MakeFolder { folder, kinds: vec![NamespaceKind::Net] }).unwrap();
+        channel::send(ours.as_fd(), &Message { number: 1, body, descriptors: Vec::new() }).unwrap();
+        // By itself: the daemon is there.
+        assert_eq!(ended.join().unwrap(), ExitCode::FAILURE);
+
+        let (ours, ended) = helper(Some(Mason::without_way_back(root.path()).unwrap()));
+        drop(ours);
+        assert_eq!(ended.join().unwrap(), ExitCode::SUCCESS, "the daemon's end is none of its faults");
     }
 }
