@@ -25,6 +25,7 @@ mod e2e {
     mod exec;
     mod fresh;
     mod helper;
+    mod images;
     mod joiners;
     mod joins;
     mod leases;
