@@ -301,6 +301,7 @@ fn start_ours(servers: &Runtime, tasks: &mut JoinSet<()>, pool: Arc<Pool>, path:
         status: level::channel(status).1,
         limits: level::channel(Limits::of(&config.api, &config.pool)).1,
         detached: Arc::new(Vec::new),
+        images: None,
         inspect: Arc::new(|_, _| Box::pin(async { None })),
         audit: Arc::new(|_| Box::pin(async { Err(nspool::audit::NotNow::Starting) })),
         max_message: config.api.max_message,

@@ -1,4 +1,4 @@
-//! The Rust client of nspool: every call of both services, and a [`Lease`] guard that gives its lease back when it is dropped.
+//! The Rust client of nspool: every call of its services, and a [`Lease`] guard that gives its lease back when it is dropped.
 //!
 //! A [`Client`] connects when it is first used and again when the daemon came back; making one never waits. Cloning is cheap, all clones share
 //! one connection. What can go wrong is in [`ClientError`]: whether the daemon was reached at all, and if so, its reason.
@@ -26,6 +26,7 @@ pub use error::ClientError;
 pub use lease::{Lease, Request};
 
 use crate::proto;
+use crate::proto::image_cache_client::ImageCacheClient;
 use crate::proto::namespace_pool_client::NamespacePoolClient;
 use crate::proto::pool_admin_client::PoolAdminClient;
 
@@ -47,6 +48,7 @@ pub struct Client {
     endpoint: Arc<str>,
     pool: NamespacePoolClient<Channel>,
     admin: PoolAdminClient<Channel>,
+    images: ImageCacheClient<Channel>,
     timeout: Duration,
     /// Where dropped guards spawn their releases, and who waits for them.
     runtime: Handle,
@@ -68,7 +70,8 @@ impl Client {
         Ok(Self {
             endpoint: endpoint.into(),
             pool: NamespacePoolClient::new(channel.clone()),
-            admin: PoolAdminClient::new(channel),
+            admin: PoolAdminClient::new(channel.clone()),
+            images: ImageCacheClient::new(channel),
             timeout: CALL_TIMEOUT,
             runtime,
             releases: TaskTracker::new(),

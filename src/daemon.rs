@@ -29,7 +29,9 @@ use crate::engine::paced::{Deadlines, Paced};
 use crate::engine::{Engine, NamespaceKind};
 use crate::engine_networks::EngineNetworks;
 use crate::headcount::{self, Present};
+use crate::image::cache::Cache;
 use crate::image::gate::{Gate, GateState, Source};
+use crate::image::pull::CredentialSource;
 use crate::ledger::{self, Ledger, Replayed};
 use crate::level;
 use crate::lock::LockError;
@@ -147,6 +149,7 @@ pub struct Daemon {
     arriving: mpsc::Receiver<Detached>,
     detached: DetachedList,
     api: Api,
+    images: Option<Cache>,
     listeners: Vec<UnixListener>,
     /// Engine mutations under way, which end by themselves.
     mutations: TaskTracker,
@@ -203,7 +206,8 @@ impl Daemon {
         let incarnation = incarnation.unwrap_or_else(|| tools.breed.instance.clone());
         let auditor = Arc::new(Auditor::new(Arc::clone(&tools), means.clone(), Arc::clone(&detached)));
         let shows = Shows { incarnation, keep: parts.keep, auditor: Arc::clone(&auditor) };
-        let api = api_of(&config, &tools, &detached, shown, limits_shown, shows);
+        let images = images(&config, &tools.engine);
+        let api = api_of(&config, &tools, &detached, shown, limits_shown, shows, images.clone());
         let shown = Shown { status, limits, settings };
         let (list, name) = (Arc::clone(&detached), config.pool.name.clone());
         let succession = Succession { tools: Arc::clone(&tools), means, suspects, late, detached: list, pool: name, locks };
@@ -220,6 +224,7 @@ impl Daemon {
             arriving,
             detached,
             api,
+            images,
             listeners: parts.listeners,
             mutations,
         }
@@ -261,6 +266,7 @@ impl Daemon {
             arriving,
             detached,
             api,
+            images,
             listeners,
             mutations,
         } = self;
@@ -311,14 +317,27 @@ impl Daemon {
             }
         }
         ending.cancel();
+        cut_off(images).await;
         api_ending.cancel();
         let _ = tokio::time::timeout(END_OF_API, api).await;
-        let _ = tokio::time::timeout(END_OF_API, async { while background.join_next().await.is_some() {} }).await;
-        mutations.close();
-        let _ = tokio::time::timeout(END_OF_API, mutations.wait()).await;
+        end(background, mutations).await;
         outcome?;
         Ok(if keep { kept(&tools, &detached) } else { removed(&tools, &engines, &detached).await })
     }
+}
+
+/// Who follows a fetch hears that it is over before the API ends.
+async fn cut_off(images: Option<Cache>) {
+    if let Some(images) = images {
+        let _ = tokio::time::timeout(END_OF_API, images.close()).await;
+    }
+}
+
+/// Tasks that were told to end, and mutations, which end by themselves.
+async fn end(mut background: JoinSet<()>, mutations: TaskTracker) {
+    let _ = tokio::time::timeout(END_OF_API, async { while background.join_next().await.is_some() {} }).await;
+    mutations.close();
+    let _ = tokio::time::timeout(END_OF_API, mutations.wait()).await;
 }
 
 /// Nothing stays, but for what somebody is in, and then what that needs.
@@ -460,6 +479,7 @@ fn api_of(
     status: level::Receiver<DaemonStatus>,
     limits: level::Receiver<Limits>,
     shows: Shows,
+    images: Option<Cache>,
 ) -> Api {
     let detached = Arc::clone(detached);
     let shown = move || {
@@ -496,6 +516,7 @@ fn api_of(
             Box::pin(async move { auditor.audit(fix).await })
         }),
         inspect: inspect::inspections(&tools.snapshots),
+        images,
         max_message: config.api.max_message,
         max_streams: config.api.max_streams,
         grace: END_OF_API,
@@ -579,7 +600,9 @@ fn known_beforehand(config: &Config) -> (Fitness, Trust) {
 }
 
 fn paced(config: &Config, engine: Arc<dyn Engine>, mutations: &TaskTracker) -> Paced {
-    let deadlines = Deadlines::from_config(&config.engine, &config.placeholder);
+    let mut deadlines = Deadlines::from_config(&config.engine, &config.placeholder);
+    // Gate and cache have deadlines of their own, which come first.
+    deadlines.prepare = deadlines.prepare.max(config.images.fetch_timeout);
     Paced::new(engine, &pacer_of(config), deadlines, mutations.clone())
 }
 
@@ -589,6 +612,13 @@ fn may_fork(config: &Config) -> bool {
 
 fn gate(config: &Config, engine: &Arc<Paced>, source: Source) -> Gate {
     Gate::new(Arc::clone(engine) as Arc<dyn Engine>, source, config.backoff.clone(), config.placeholder.prepare_timeout)
+}
+
+/// Without a container engine there are none.
+fn images(config: &Config, engine: &Arc<Paced>) -> Option<Cache> {
+    let engine = Arc::clone(engine) as Arc<dyn Engine>;
+    let credentials = CredentialSource::from_env(config.registries.clone());
+    (config.engine.kind != EngineChoice::Native).then(|| Cache::new(engine, credentials, config.images.clone(), config.backoff.clone()))
 }
 
 /// The rate is for an engine that others use as well; the kernel has nobody to be spared for.

@@ -66,6 +66,7 @@ const COMMANDS: &[&str] = &[
     "recycle",
     "audit",
     "inspect",
+    "image",
     "restart-plan",
     "purge",
     "doctor",
@@ -138,6 +139,7 @@ fn tables_for_people() {
         &["audit", "--fix"],
         &["inspect", "7"],
         &["inspect", "1"],
+        &["image", "ensure", "busybox:1.36", "reg:5000/fn:7"],
         &["restart-plan", "--config", SAMPLE],
         &["whois", "172.17.0.5"],
         &["whois", "nspool-default-1-1041-3-k2"],
@@ -158,6 +160,10 @@ fn tables_with_ages() {
         slots.contains("no space left on device") && slots.contains("held by process 77 (sleep)") && slots.contains("detached"),
         "{slots}"
     );
+    let images = run(Some(&daemon), &["image", "list"]);
+    assert!(images.contains("REFERENCE      STATE    SINCE") && images.contains("a caller's") && images.contains("sha256:1d"), "{images}");
+    let failures = run(Some(&daemon), &["image", "list", "--failures"]);
+    assert!(failures.contains("denied") && !failures.contains("busybox"), "{failures}");
     let leases = run(Some(&daemon), &["leases"]);
     assert!(leases.contains("lease-1") && leases.contains("agent-1"), "{leases}");
     assert!(run(Some(&daemon), &["slots", "--state", "ready"]).lines().filter(|line| line.contains("bridge")).count() == 1);
@@ -181,6 +187,9 @@ fn json_for_programs() {
         &["drain", "-o", "json"],
         &["recycle", "7", "-o", "json"],
         &["audit", "-o", "json"],
+        &["image", "ensure", "busybox:1.36", "-o", "json"],
+        &["image", "list", "-o", "json"],
+        &["image", "list", "--failures", "-o", "json"],
         &["restart-plan", "--config", SAMPLE, "-o", "json"],
         &["whois", "nspool-default-1-1041-3-k2", "-o", "json"],
     ] {
@@ -248,6 +257,9 @@ fn usage_mistakes_exit_with_64() {
         &["allocate", "--label", "novalue"],
         &["release"],
         &["resize"],
+        &["image"],
+        &["image", "ensure"],
+        &["image", "ensure", "busybox", "--username", "ann"],
         &["usage", "--endpoint", "tcp://127.0.0.1:1"],
     ] {
         let text = run(None, arguments);
@@ -269,6 +281,26 @@ fn a_release_tells_by_its_exit_code_whether_all_is_well() {
         nspool(Some(&daemon)).args(["release", "t", "--doubtful"]).assert().code(code);
     }
     daemon.script(|script| assert!(script.released.iter().all(|release| release.doubtful)));
+}
+
+#[test]
+fn images_that_are_here_are_told_whatever_became_of_the_others() {
+    let daemon = Running::start();
+    let text = run(Some(&daemon), &["image", "ensure", "busybox:1.36", "gone:1", "reg:5000/fn:7"]);
+    assert!(text.contains("exit code 1\n") && text.contains("sha256:1d") && text.contains("manifest unknown"), "{text}");
+    assert!(text.contains("Is the reference right") && text.contains("Try again in 30s."), "{text}");
+    daemon.script(|script| assert_eq!(script.calls, ["EnsureImage busybox:1.36", "EnsureImage gone:1"]));
+    let text = run(Some(&daemon), &["image", "ensure", "slow:1", "--timeout", "200ms"]);
+    assert!(text.contains("exit code 75\n") && text.contains("slow:1: not here within 200ms; the fetch goes on"), "{text}");
+}
+
+#[test]
+fn a_password_comes_by_stdin() {
+    let daemon = Running::start();
+    let ensure = ["image", "ensure", "reg:5000/fn:7", "--username", "ann", "--password-stdin"];
+    nspool(Some(&daemon)).args(ensure).write_stdin("anns-word\nmore").assert().success();
+    daemon.script(|script| assert_eq!(script.calls, ["EnsureImage reg:5000/fn:7 by ann anns-word"]));
+    nspool(Some(&daemon)).args(ensure).write_stdin("\n").assert().code(64);
 }
 
 #[test]

@@ -26,6 +26,7 @@ mod e2e {
     mod fresh;
     mod full;
     mod helper;
+    mod images;
     mod joiners;
     mod joins;
     mod leases;

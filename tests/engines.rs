@@ -427,7 +427,7 @@ async fn a_pull_that_fails_has_the_registrys_words(engine: &TestEngine) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let reference = format!("{}/nspool/none:1", listener.local_addr().unwrap());
     drop(listener);
-    let error = timeout(LIMIT, docker.pull_image(&reference, None)).await.unwrap().unwrap_err();
+    let error = timeout(LIMIT, docker.pull_image(&reference, None, &|_| {})).await.unwrap().unwrap_err();
     assert_eq!((error.class, error.operation), (ErrorClass::Refused, "pull"), "{error}");
     assert!(error.message.contains("connection refused"), "{error}");
     assert_eq!(docker.image_id(&reference).await.unwrap(), None);
@@ -458,7 +458,7 @@ async fn a_registry_that_wants_credentials_is_said_so(engine: &TestEngine) {
     let credentials = Credentials { username: "bob".into(), secret: "hunter2".into() };
     let pulls = async {
         for credentials in [None, Some(&credentials)] {
-            let error = timeout(LIMIT, docker.pull_image(&reference, credentials)).await.unwrap().unwrap_err();
+            let error = timeout(LIMIT, docker.pull_image(&reference, credentials, &|_| {})).await.unwrap().unwrap_err();
             assert_eq!(error.class, ErrorClass::RegistryDenied, "{error}");
             assert!(!error.to_string().contains("hunter2"));
         }

@@ -48,7 +48,7 @@ fn faults() -> Vec<Fault> {
 
 const OPERATIONS: [Operation; 10] = [
     Operation::Info,
-    Operation::ImageId,
+    Operation::Image,
     Operation::LoadImage,
     Operation::Create,
     Operation::Start,

@@ -13,7 +13,7 @@ out=${1:-$here/nspoolv1}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$out" "$work/proto/nspool/v1" "$work/out"
-for file in pool admin; do
+for file in pool admin image; do
     awk '
         /^ *optional / {
             sub(/^ *optional /, "")
@@ -28,5 +28,5 @@ done
 ptypes=github.com/golang/protobuf/ptypes
 protoc -I "$work/proto" \
     --go_out="plugins=grpc,Mgoogle/protobuf/duration.proto=$ptypes/duration,Mgoogle/protobuf/timestamp.proto=$ptypes/timestamp:$work/out" \
-    nspool/v1/pool.proto nspool/v1/admin.proto
+    nspool/v1/pool.proto nspool/v1/admin.proto nspool/v1/image.proto
 cp "$work/out/nspool.dev/clients/go/nspoolv1/"*.pb.go "$out/"

@@ -9,4 +9,4 @@ python=${PYTHON:-$root/target/clients-python/venv/bin/python}
 mkdir -p "$out"
 "$python" -m grpc_tools.protoc -I "$root/proto" \
     --python_out="$out" --pyi_out="$out" --grpc_python_out="$out" \
-    nspool/v1/pool.proto nspool/v1/admin.proto
+    nspool/v1/pool.proto nspool/v1/admin.proto nspool/v1/image.proto

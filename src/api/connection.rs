@@ -27,9 +27,11 @@ use tonic::service::Routes;
 use super::Shared;
 use super::admin::AdminService;
 use super::deadline::{self, Call};
+use super::image_cache::ImageService;
 use super::namespace_pool::PoolService;
 use super::turns::Turns;
 use crate::pool::ConnectionId;
+use crate::proto::image_cache_server::ImageCacheServer;
 use crate::proto::namespace_pool_server::NamespacePoolServer;
 use crate::proto::pool_admin_server::PoolAdminServer;
 
@@ -148,6 +150,7 @@ impl Drop for Closing {
 struct Services {
     pool: NamespacePoolServer<PoolService>,
     admin: PoolAdminServer<AdminService>,
+    images: ImageCacheServer<ImageService>,
     rest: Routes,
     timeout: Duration,
 }
@@ -159,6 +162,7 @@ impl Services {
         Self {
             pool: NamespacePoolServer::new(PoolService::new(Arc::clone(shared), peer)).max_decoding_message_size(most),
             admin: PoolAdminServer::new(AdminService::new(Arc::clone(shared), peer)).max_decoding_message_size(most),
+            images: ImageCacheServer::new(ImageService::new(Arc::clone(shared), peer)).max_decoding_message_size(most),
             rest: server.rest.clone(),
             timeout,
         }
@@ -176,6 +180,7 @@ impl hyper::service::Service<Request<Incoming>> for Services {
         let answer = match service {
             "nspool.v1.NamespacePool" => self.pool.clone().call(request),
             "nspool.v1.PoolAdmin" => self.admin.clone().call(request),
+            "nspool.v1.ImageCache" => self.images.clone().call(request),
             // This says UNIMPLEMENTED for what nobody knows.
             _ => Box::pin(self.rest.clone().call(request)),
         };

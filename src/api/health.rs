@@ -2,7 +2,7 @@
 //!
 //! `nspool.v1.NamespacePool` and the server as a whole (the empty name) are SERVING while a slot can be handed out or made: not stopping, not
 //! cordoned, and the engine up or something ready. An empty pool with its engine up is SERVING: it is being filled. `nspool.v1.PoolAdmin` is
-//! SERVING until the stop. The levels are followed within [`PACE`], the cordon and the engine at once.
+//! SERVING until the stop, `nspool.v1.ImageCache` as well, where there is a container engine. The levels are followed within [`PACE`], the cordon and the engine at once.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -21,6 +21,7 @@ use crate::proto;
 
 const POOL: &str = "nspool.v1.NamespacePool";
 const ADMIN: &str = "nspool.v1.PoolAdmin";
+const IMAGES: &str = "nspool.v1.ImageCache";
 
 /// How often the pool's counts are looked at while they change.
 const PACE: Duration = Duration::from_millis(100);
@@ -44,6 +45,8 @@ pub(super) fn and_reflection(max_message: usize) -> Result<(HealthReporter, Rout
 /// Tells the reporter, until the stop; then says NOT_SERVING and ends the watchers' streams.
 pub(super) async fn follow(shared: Arc<Shared>, mut reporter: HealthReporter) {
     reporter.set_service_status(ADMIN, ServingStatus::Serving).await;
+    let images = if shared.images.is_some() { ServingStatus::Serving } else { ServingStatus::NotServing };
+    reporter.set_service_status(IMAGES, images).await;
     let mut status = shared.status.clone();
     let mut told = None;
     loop {
@@ -67,8 +70,10 @@ pub(super) async fn follow(shared: Arc<Shared>, mut reporter: HealthReporter) {
         }
     }
     set(&reporter, ServingStatus::NotServing).await;
-    reporter.set_service_status(ADMIN, ServingStatus::NotServing).await;
-    for service in ["", POOL, ADMIN] {
+    for service in [ADMIN, IMAGES] {
+        reporter.set_service_status(service, ServingStatus::NotServing).await;
+    }
+    for service in ["", POOL, ADMIN, IMAGES] {
         reporter.clear_service_status(service).await;
     }
 }

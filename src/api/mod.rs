@@ -1,4 +1,4 @@
-//! The gRPC services over the pool: who may say what to it, and how its answers look on the wire.
+//! The gRPC services over the pool and the host's images: who may say what to them, and how their answers look on the wire.
 //!
 //! What it promises: one table from refusals to statuses (`status`), all bad fields of a request named at once (`validate`), callers known by
 //! the credentials of their socket, a `connection` lease that ends with its connection however that ends, unary calls that keep their
@@ -8,7 +8,7 @@
 //!
 //! ```text
 //!  UnixListener ─► connection (peer, its end) ─► deadline ─► namespace_pool ─► validate ─► Pool
-//!                                                         ├► admin                        │
+//!                                                         ├► admin, image_cache           │
 //!                                                         ├► health ◄─ status, cordon     ▼
 //!                                                         └► reflection        convert, status, watch
 //! ```
@@ -19,6 +19,7 @@ mod convert;
 mod counters;
 mod deadline;
 mod health;
+mod image_cache;
 mod local;
 mod namespace_pool;
 mod status;
@@ -40,6 +41,7 @@ use tokio_util::task::TaskTracker;
 use crate::audit::{Audit, NotNow};
 use crate::config;
 use crate::engine::{EngineInfo, NamespaceKind};
+use crate::image::cache::Cache;
 use crate::level;
 use crate::pool::{ConnectionId, Moment, Pool, SlotIndex};
 
@@ -62,6 +64,8 @@ pub struct Api {
     pub audit: Audits,
     /// Looks at what became of a buddy.
     pub inspect: Inspections,
+    /// The host's images; `None` without a container engine.
+    pub images: Option<Cache>,
     /// Largest message taken, in bytes (`[api] max_message`).
     pub max_message: usize,
     /// Calls in flight per connection (`[api] max_streams`).
@@ -246,6 +250,7 @@ struct Shared {
     detached: Arc<dyn Fn() -> Vec<Detached> + Send + Sync>,
     audit: Audits,
     inspect: Inspections,
+    images: Option<Cache>,
     max_message: usize,
     max_streams: u32,
     counters: Counters,
@@ -268,6 +273,7 @@ impl Shared {
             detached: api.detached,
             audit: api.audit,
             inspect: api.inspect,
+            images: api.images,
             max_message: api.max_message,
             max_streams: api.max_streams,
             counters: Counters::new(),

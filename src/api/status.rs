@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
+use crate::image::cache::{Failure, Kind};
 use crate::pool::Denied;
 
 /// In every ErrorInfo.
@@ -40,10 +41,17 @@ pub(super) enum Reason {
     SlowReader,
     Uncordoned,
     NoSnapshot,
+    NoEngine,
+    RegistryDenied,
+    ImageUnknown,
+    RegistryBusy,
+    TooManyFetches,
+    DiskFull,
+    FetchFailed,
 }
 
 /// All of them, in the order of their discriminants.
-pub(super) const REASONS: [Reason; 19] = [
+pub(super) const REASONS: [Reason; 26] = [
     Reason::PoolEmpty,
     Reason::Quota,
     Reason::Starting,
@@ -63,6 +71,13 @@ pub(super) const REASONS: [Reason; 19] = [
     Reason::SlowReader,
     Reason::Uncordoned,
     Reason::NoSnapshot,
+    Reason::NoEngine,
+    Reason::RegistryDenied,
+    Reason::ImageUnknown,
+    Reason::RegistryBusy,
+    Reason::TooManyFetches,
+    Reason::DiskFull,
+    Reason::FetchFailed,
 ];
 
 impl Reason {
@@ -88,6 +103,13 @@ impl Reason {
             Self::SlowReader => ("SLOW_READER", "slow_reader", Code::Aborted),
             Self::Uncordoned => ("UNCORDONED", "uncordoned", Code::Aborted),
             Self::NoSnapshot => ("NO_SNAPSHOT", "no_snapshot", Code::FailedPrecondition),
+            Self::NoEngine => ("NO_ENGINE", "no_engine", Code::FailedPrecondition),
+            Self::RegistryDenied => ("REGISTRY_DENIED", "registry_denied", Code::PermissionDenied),
+            Self::ImageUnknown => ("IMAGE_UNKNOWN", "image_unknown", Code::NotFound),
+            Self::RegistryBusy => ("REGISTRY_BUSY", "registry_busy", Code::ResourceExhausted),
+            Self::TooManyFetches => ("TOO_MANY_FETCHES", "too_many_fetches", Code::ResourceExhausted),
+            Self::DiskFull => ("DISK_FULL", "disk_full", Code::ResourceExhausted),
+            Self::FetchFailed => ("FETCH_FAILED", "fetch_failed", Code::Unavailable),
         }
     }
 
@@ -130,6 +152,10 @@ pub(super) enum Refusal {
     Uncordoned,
     /// There is nothing to compare a slot's buddy with.
     NoSnapshot { slot: u32 },
+    /// Images are a container engine's.
+    NoEngine,
+    /// An image could not be had.
+    NotFetched(Failure),
 }
 
 impl From<Denied> for Refusal {
@@ -153,6 +179,8 @@ impl Refusal {
             Self::SlowReader => Reason::SlowReader,
             Self::Uncordoned => Reason::Uncordoned,
             Self::NoSnapshot { .. } => Reason::NoSnapshot,
+            Self::NoEngine => Reason::NoEngine,
+            Self::NotFetched(failure) => reason_of_failure(failure.kind),
         }
     }
 
@@ -177,6 +205,8 @@ impl Refusal {
                 "slot {slot} has no buddy of which it is known what it was at first: only those on networks with reuse = \"verified\" have, unless \
                  they are leased since before the daemon's start"
             ),
+            Self::NoEngine => "this daemon makes its namespaces without a container engine, and has no images".to_owned(),
+            Self::NotFetched(failure) => failure.to_string(),
         }
     }
 
@@ -196,10 +226,28 @@ impl Refusal {
             Self::NotAllowed { uid } => {
                 facts.insert("uid".to_owned(), uid.to_string());
             }
-            Self::Stopping | Self::SlowReader | Self::Uncordoned | Self::NoSnapshot { .. } => {}
+            Self::NotFetched(failure) => {
+                if failure.retry_after.is_some() {
+                    details.set_retry_info(failure.retry_after);
+                }
+            }
+            Self::Stopping | Self::SlowReader | Self::Uncordoned | Self::NoSnapshot { .. } | Self::NoEngine => {}
         }
         details.set_error_info(self.reason().word(), DOMAIN, facts);
         details
+    }
+}
+
+fn reason_of_failure(kind: Kind) -> Reason {
+    match kind {
+        Kind::Denied => Reason::RegistryDenied,
+        Kind::Unknown => Reason::ImageUnknown,
+        Kind::Busy => Reason::RegistryBusy,
+        Kind::DiskFull => Reason::DiskFull,
+        Kind::EngineAway => Reason::EngineAway,
+        Kind::Crowded => Reason::TooManyFetches,
+        Kind::Stopping => Reason::Stopping,
+        Kind::Failed => Reason::FetchFailed,
     }
 }
 

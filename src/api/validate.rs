@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use super::status::{BadField, Refusal};
 use super::{About, Limits};
+use crate::engine::Credentials;
+use crate::image::reference::Reference;
 use crate::pool::{ConnectionId, Lifetime, NetworkIndex, Request};
 use crate::proto;
 
@@ -15,6 +17,8 @@ const MOST_CHARACTERS: usize = 128;
 const MOST_LABELS: usize = 16;
 const MOST_KEY_BYTES: usize = 63;
 const MOST_VALUE_BYTES: usize = 256;
+/// Tokens of registries are some kilobytes long at most.
+const MOST_SECRET_BYTES: usize = 16 << 10;
 
 /// Collects what is wrong with a request.
 #[derive(Debug, Default)]
@@ -80,13 +84,14 @@ impl Checks {
         labels.into_iter().collect()
     }
 
-    pub(super) fn done(mut self) -> Result<(), Refusal> {
-        if self.bad.is_empty() {
-            return Ok(());
-        }
+    pub(super) fn done(self) -> Result<(), Refusal> {
+        if self.bad.is_empty() { Ok(()) } else { Err(self.refusal()) }
+    }
+
+    fn refusal(mut self) -> Refusal {
         // The labels come in no order.
         self.bad.sort_by(|a, b| a.field.cmp(&b.field));
-        Err(Refusal::BadFields(self.bad))
+        Refusal::BadFields(self.bad)
     }
 }
 
@@ -116,6 +121,30 @@ pub(super) fn allocate(
     checks.done()?;
     let request_id = (!asked.request_id.is_empty()).then_some(asked.request_id);
     Ok((Request { uid, owner: asked.owner, tenant: asked.tenant, request_id, network, lifetime, labels }, wait))
+}
+
+/// An EnsureImage: for what, and by whose credentials.
+pub(super) fn image(reference: &str, auth: Option<proto::RegistryAuth>) -> Result<(Reference, Option<Credentials>), Refusal> {
+    let mut checks = Checks::default();
+    if let Some(auth) = &auth {
+        for (field, text) in [("username", &auth.username), ("password", &auth.password), ("identity_token", &auth.identity_token)] {
+            if text.len() > MOST_SECRET_BYTES {
+                checks.bad(format!("auth.{field}"), format!("has {} bytes, at most {MOST_SECRET_BYTES} are allowed", text.len()));
+            }
+        }
+        let (account, token) = (!auth.username.is_empty() && !auth.password.is_empty(), !auth.identity_token.is_empty());
+        let half = account != (!auth.username.is_empty() || !auth.password.is_empty());
+        if half || account == token {
+            checks.bad("auth", "takes either username and password, or identity_token");
+        }
+    }
+    match Reference::parse(reference) {
+        Ok(reference) => checks.done().map(|()| (reference, auth.map(Credentials::from))),
+        Err(bad) => {
+            checks.bad("reference", bad.to_string());
+            Err(checks.refusal())
+        }
+    }
 }
 
 fn lifetime(checks: &mut Checks, asked: &proto::AllocateRequest, connection: ConnectionId, limits: &Limits) -> Lifetime {

@@ -168,6 +168,15 @@ fn advice_on_refusal(reason: &str, retry_after: Option<std::time::Duration>) -> 
         "LEASE_ENDED" | "UNKNOWN_TOKEN" | "UNKNOWN_LEASE" => "`nspool leases` lists those that stand.",
         "UNKNOWN_SLOT" => "`nspool slots` lists them.",
         "UNKNOWN_NETWORK" => "`nspool usage` lists the pool's networks.",
+        "NO_ENGINE" => "Images are a container engine's: `nspool usage` shows what this daemon works with.",
+        "REGISTRY_DENIED" => {
+            "Give the daemon credentials for it ([registries] in its configuration, or its Docker config file), or bring them with --username."
+        }
+        "IMAGE_UNKNOWN" => "Is the reference right, with registry and tag?",
+        "REGISTRY_BUSY" => "The registry limits how often it is asked; with an account it may allow more.",
+        "TOO_MANY_FETCHES" => "`nspool image list` shows what is being fetched; [images] queue is the bound.",
+        "DISK_FULL" => "The engine's disk has no room for it: `docker system df`, or podman's.",
+        "FETCH_FAILED" => "`nspool image list --failures` has the last ones; the daemon's log has all.",
         "NOT_ALLOWED" => "It takes root, the daemon's own uid, or one of [api] admin_uids.",
         _ => "",
     };

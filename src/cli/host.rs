@@ -83,6 +83,8 @@ pub(super) fn engine_failure(what: &str, error: &EngineError) -> Failure {
         | ErrorClass::NoAddresses
         | ErrorClass::DiskFull
         | ErrorClass::RegistryDenied
+        | ErrorClass::RegistryUnknown
+        | ErrorClass::RegistryBusy { .. }
         | ErrorClass::Away
         | ErrorClass::Unknown
         | ErrorClass::Refused => exit::UNAVAILABLE,

@@ -17,6 +17,7 @@ mod exec;
 pub mod exit;
 mod helper;
 mod host;
+mod image;
 mod inspect;
 mod lease;
 mod meta;
@@ -139,6 +140,8 @@ enum Command {
     Audit(audit::AuditArgs),
     /// Show what is different in a slot's namespaces from when it was ready
     Inspect(inspect::InspectArgs),
+    /// Have images here before they are needed, fetched once for all who ask
+    Image(image::ImageArgs),
     /// Say what a restart of the daemon would do to slots and leases
     RestartPlan(restart_plan::RestartPlan),
     /// Remove what a dead pool left behind
@@ -207,6 +210,7 @@ async fn dispatch(globals: Globals, command: Command) -> anyhow::Result<ExitCode
         Command::Recycle(args) => admin::recycle(&globals, args).await,
         Command::Audit(args) => audit::audit(&globals, args).await,
         Command::Inspect(args) => inspect::inspect(&globals, args).await,
+        Command::Image(args) => image::run(&globals, args).await,
         Command::RestartPlan(args) => restart_plan::run(&globals, args).await,
         Command::Purge(args) => Box::pin(purge::run(&globals, args)).await,
         Command::Doctor(args) => Box::pin(doctor::doctor(&globals, args)).await,

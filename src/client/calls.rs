@@ -162,6 +162,20 @@ impl Client {
         streaming!(self.admin.drain, "Drain", proto::DrainRequest { timeout: timeout.and_then(proto_duration) })
     }
 
+    /// Sees to it that an image is here, by the daemon's credentials or by `auth`. Progress, then the image; dropping the stream ends no fetch.
+    pub async fn ensure_image(
+        &self,
+        reference: &str,
+        auth: Option<proto::RegistryAuth>,
+    ) -> Result<Answers<proto::EnsureImageResponse>, ClientError> {
+        streaming!(self.images.ensure_image, "EnsureImage", proto::EnsureImageRequest { reference: reference.to_owned(), auth })
+    }
+
+    /// What the daemon knows of images that were asked for, and the last failures.
+    pub async fn images(&self) -> Result<proto::ListImagesResponse, ClientError> {
+        unary!(self.images.list_images, "ListImages", proto::ListImagesRequest {})
+    }
+
     /// Holds pool, ledger, engine and kernel against each other; with `fix` mends what is safe.
     pub async fn audit(&self, fix: bool) -> Result<proto::AuditResponse, ClientError> {
         unary!(self.admin.audit, "Audit", proto::AuditRequest { fix })

@@ -68,6 +68,7 @@ pub fn find(path: &str) -> Option<&'static Key> {
 pub const SECTIONS: &[(&str, &str)] = &[
     ("pool", "What is kept ready, and what becomes of it."),
     ("placeholder", "What a buddy runs: the container that keeps a namespace alive."),
+    ("images", "Images that callers ask for: `nspool image ensure`, EnsureImage."),
     ("engine", "The container engine."),
     ("cni", "Where CNI plugins and their configurations are, for networks of that kind."),
     ("pacer", "What the engine is spared."),
@@ -123,7 +124,7 @@ pub const NAMED_SECTIONS: &[NamedSection] = &[
     NamedSection {
         section: "registries",
         header: "registries.\"127.0.0.1:5000\"",
-        doc: "Credentials for pulling the placeholder image from that registry. They go before those of the Docker config file.",
+        doc: "Credentials for pulling images from that registry: the placeholder, and those that callers ask for without credentials of their own. They go before those of the Docker config file.",
         keys: &[
             NamedKey { name: "username", example: "\"nspool\"", kind: Kind::Text(checks::ACCOUNT), doc: "The account." },
             NamedKey {

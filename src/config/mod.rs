@@ -33,6 +33,8 @@ pub struct Config {
     pub managed: Vec<Managed>,
     /// `[networks.NAME]` of the kind `cni`, in the same order.
     pub cni_networks: Vec<CniNetwork>,
+    /// `[images]`
+    pub images: Images,
     /// `[registries."host:port"]`
     pub registries: Vec<Registry>,
     /// `[engine]`
@@ -236,6 +238,39 @@ impl Default for Placeholder {
             memory: 16 << 20,
             pids: 16,
             prepare_timeout: Duration::from_secs(300),
+        }
+    }
+}
+
+/// `[images]`: those that callers ask for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Images {
+    /// A fetch with all its attempts at most this long.
+    pub fetch_timeout: Duration,
+    /// How often a fetch asks the registry.
+    pub attempts: u32,
+    /// Fetches that ask registries at once.
+    pub concurrent: u32,
+    /// Images that may be looked for, fetched and waited for at once.
+    pub queue: u32,
+    /// How long a registry is not asked again after a no that will be the same.
+    pub failed_for: Duration,
+    /// Images that are remembered at most.
+    pub remember: u32,
+    /// Failures that are kept for the operator.
+    pub keep_failures: u32,
+}
+
+impl Default for Images {
+    fn default() -> Self {
+        Self {
+            fetch_timeout: Duration::from_secs(600),
+            attempts: 5,
+            concurrent: 3,
+            queue: 256,
+            failed_for: Duration::from_secs(30),
+            remember: 1024,
+            keep_failures: 32,
         }
     }
 }

@@ -11,9 +11,11 @@
 mod convert;
 mod errors;
 mod functions;
+mod images;
 mod networks;
 mod podman;
 mod powers;
+mod retry_after;
 mod security;
 mod transport;
 
@@ -21,15 +23,13 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use bollard::auth::DockerCredentials;
 use bollard::errors::Error;
 use bollard::query_parameters::{
-    CreateContainerOptions, CreateImageOptions, EventsOptions, ImportImageOptions, RemoveContainerOptions, RenameContainerOptions,
-    WaitContainerOptions,
+    CreateContainerOptions, EventsOptions, RemoveContainerOptions, RenameContainerOptions, WaitContainerOptions,
 };
 use futures::future::{Either, select};
 use futures::stream::{self, BoxStream};
-use futures::{FutureExt, StreamExt, TryStreamExt};
+use futures::{FutureExt, StreamExt};
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
@@ -38,7 +38,7 @@ pub use functions::FunctionSpec;
 
 use super::{
     BuddySpec, Container, ContainerId, ContainerSummary, Credentials, Engine, EngineError, EngineEvent, EngineFuture, EngineInfo,
-    EngineKind, ErrorClass, ImageId, Network, NetworkSpec, WaitOutcome,
+    EngineKind, ErrorClass, Image, ImageId, Network, NetworkSpec, PullStep, WaitOutcome,
 };
 
 /// A client of one engine. Cheap to make, does no I/O until the first call.
@@ -134,24 +134,6 @@ impl Docker {
         Ok(EngineInfo { kind, id, version, endpoint: self.endpoint.clone() })
     }
 
-    /// Reads a pull's or load's progress to its end; an error inside it is the call's error.
-    async fn drain<T>(
-        operation: &'static str,
-        subject: &str,
-        stream: impl stream::Stream<Item = Result<T, Error>>,
-    ) -> Result<(), EngineError> {
-        stream.try_for_each(|_| futures::future::ready(Ok(()))).await.map_err(|error| errors::convert(operation, subject, &error))
-    }
-
-    async fn pull(&self, reference: &str, credentials: Option<&Credentials>) -> Result<(), EngineError> {
-        let (name, tag) = convert::split_reference(reference);
-        let options = CreateImageOptions { from_image: Some(name.to_owned()), tag: Some(tag.to_owned()), ..Default::default() };
-        let sent = credentials.map(|credentials| registry_auth(reference, credentials));
-        let pulled = Self::drain("pull", reference, self.client.create_image(Some(options), None, sent)).await;
-        let secret = credentials.map_or("", |credentials| &credentials.secret);
-        pulled.map_err(|error| errors::without_secret(error, secret))
-    }
-
     async fn wait_for_end(&self, id: &ContainerId) -> Result<WaitOutcome, EngineError> {
         path_safe("wait", id.as_str())?;
         match self.kind("wait", id.as_str()).await {
@@ -232,27 +214,25 @@ impl Engine for Docker {
         async { self.client.ping().await.map(drop).map_err(|error| errors::convert("ping", &self.endpoint, &error)) }.boxed()
     }
 
-    fn image_id<'a>(&'a self, reference: &'a str) -> EngineFuture<'a, Option<ImageId>> {
-        async move {
-            if !convert::is_path_safe(reference) {
-                return Err(errors::refused("inspect image", ErrorClass::Refused, reference, "not an image reference"));
-            }
-            match self.reader.get::<convert::Image>(&format!("/images/{reference}/json")).await {
-                Ok(image) => Ok(image.id.map(ImageId::from)),
-                Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(None),
-                Err(error) => Err(errors::convert("inspect image", reference, &error)),
-            }
-        }
-        .boxed()
+    fn image<'a>(&'a self, reference: &'a str) -> EngineFuture<'a, Option<Image>> {
+        self.look_at_image(reference).boxed()
     }
 
     fn load_image(&self, archive: Vec<u8>) -> EngineFuture<'_, ()> {
-        let stream = self.client.import_image(ImportImageOptions::default(), bollard::body_full(archive.into()), None);
-        Self::drain("load", "", stream).boxed()
+        self.load(archive).boxed()
     }
 
-    fn pull_image<'a>(&'a self, reference: &'a str, credentials: Option<&'a Credentials>) -> EngineFuture<'a, ()> {
-        self.pull(reference, credentials).boxed()
+    fn pull_image<'a>(
+        &'a self,
+        reference: &'a str,
+        credentials: Option<&'a Credentials>,
+        told: &'a (dyn Fn(PullStep) + Send + Sync),
+    ) -> EngineFuture<'a, ()> {
+        self.pull(reference, credentials, told).boxed()
+    }
+
+    fn tag_image<'a>(&'a self, id: &'a ImageId, repository: &'a str, tag: &'a str) -> EngineFuture<'a, ()> {
+        self.tag(id, repository, tag).boxed()
     }
 
     fn create<'a>(&'a self, spec: &'a BuddySpec) -> EngineFuture<'a, ContainerId> {
@@ -343,16 +323,6 @@ fn id_of_storage(kind: EngineKind, root: &str) -> String {
     let digest = Sha256::digest(root.as_bytes());
     let hex: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
     format!("{kind}-{hex}")
-}
-
-/// What goes into the registry header: an account, or an identity token when there is no user name.
-fn registry_auth(reference: &str, credentials: &Credentials) -> DockerCredentials {
-    let serveraddress = Some(convert::registry(reference).to_owned());
-    let secret = Some(credentials.secret.clone());
-    if credentials.username.is_empty() {
-        return DockerCredentials { identitytoken: secret, serveraddress, ..Default::default() };
-    }
-    DockerCredentials { username: Some(credentials.username.clone()), password: secret, serveraddress, ..Default::default() }
 }
 
 #[cfg(test)]

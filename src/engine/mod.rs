@@ -9,6 +9,7 @@
 pub mod discover;
 pub mod docker;
 pub mod fake;
+mod images;
 pub mod native;
 mod network;
 pub mod paced;
@@ -24,6 +25,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 
+pub use images::{Image, LayerStage, PullStep};
 pub use network::{Network, NetworkRange, NetworkSpec};
 pub use spec::{BuddySpec, Flavour};
 
@@ -320,12 +322,24 @@ pub trait Engine: Send + Sync + 'static {
     /// Whether it answers at all.
     fn ping(&self) -> EngineFuture<'_, ()>;
 
-    /// The id of a local image by reference or id; `None` when it is not there.
-    fn image_id<'a>(&'a self, reference: &'a str) -> EngineFuture<'a, Option<ImageId>>;
+    /// A local image by reference or id; `None` when it is not there.
+    fn image<'a>(&'a self, reference: &'a str) -> EngineFuture<'a, Option<Image>>;
+    /// Only its id.
+    fn image_id<'a>(&'a self, reference: &'a str) -> EngineFuture<'a, Option<ImageId>> {
+        Box::pin(async move { Ok(self.image(reference).await?.map(|image| image.id)) })
+    }
     /// Loads a `docker save` tar. Errors inside the answer's stream are errors here.
     fn load_image(&self, archive: Vec<u8>) -> EngineFuture<'_, ()>;
-    /// Pulls by reference. Errors inside the answer's stream are errors here; they are the registry's own words.
-    fn pull_image<'a>(&'a self, reference: &'a str, credentials: Option<&'a Credentials>) -> EngineFuture<'a, ()>;
+    /// Pulls by reference. The registry is asked by these credentials even when the image is here already. `told` hears how far it is. Errors inside
+    /// the answer's stream are errors here; they are the registry's own words.
+    fn pull_image<'a>(
+        &'a self,
+        reference: &'a str,
+        credentials: Option<&'a Credentials>,
+        told: &'a (dyn Fn(PullStep) + Send + Sync),
+    ) -> EngineFuture<'a, ()>;
+    /// Gives an image one more name, `repository:tag`; taken from the image that had it before.
+    fn tag_image<'a>(&'a self, id: &'a ImageId, repository: &'a str, tag: &'a str) -> EngineFuture<'a, ()>;
 
     /// Creates a buddy, not started. [`ErrorClass::Unknown`]: it may exist, look its name up.
     fn create<'a>(&'a self, spec: &'a BuddySpec) -> EngineFuture<'a, ContainerId>;
@@ -373,6 +387,13 @@ pub enum ErrorClass {
     DiskFull,
     /// The registry refused the credentials, or wants some.
     RegistryDenied,
+    /// The registry has no such image.
+    RegistryUnknown,
+    /// The registry has had too many requests (429).
+    RegistryBusy {
+        /// Where its words say when to come back: engines keep its headers to themselves.
+        retry_after: Option<Duration>,
+    },
     /// Nothing was done: the engine could not be reached (no socket, connection refused).
     Away,
     /// Nobody knows whether it was done: the connection was cut, the answer was not understood, or the deadline passed.

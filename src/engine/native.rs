@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     BuddySpec, Container, ContainerId, ContainerStatus, ContainerSummary, Credentials, Engine, EngineError, EngineEvent, EngineFuture,
-    EngineInfo, EngineKind, ErrorClass, ImageId, Labels, NamespaceKind, Network, NetworkSpec, WaitOutcome,
+    EngineInfo, EngineKind, ErrorClass, Image, ImageId, Labels, NamespaceKind, Network, NetworkSpec, PullStep, WaitOutcome,
 };
 use crate::netns::folders::{Folder, MountError, Mounter, RECORD, UNFINISHED};
 use crate::random;
@@ -294,15 +294,24 @@ impl Engine for Native {
         done(Ok(()))
     }
 
-    fn image_id<'a>(&'a self, _reference: &'a str) -> EngineFuture<'a, Option<ImageId>> {
-        done(Ok(Some(ImageId::from(IMAGE))))
+    fn image<'a>(&'a self, _reference: &'a str) -> EngineFuture<'a, Option<Image>> {
+        done(Ok(Some(Image { id: ImageId::from(IMAGE), tags: Vec::new(), digests: Vec::new() })))
     }
 
     fn load_image(&self, _archive: Vec<u8>) -> EngineFuture<'_, ()> {
         done(Ok(()))
     }
 
-    fn pull_image<'a>(&'a self, _reference: &'a str, _credentials: Option<&'a Credentials>) -> EngineFuture<'a, ()> {
+    fn pull_image<'a>(
+        &'a self,
+        _reference: &'a str,
+        _credentials: Option<&'a Credentials>,
+        _told: &'a (dyn Fn(PullStep) + Send + Sync),
+    ) -> EngineFuture<'a, ()> {
+        done(Ok(()))
+    }
+
+    fn tag_image<'a>(&'a self, _id: &'a ImageId, _repository: &'a str, _tag: &'a str) -> EngineFuture<'a, ()> {
         done(Ok(()))
     }
 

@@ -40,7 +40,7 @@ use tokio_util::task::TaskTracker;
 use self::cap::{Cap, Place};
 use super::{
     BuddySpec, Container, ContainerId, ContainerSummary, Credentials, Engine, EngineError, EngineEvent, EngineFuture, EngineInfo,
-    ErrorClass, ImageId, Network, NetworkSpec, WaitOutcome,
+    ErrorClass, Image, ImageId, Network, NetworkSpec, PullStep, WaitOutcome,
 };
 use crate::config;
 use crate::level;
@@ -58,7 +58,7 @@ pub mod names {
 /// How long a call may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deadlines {
-    /// Of info, ping, image_id, inspect, list, and looks at networks.
+    /// Of info, ping, inspect, list, looks at images and networks, and an image's new name.
     pub read: Duration,
     /// Of create, start, rename and remove, and of a network's.
     pub write: Duration,
@@ -188,16 +188,25 @@ impl Engine for Paced {
         self.read("ping", "", self.0.engine.ping())
     }
 
-    fn image_id<'a>(&'a self, reference: &'a str) -> EngineFuture<'a, Option<ImageId>> {
-        self.read("image", reference, self.0.engine.image_id(reference))
+    fn image<'a>(&'a self, reference: &'a str) -> EngineFuture<'a, Option<Image>> {
+        self.read("image", reference, self.0.engine.image(reference))
     }
 
     fn load_image(&self, archive: Vec<u8>) -> EngineFuture<'_, ()> {
         self.prepare_image("load", "", self.0.engine.load_image(archive))
     }
 
-    fn pull_image<'a>(&'a self, reference: &'a str, credentials: Option<&'a Credentials>) -> EngineFuture<'a, ()> {
-        self.prepare_image("pull", reference, self.0.engine.pull_image(reference, credentials))
+    fn pull_image<'a>(
+        &'a self,
+        reference: &'a str,
+        credentials: Option<&'a Credentials>,
+        told: &'a (dyn Fn(PullStep) + Send + Sync),
+    ) -> EngineFuture<'a, ()> {
+        self.prepare_image("pull", reference, self.0.engine.pull_image(reference, credentials, told))
+    }
+
+    fn tag_image<'a>(&'a self, id: &'a ImageId, repository: &'a str, tag: &'a str) -> EngineFuture<'a, ()> {
+        self.read("tag", id.as_str(), self.0.engine.tag_image(id, repository, tag))
     }
 
     fn create<'a>(&'a self, spec: &'a BuddySpec) -> EngineFuture<'a, ContainerId> {
@@ -337,6 +346,8 @@ fn outcome_name(class: ErrorClass) -> &'static str {
         ErrorClass::NoAddresses => "no_addresses",
         ErrorClass::DiskFull => "disk_full",
         ErrorClass::RegistryDenied => "registry_denied",
+        ErrorClass::RegistryUnknown => "registry_unknown",
+        ErrorClass::RegistryBusy { .. } => "registry_busy",
         ErrorClass::Away => "away",
         ErrorClass::Unknown => "unknown",
         ErrorClass::NotAllowed => "not_allowed",

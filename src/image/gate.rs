@@ -25,11 +25,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::placeholder::Archive;
-use super::pull::CredentialSource;
+use super::pull::{self, CredentialSource};
 use crate::config;
 use crate::engine::{Engine, EngineError, ErrorClass, ImageId};
 use crate::level;
-use crate::random;
 
 /// Where the placeholder image comes from.
 #[derive(Clone, Debug)]
@@ -218,7 +217,7 @@ impl Gate {
                 }
                 Err(error) => {
                     failures += 1;
-                    let wait = retry_after(&self.backoff, failures);
+                    let wait = super::jittered(self.backoff.first, self.backoff.longest, failures);
                     self.fail(&error, wait);
                     Some(wait)
                 }
@@ -287,7 +286,7 @@ impl Gate {
         });
         match &self.source {
             Source::Embedded(archive) => self.engine.load_image(archive.bytes().to_vec()).await?,
-            Source::Reference { credentials, .. } => self.pull(credentials).await?,
+            Source::Reference { credentials, .. } => pull::by_source(&*self.engine, reference, credentials, &|_| {}).await?,
         }
         self.engine.image_id(reference).await?.ok_or_else(|| EngineError {
             operation: "prepare",
@@ -297,35 +296,11 @@ impl Gate {
             status: None,
         })
     }
-
-    /// Without credentials when they cannot be had: the image may be public. If the registry then says no, both are told.
-    async fn pull(&self, credentials: &CredentialSource) -> Result<(), EngineError> {
-        let reference = self.reference();
-        let found = credentials.lookup(reference).await;
-        if let Err(error) = &found {
-            tracing::warn!(reference, %error, "no credentials, pulling without");
-        }
-        let pulled = self.engine.pull_image(reference, found.as_ref().ok().and_then(Option::as_ref)).await;
-        match (pulled, found) {
-            (Err(mut denied), Err(lookup)) if denied.class == ErrorClass::RegistryDenied => {
-                denied.message = format!("{} (asked without credentials: {lookup})", denied.message);
-                Err(denied)
-            }
-            (pulled, _) => pulled,
-        }
-    }
 }
 
 /// Docker writes `sha256:` in front, podman does not everywhere.
 fn digest(id: &str) -> &str {
     id.strip_prefix("sha256:").unwrap_or(id)
-}
-
-/// Doubles with each failure, up to the longest; a random half of it is taken off, so that many daemons on one registry drift apart.
-fn retry_after(backoff: &config::Backoff, failures: u32) -> Duration {
-    let doublings = failures.saturating_sub(1).min(31);
-    let full = backoff.first.saturating_mul(1 << doublings).min(backoff.longest);
-    full / 2 + (full / 2).mul_f64(random::dice().f64())
 }
 
 #[cfg(test)]

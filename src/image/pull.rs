@@ -1,4 +1,4 @@
-//! Which credentials a pull of a reference goes out with.
+//! Which credentials a pull of a reference goes out with, and the pull by those of the daemon's ([`by_source`]).
 //!
 //! The registry's host is read from the reference as Docker reads it. `[registries]` of the configuration goes first, then the Docker config
 //! file (`$DOCKER_CONFIG/config.json`, else `~/.docker/config.json`), whose credential helpers are programs of others: they are run off
@@ -7,7 +7,7 @@
 //! What can go wrong is in [`CredentialError`]. None of it need stop a pull: the image may be public, so the caller tries without and
 //! tells both if the registry says no. Secrets are in no error, no log and no `Debug`; what a helper printed counts as a secret.
 //!
-//! It deliberately does not know the engine beyond [`Credentials`], and does not pull.
+//! It deliberately tries nothing twice, and does not know what an image is for.
 
 use std::fs::File;
 use std::io::{self, BufReader};
@@ -20,7 +20,7 @@ use docker_credential::{CredentialRetrievalError, DockerCredential};
 use tokio::sync::oneshot;
 
 use crate::config::Registry;
-use crate::engine::Credentials;
+use crate::engine::{Credentials, Engine, EngineError, ErrorClass, PullStep};
 
 /// How long a credential helper may take.
 pub const HELPER_DEADLINE: Duration = Duration::from_secs(10);
@@ -125,6 +125,31 @@ impl CredentialSource {
             Ok(Err(_)) => Err(CredentialError::Helper { path, host, message: "it ended without an answer".into() }),
             Err(_) => Err(timeout),
         }
+    }
+}
+
+/// Pulls by what `source` has for it; without credentials when they cannot be had: the image may be public. If the registry then says no, both are told.
+/// Dropping it cuts the pull off.
+///
+/// # Errors
+/// As [`Engine::pull_image`].
+pub async fn by_source(
+    engine: &dyn Engine,
+    reference: &str,
+    source: &CredentialSource,
+    told: &(dyn Fn(PullStep) + Send + Sync),
+) -> Result<(), EngineError> {
+    let found = source.lookup(reference).await;
+    if let Err(error) = &found {
+        tracing::warn!(reference, %error, "no credentials, pulling without");
+    }
+    let pulled = engine.pull_image(reference, found.as_ref().ok().and_then(Option::as_ref), told).await;
+    match (pulled, found) {
+        (Err(mut denied), Err(lookup)) if denied.class == ErrorClass::RegistryDenied => {
+            denied.message = format!("{} (asked without credentials: {lookup})", denied.message);
+            Err(denied)
+        }
+        (pulled, _) => pulled,
     }
 }
 

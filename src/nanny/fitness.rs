@@ -89,7 +89,9 @@ fn is_final(unfit: &Unfit) -> bool {
             | ErrorClass::HasDependents
             | ErrorClass::NoAddresses
             | ErrorClass::DiskFull
-            | ErrorClass::RegistryDenied => false,
+            | ErrorClass::RegistryDenied
+            | ErrorClass::RegistryUnknown
+            | ErrorClass::RegistryBusy { .. } => false,
         },
         Unfit::Kernel { .. } => false,
         Unfit::Ended { .. } | Unfit::TheHosts | Unfit::Renewal(_) | Unfit::JoinerElsewhere(_) => true,

@@ -244,6 +244,8 @@ impl Nanny {
                 | ErrorClass::NoAddresses
                 | ErrorClass::DiskFull
                 | ErrorClass::RegistryDenied
+                | ErrorClass::RegistryUnknown
+                | ErrorClass::RegistryBusy { .. }
                 | ErrorClass::NotAllowed
                 | ErrorClass::Refused => return Some(Err(error)),
             }

@@ -69,6 +69,14 @@ pub const LEASES_ENDED: &str = "nspool_leases_ended_total";
 pub const BUDDIES_DIED: &str = "nspool_buddies_died_total";
 /// Counter: messages about an earlier generation or use, dropped.
 pub const STALE_MESSAGES: &str = "nspool_stale_messages_total";
+/// Counter, label `outcome`: EnsureImage calls that were answered (`present`, `fetched`, or a reason in lower case).
+pub const IMAGE_ENSURES: &str = "nspool_image_ensures_total";
+/// Counter, label `outcome`: fetches that asked a registry (`fetched`, or why not).
+pub const IMAGE_FETCHES: &str = "nspool_image_fetches_total";
+/// Counter: attempts of fetches after the first.
+pub const IMAGE_RETRIES: &str = "nspool_image_retries_total";
+/// Histogram: a fetch, with the wait for its turn and all attempts.
+pub const IMAGE_FETCH: &str = "nspool_image_fetch_seconds";
 /// Counter, label `reason`: watchers that were cut off.
 pub const WATCHERS_CUT: &str = "nspool_watchers_cut_total";
 
@@ -77,6 +85,9 @@ const ENGINE_BUCKETS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0
 /// An allocation takes microseconds, or as long as its caller waits.
 const ALLOCATE_BUCKETS: &[f64] =
     &[0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0];
+
+/// From a registry's word that nothing is new to a large image over a slow line.
+const FETCH_BUCKETS: &[f64] = &[0.01, 0.05, 0.25, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0];
 
 /// Work of the kernel, from fractions of a millisecond on.
 const KERNEL_BUCKETS: &[f64] = &[0.000_25, 0.000_5, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.25, 1.0, 5.0];
@@ -89,6 +100,7 @@ pub const BUCKETS: &[(&str, &[f64])] = &[
     (FURNISHING, KERNEL_BUCKETS),
     (RENEWED, KERNEL_BUCKETS),
     (INSPECTION, KERNEL_BUCKETS),
+    (IMAGE_FETCH, FETCH_BUCKETS),
     (ENGINE_CALL, ENGINE_BUCKETS),
     (PACER_WAIT, ENGINE_BUCKETS),
 ];
@@ -138,6 +150,10 @@ pub const ALL: &[(&str, Kind, &str)] = &[
     (RELEASES, Kind::Counter, "Release calls by outcome."),
     (LEASES_ENDED, Kind::Counter, "Leases that ended, by cause."),
     (BUDDIES_DIED, Kind::Counter, "Buddies that died, by cause."),
+    (IMAGE_ENSURES, Kind::Counter, "Answered EnsureImage calls by outcome."),
+    (IMAGE_FETCHES, Kind::Counter, "Fetches of images from registries by outcome."),
+    (IMAGE_RETRIES, Kind::Counter, "Attempts to fetch an image after the first."),
+    (IMAGE_FETCH, Kind::Histogram, "From the first wait for a turn until an image is fetched or given up."),
     (STALE_MESSAGES, Kind::Counter, "Messages about an earlier generation or use, dropped."),
     (WATCHERS_CUT, Kind::Counter, "Watch streams that were cut off, by reason."),
 ];

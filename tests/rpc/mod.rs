@@ -2,6 +2,7 @@
 
 mod admin;
 mod allocate;
+mod images;
 mod leases;
 mod seen;
 mod serving;

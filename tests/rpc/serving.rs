@@ -18,6 +18,7 @@ use crate::served::*;
 
 const POOL: &str = "nspool.v1.NamespacePool";
 const ADMIN: &str = "nspool.v1.PoolAdmin";
+const IMAGES: &str = "nspool.v1.ImageCache";
 
 #[tokio::test]
 async fn info_and_usage_say_who_answers_and_how_things_are() {
@@ -60,7 +61,9 @@ async fn health_follows_engine_cordon_and_stop() {
     let mut pool = health.watch(ask(POOL)).await.unwrap().into_inner();
     let mut whole = health.watch(ask("")).await.unwrap().into_inner();
     until_health(&mut pool, ServingStatus::NotServing).await;
-    assert_eq!(health.check(ask(ADMIN)).await.unwrap().into_inner().status(), ServingStatus::Serving);
+    for service in [ADMIN, IMAGES] {
+        assert_eq!(health.check(ask(service)).await.unwrap().into_inner().status(), ServingStatus::Serving, "{service}");
+    }
 
     served.status.send_modify(|status| status.engine = EngineState::Up);
     until_health(&mut pool, ServingStatus::Serving).await;
@@ -96,7 +99,7 @@ async fn health_follows_engine_cordon_and_stop() {
 #[tokio::test]
 async fn reflection_lists_the_services_in_both_versions() {
     let served = served().await;
-    let expected = ["grpc.health.v1.Health", POOL, ADMIN];
+    let expected = ["grpc.health.v1.Health", POOL, ADMIN, IMAGES];
     let ask = v1::ServerReflectionRequest {
         host: String::new(),
         message_request: Some(v1::server_reflection_request::MessageRequest::ListServices(String::new())),

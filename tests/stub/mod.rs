@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, UNIX_EPOCH};
 
 use futures::stream::{self, BoxStream, StreamExt};
+use nspool::proto::image_cache_server::{ImageCache, ImageCacheServer};
 use nspool::proto::namespace_pool_server::{NamespacePool, NamespacePoolServer};
 use nspool::proto::pool_admin_server::{PoolAdmin, PoolAdminServer};
 use nspool::proto::*;
@@ -76,7 +77,8 @@ impl Running {
                     stream::unfold(listener, |listener| async move { Some((listener.accept().await.map(|(s, _)| s), listener)) });
                 let server = tonic::transport::Server::builder()
                     .add_service(NamespacePoolServer::new(served.clone()))
-                    .add_service(PoolAdminServer::new(served))
+                    .add_service(PoolAdminServer::new(served.clone()))
+                    .add_service(ImageCacheServer::new(served))
                     .serve_with_incoming(incoming);
                 tokio::select! { _ = server => {}, () = stopped.cancelled() => {} }
             });
@@ -386,5 +388,57 @@ impl PoolAdmin for Stub {
     async fn force_release(&self, request: Request<ForceReleaseRequest>) -> Result<Response<ForceReleaseResponse>, Status> {
         self.note(format!("ForceRelease {}", request.into_inner().lease_id))?;
         Ok(Response::new(ForceReleaseResponse { outcome: ReleaseOutcome::Returned.into() }))
+    }
+}
+
+#[tonic::async_trait]
+impl ImageCache for Stub {
+    type EnsureImageStream = BoxStream<'static, Result<EnsureImageResponse, Status>>;
+
+    async fn ensure_image(&self, request: Request<EnsureImageRequest>) -> Result<Response<Self::EnsureImageStream>, Status> {
+        use ensure_image_response::Event;
+        let EnsureImageRequest { reference, auth } = request.into_inner();
+        let account = auth.map_or_else(String::new, |auth| format!(" by {} {}", auth.username, auth.password));
+        self.note(format!("EnsureImage {reference}{account}"))?;
+        if reference == "gone:1" {
+            let words = "pull gone:1: manifest unknown";
+            return Err(refusal(Code::NotFound, "IMAGE_UNKNOWN", words, Some(Duration::from_secs(30))));
+        }
+        let progress =
+            FetchProgress { attempt: 1, layers: 3, layers_done: 1, bytes: 5 << 20, bytes_total: 20 << 20, ..FetchProgress::default() };
+        let image = EnsuredImage { id: "sha256:1d".into(), digest: "sha256:d1".into(), fetched: true, reference: reference.clone() };
+        let mut events =
+            stream::iter([Event::Progress(progress), Event::Image(image)].map(Some).map(|event| Ok(EnsureImageResponse { event }))).boxed();
+        if reference == "slow:1" {
+            events = events.take(1).chain(stream::pending()).boxed();
+        }
+        Ok(Response::new(events))
+    }
+
+    async fn list_images(&self, _: Request<ListImagesRequest>) -> Result<Response<ListImagesResponse>, Status> {
+        self.note("ListImages")?;
+        let (present, failed) = ("busybox:1.36".to_owned(), "reg:5000/fn:7".to_owned());
+        let error = "pull reg:5000/fn:7: unauthorized: authentication required".to_owned();
+        let images = vec![
+            KnownImage {
+                reference: present,
+                state: "present".into(),
+                since: timestamp(0),
+                id: "sha256:1d".into(),
+                digest: "sha256:d1".into(),
+                ..KnownImage::default()
+            },
+            KnownImage {
+                reference: failed.clone(),
+                state: "failed".into(),
+                since: timestamp(0),
+                failure: "denied".into(),
+                error: error.clone(),
+                private: true,
+                ..KnownImage::default()
+            },
+        ];
+        let failures = vec![ImageFailure { reference: failed, at: timestamp(0), failure: "denied".into(), error, private: true }];
+        Ok(Response::new(ListImagesResponse { images, failures }))
     }
 }

@@ -14,9 +14,21 @@ pub async fn busybox_image(engine: &dyn Engine) -> ImageId {
 
 /// A `docker save` tar with busybox as `/bin/busybox`, `/bin/sh` and a few more, tagged `reference`.
 pub fn busybox_archive(reference: &str) -> Vec<u8> {
-    let layer = busybox_layer();
+    archive_of(reference, &busybox_layer())
+}
+
+/// One with so many random bytes: no engine has any part of it, and no registry makes it smaller.
+pub fn random_archive(reference: &str, bytes: usize) -> Vec<u8> {
+    let mut data = vec![0; bytes];
+    nspool::random::fill(&mut data);
+    let mut layer = tar::Builder::new(Vec::new());
+    add_file(&mut layer, "data", 0o644, &data);
+    archive_of(reference, &layer.into_inner().unwrap())
+}
+
+fn archive_of(reference: &str, layer: &[u8]) -> Vec<u8> {
     let digest = |bytes: &[u8]| Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect::<String>();
-    let layer_digest = digest(&layer);
+    let layer_digest = digest(layer);
     let config = serde_json::json!({
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
         "os": "linux",
@@ -30,7 +42,7 @@ pub fn busybox_archive(reference: &str) -> Vec<u8> {
     let manifest = serde_json::json!([{"Config": config_name, "RepoTags": [reference], "Layers": [format!("{layer_digest}/layer.tar")]}]);
     let mut archive = tar::Builder::new(Vec::new());
     add_file(&mut archive, &config_name, 0o644, &config);
-    add_file(&mut archive, &format!("{layer_digest}/layer.tar"), 0o644, &layer);
+    add_file(&mut archive, &format!("{layer_digest}/layer.tar"), 0o644, layer);
     add_file(&mut archive, "manifest.json", 0o644, manifest.to_string().as_bytes());
     archive.into_inner().unwrap()
 }

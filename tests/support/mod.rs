@@ -7,6 +7,7 @@
 pub mod daemon;
 pub mod engines;
 pub mod image;
+pub mod proxy;
 pub mod registry;
 pub mod renewable;
 pub mod space;

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures::stream::{BoxStream, StreamExt};
 use nspool::engine::{
-    BuddySpec, Container, ContainerId, ContainerSummary, Credentials, Engine, EngineError, EngineEvent, EngineFuture, EngineInfo, ImageId,
-    Network, NetworkSpec, WaitOutcome,
+    BuddySpec, Container, ContainerId, ContainerSummary, Credentials, Engine, EngineError, EngineEvent, EngineFuture, EngineInfo, Image,
+    ImageId, Network, NetworkSpec, PullStep, WaitOutcome,
 };
 use nspool::ledger::Store;
 
@@ -87,14 +87,22 @@ impl Engine for MortalEngine {
     fn ping(&self) -> EngineFuture<'_, ()> {
         Box::pin(listen(&self.life, self.engine.ping()))
     }
-    fn image_id<'a>(&'a self, reference: &'a str) -> EngineFuture<'a, Option<ImageId>> {
-        Box::pin(self.life.pass(self.engine.image_id(reference)))
+    fn image<'a>(&'a self, reference: &'a str) -> EngineFuture<'a, Option<Image>> {
+        Box::pin(self.life.pass(self.engine.image(reference)))
     }
     fn load_image(&self, archive: Vec<u8>) -> EngineFuture<'_, ()> {
         Box::pin(self.life.pass(self.engine.load_image(archive)))
     }
-    fn pull_image<'a>(&'a self, reference: &'a str, credentials: Option<&'a Credentials>) -> EngineFuture<'a, ()> {
-        Box::pin(self.life.pass(self.engine.pull_image(reference, credentials)))
+    fn pull_image<'a>(
+        &'a self,
+        reference: &'a str,
+        credentials: Option<&'a Credentials>,
+        told: &'a (dyn Fn(PullStep) + Send + Sync),
+    ) -> EngineFuture<'a, ()> {
+        Box::pin(self.life.pass(self.engine.pull_image(reference, credentials, told)))
+    }
+    fn tag_image<'a>(&'a self, id: &'a ImageId, repository: &'a str, tag: &'a str) -> EngineFuture<'a, ()> {
+        Box::pin(self.life.pass(self.engine.tag_image(id, repository, tag)))
     }
     fn create<'a>(&'a self, spec: &'a BuddySpec) -> EngineFuture<'a, ContainerId> {
         Box::pin(self.life.pass(self.engine.create(spec)))

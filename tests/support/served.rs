@@ -10,10 +10,14 @@ use nspool::api::{
 };
 use nspool::audit::{Audit, Finding, Kind};
 use nspool::config;
+use nspool::engine::fake::FakeWorld;
 use nspool::engine::{EngineInfo, EngineKind};
+use nspool::image::cache::Cache;
+use nspool::image::pull::CredentialSource;
 use nspool::level;
 use nspool::pool::state::{Afterwards, Rules, State};
 use nspool::pool::{Pool, UseKey};
+use nspool::proto::image_cache_client::ImageCacheClient;
 use nspool::proto::namespace_pool_client::NamespacePoolClient;
 use nspool::proto::pool_admin_client::PoolAdminClient;
 use nspool::proto::{AllocateRequest, Lease, ReleaseOutcome, ReleaseRequest};
@@ -57,6 +61,8 @@ pub struct Served {
     pub hand: Hand,
     pub status: level::Sender<DaemonStatus>,
     pub limits: level::Sender<Limits>,
+    /// The engine whose images there are.
+    pub images: Arc<FakeWorld>,
     pub path: PathBuf,
     pub stop: CancellationToken,
     server: JoinSet<Result<(), ServeError>>,
@@ -142,6 +148,7 @@ impl Served {
         let listener = UnixListener::bind(&path).unwrap();
         open_to_all(dir.path(), &path);
         let stop = CancellationToken::new();
+        let images = FakeWorld::new(1);
         let api = Api {
             pool: Arc::clone(&pool),
             about: about(&config.pool),
@@ -164,6 +171,12 @@ impl Served {
                 Box::pin(async move { Ok(audit) })
             }),
             inspect: inspections(),
+            images: Some(Cache::new(
+                images.engine(),
+                CredentialSource::new(Vec::new(), None),
+                config.images.clone(),
+                config.backoff.clone(),
+            )),
             max_message: config.api.max_message,
             max_streams: config.api.max_streams,
             grace,
@@ -173,7 +186,7 @@ impl Served {
         let mut timer = JoinSet::new();
         let (ticking, until) = (Arc::clone(&pool), stop.clone());
         timer.spawn(async move { ticking.run_timer(until).await });
-        let served = Self { pool, hand, status, limits, path, stop, server, _timer: timer, _dir: dir };
+        let served = Self { pool, hand, status, limits, images, path, stop, server, _timer: timer, _dir: dir };
         if fill && engine_up {
             served.until(|state| state.usage().ready == state.sizes().0).await;
         }
@@ -230,6 +243,14 @@ impl Served {
 
     pub async fn operator_as(&self, uid: u32) -> Operator {
         PoolAdminClient::new(self.channel_as(uid).await)
+    }
+
+    pub async fn images(&self) -> ImageCacheClient<Channel> {
+        ImageCacheClient::new(self.channel().await)
+    }
+
+    pub async fn images_as(&self, uid: u32) -> ImageCacheClient<Channel> {
+        ImageCacheClient::new(self.channel_as(uid).await)
     }
 
     /// Waits on a level of the pool.

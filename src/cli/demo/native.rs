@@ -76,7 +76,7 @@ struct Took {
 pub(super) async fn run(globals: &Globals, args: Demo) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new()?;
     let grounds = Grounds::open(args.ready).await?;
-    let shown = signals.unless(show(&grounds, &args)).await;
+    let shown = Box::pin(signals.unless(show(&grounds, &args))).await;
     say("Cleaning up: namespaces, links and bridges.");
     let left = grounds.close().await;
     finish(globals, shown, table, &left)

@@ -290,6 +290,61 @@ pub const KEYS: &[Key] = &[
         "One pull or load of the image takes at most this long."
     ),
     key!(
+        "images",
+        "fetch_timeout",
+        "image-fetch-timeout",
+        restart,
+        time secs(1), DAY,
+        |c| c.images.fetch_timeout,
+        "How long fetching an image may take, with the wait for its turn and all attempts."
+    ),
+    key!(
+        "images",
+        "attempts",
+        "image-attempts",
+        restart,
+        1..100,
+        |c| c.images.attempts,
+        "How often a registry is asked for an image that does not come, with waits between as in [backoff], or as long as the registry says."
+    ),
+    key!(
+        "images",
+        "concurrent",
+        "image-concurrent",
+        restart,
+        1..64,
+        |c| c.images.concurrent,
+        "Images that are fetched at once; the others wait."
+    ),
+    key!(
+        "images",
+        "queue",
+        "image-queue",
+        restart,
+        1..10_000,
+        |c| c.images.queue,
+        "Images that may be looked for, fetched and waited for at once, however many ask for each."
+    ),
+    key!(
+        "images",
+        "failed_for",
+        "image-failed-for",
+        restart,
+        time MILLISECOND, HOUR,
+        |c| c.images.failed_for,
+        "How long a registry is not asked again after a no that would be the same: no such image, not allowed, no space left."
+    ),
+    key!("images", "remember", "image-remember", restart, 1..100_000, |c| c.images.remember, "Images that the list remembers at most."),
+    key!(
+        "images",
+        "keep_failures",
+        "image-keep-failures",
+        restart,
+        0..10_000,
+        |c| c.images.keep_failures,
+        "Failures that are kept for `nspool image list`."
+    ),
+    key!(
         "engine",
         "kind",
         "engine-kind",

@@ -102,13 +102,6 @@ pub(super) struct Info {
     pub(super) docker_root_dir: Option<String>,
 }
 
-/// Of `/images/<reference>/json`.
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub(super) struct Image {
-    pub(super) id: Option<String>,
-}
-
 /// Of `/containers/<id>/json`.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]

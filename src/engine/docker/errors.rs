@@ -8,6 +8,7 @@ use std::io;
 
 use bollard::errors::Error;
 
+use super::retry_after;
 use crate::engine::{EngineError, ErrorClass};
 
 /// Longest message kept, in bytes.
@@ -72,7 +73,9 @@ fn classify(operation: &str, subject: &str, status: Option<u16>, message: &str) 
         "remove" if says(&["dependent containers"]) => ErrorClass::HasDependents,
         // podman reads the process's files for its answer, and the process has just ended.
         "inspect" if says(&["no such process"]) => ErrorClass::Unknown,
+        "pull" if status == Some(429) || says(REGISTRY_BUSY) => ErrorClass::RegistryBusy { retry_after: retry_after::of_words(message) },
         "pull" if matches!(status, Some(401 | 403)) || says(REGISTRY_DENIED) => ErrorClass::RegistryDenied,
+        "pull" if status == Some(404) || says(REGISTRY_UNKNOWN) => ErrorClass::RegistryUnknown,
         "pull" | "load" => ErrorClass::Refused,
         _ if status == Some(404) || says(&["no such container"]) => ErrorClass::NotFound,
         _ => ErrorClass::Refused,
@@ -101,6 +104,12 @@ const REGISTRY_DENIED: &[&str] = &[
     "403 (forbidden)",
     "status code 401",
 ];
+
+/// What they say for a 429.
+const REGISTRY_BUSY: &[&str] = &["toomanyrequests", "too many requests", "429 response"];
+
+/// What they say for an image that the registry has not.
+const REGISTRY_UNKNOWN: &[&str] = &["manifest unknown", "name unknown", "name_unknown", "repository name not known"];
 
 /// The error and its causes, once each: bollard's `Display` leaves the causes out.
 fn chain(error: &dyn std::error::Error) -> String {
@@ -149,6 +158,8 @@ pub(super) fn without_secret(mut error: EngineError, secret: &str) -> EngineErro
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -193,7 +204,15 @@ mod tests {
             ),
             ("pull", None, "Get \"http://127.0.0.1:5000/v2/a/manifests/1\": no basic auth credentials", C::RegistryDenied),
             ("pull", Some(500), "Get \"http://127.0.0.1:40193/v2/\": dial tcp 127.0.0.1:40193: connect: connection refused", C::Refused),
-            ("pull", Some(404), "manifest for 127.0.0.1:5000/a:1 not found: manifest unknown", C::Refused),
+            ("pull", Some(404), "manifest for 127.0.0.1:5000/a:1 not found: manifest unknown", C::RegistryUnknown),
+            (
+                "pull",
+                None,
+                "reading manifest 1 in 127.0.0.1:5000/a: name unknown: repository name not known to registry",
+                C::RegistryUnknown,
+            ),
+            ("pull", Some(500), "toomanyrequests: retry-after: 2s", C::RegistryBusy { retry_after: Some(Duration::from_secs(2)) }),
+            ("pull", None, "received unexpected HTTP status: 429 Too Many Requests", C::RegistryBusy { retry_after: None }),
             ("start", Some(500), "error while dialing containerd", C::Refused),
         ];
         for (operation, status, message, class) in cases {

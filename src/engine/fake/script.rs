@@ -13,12 +13,14 @@ pub enum Operation {
     Info,
     /// `Engine::ping`
     Ping,
-    /// `Engine::image_id`
-    ImageId,
+    /// `Engine::image`
+    Image,
     /// `Engine::load_image`
     LoadImage,
     /// `Engine::pull_image`
     PullImage,
+    /// `Engine::tag_image`
+    TagImage,
     /// `Engine::create`
     Create,
     /// `Engine::start`
@@ -58,9 +60,10 @@ impl Operation {
         match self {
             Self::Info => "info",
             Self::Ping => "ping",
-            Self::ImageId => "image",
+            Self::Image => "image",
             Self::LoadImage => "load",
             Self::PullImage => "pull",
+            Self::TagImage => "tag",
             Self::Create => "create",
             Self::Start => "start",
             Self::Inspect => "inspect",
@@ -85,6 +88,7 @@ impl Operation {
         match self {
             Self::LoadImage
             | Self::PullImage
+            | Self::TagImage
             | Self::Create
             | Self::Start
             | Self::Rename
@@ -93,7 +97,7 @@ impl Operation {
             | Self::RemoveNetwork => true,
             Self::Info
             | Self::Ping
-            | Self::ImageId
+            | Self::Image
             | Self::Inspect
             | Self::Wait
             | Self::List

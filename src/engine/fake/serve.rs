@@ -12,7 +12,7 @@ use super::script::{Call, Fault, Operation, Phase};
 use super::{EngineState, FakeWorld};
 use crate::engine::{
     BuddySpec, Container, ContainerId, ContainerSummary, Credentials, Engine, EngineError, EngineEvent, EngineFuture, EngineInfo,
-    EngineKind, ErrorClass, ImageId, Network, NetworkSpec, WaitOutcome,
+    EngineKind, ErrorClass, Image, ImageId, LayerStage, Network, NetworkSpec, PullStep, WaitOutcome,
 };
 use crate::level;
 
@@ -165,18 +165,34 @@ impl Engine for FakeEngine {
         Box::pin(self.0.call(Operation::Ping, "", |_| Ok(())))
     }
 
-    fn image_id<'a>(&'a self, reference: &'a str) -> EngineFuture<'a, Option<ImageId>> {
+    fn image<'a>(&'a self, reference: &'a str) -> EngineFuture<'a, Option<Image>> {
         let wanted = reference.to_owned();
-        Box::pin(self.0.call(Operation::ImageId, reference, move |model| Ok(model.images.find(&wanted))))
+        Box::pin(self.0.call(Operation::Image, reference, move |model| Ok(model.images.look(&wanted))))
     }
 
     fn load_image(&self, archive: Vec<u8>) -> EngineFuture<'_, ()> {
         Box::pin(self.0.call(Operation::LoadImage, "", move |model| model.images.load(&archive)))
     }
 
-    fn pull_image<'a>(&'a self, reference: &'a str, credentials: Option<&'a Credentials>) -> EngineFuture<'a, ()> {
+    fn pull_image<'a>(
+        &'a self,
+        reference: &'a str,
+        credentials: Option<&'a Credentials>,
+        told: &'a (dyn Fn(PullStep) + Send + Sync),
+    ) -> EngineFuture<'a, ()> {
         let (wanted, credentials) = (reference.to_owned(), credentials.cloned());
-        Box::pin(self.0.call(Operation::PullImage, reference, move |model| model.images.pull(&wanted, credentials.as_ref())))
+        let layer = |stage| PullStep { layer: "layer".into(), stage };
+        Box::pin(async move {
+            told(layer(LayerStage::Downloading { current: 1, total: 2 }));
+            self.0.call(Operation::PullImage, reference, move |model| model.images.pull(&wanted, credentials.as_ref())).await?;
+            told(layer(LayerStage::Done));
+            Ok(())
+        })
+    }
+
+    fn tag_image<'a>(&'a self, id: &'a ImageId, repository: &'a str, tag: &'a str) -> EngineFuture<'a, ()> {
+        let (image, name) = (id.clone(), format!("{repository}:{tag}"));
+        Box::pin(self.0.call(Operation::TagImage, id.as_str(), move |model| model.images.name(&image, &name)))
     }
 
     fn create<'a>(&'a self, spec: &'a BuddySpec) -> EngineFuture<'a, ContainerId> {

@@ -53,14 +53,17 @@ impl Engine for Slow {
     fn ping(&self) -> EngineFuture<'_, ()> {
         self.call("ping", ())
     }
-    fn image_id<'a>(&'a self, _: &'a str) -> EngineFuture<'a, Option<ImageId>> {
+    fn image<'a>(&'a self, _: &'a str) -> EngineFuture<'a, Option<Image>> {
         self.call("image", None)
     }
     fn load_image(&self, _: Vec<u8>) -> EngineFuture<'_, ()> {
         self.call("load", ())
     }
-    fn pull_image<'a>(&'a self, _: &'a str, _: Option<&'a Credentials>) -> EngineFuture<'a, ()> {
+    fn pull_image<'a>(&'a self, _: &'a str, _: Option<&'a Credentials>, _: &'a (dyn Fn(PullStep) + Send + Sync)) -> EngineFuture<'a, ()> {
         self.call("pull", ())
+    }
+    fn tag_image<'a>(&'a self, _: &'a ImageId, _: &'a str, _: &'a str) -> EngineFuture<'a, ()> {
+        self.call("tag", ())
     }
     fn create<'a>(&'a self, spec: &'a BuddySpec) -> EngineFuture<'a, ContainerId> {
         self.call("create", spec.name.as_str().into())
@@ -401,13 +404,14 @@ async fn every_call_but_a_wait_has_its_deadline() {
     assert_eq!(took(), DEADLINES.read);
     unknown(paced.ping().await.unwrap_err(), "ping");
     unknown(paced.image_id("a").await.unwrap_err(), "image");
+    unknown(paced.tag_image(&"a".into(), "b", "c").await.unwrap_err(), "tag");
     unknown(paced.inspect("a").await.unwrap_err(), "inspect");
     unknown(paced.list().await.unwrap_err(), "list");
     unknown(paced.networks().await.unwrap_err(), "networks");
     unknown(paced.network_users(&network()).await.unwrap_err(), "network users");
-    assert_eq!(took(), 6 * DEADLINES.read);
+    assert_eq!(took(), 7 * DEADLINES.read);
     unknown(paced.load_image(Vec::new()).await.unwrap_err(), "load");
-    unknown(paced.pull_image("a", None).await.unwrap_err(), "pull");
+    unknown(paced.pull_image("a", None, &|_| {}).await.unwrap_err(), "pull");
     assert_eq!(took(), 2 * DEADLINES.prepare);
     // One place only: each of these gives it back, though the engine never answered.
     unknown(paced.create(&spec("a")).await.unwrap_err(), "create");
@@ -420,7 +424,7 @@ async fn every_call_but_a_wait_has_its_deadline() {
     assert_eq!(paced.wait(&id).await, Ok(WaitOutcome::Exited(0)));
     assert_eq!(took(), Duration::from_secs(1_000_000));
     let cut_off = bench.told().iter().filter(|(_, told)| *told == Told::CutOff).count();
-    assert_eq!(cut_off, 15);
+    assert_eq!(cut_off, 16);
 }
 
 #[tokio::test(start_paused = true)]

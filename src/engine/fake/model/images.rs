@@ -5,7 +5,7 @@ use std::io::Read;
 
 use super::{Model, fail};
 use crate::engine::fake::script::Operation;
-use crate::engine::{Credentials, EngineError, EngineEvent, ErrorClass, EventAction, ImageId, Labels};
+use crate::engine::{Credentials, EngineError, EngineEvent, ErrorClass, EventAction, Image, ImageId, Labels};
 
 /// Tags and ids.
 #[derive(Debug, Default)]
@@ -39,6 +39,23 @@ impl Images {
         if self.ids.contains(&id) { Some(id) } else { self.tags.get(&full(reference)).cloned() }
     }
 
+    /// All its names; those that it was pulled by have a digest, too.
+    pub(in crate::engine::fake) fn look(&self, reference: &str) -> Option<Image> {
+        let id = self.find(reference)?;
+        let tags: Vec<String> = self.tags.iter().filter(|(_, other)| **other == id).map(|(tag, _)| tag.clone()).collect();
+        let pulled = tags.iter().filter(|tag| self.registry.contains_key(*tag));
+        let digests = pulled.filter_map(|tag| Some(format!("{}@{id}", tag.rsplit_once(':')?.0))).collect();
+        Some(Image { id, tags, digests })
+    }
+
+    pub(in crate::engine::fake) fn name(&mut self, id: &ImageId, name: &str) -> Result<(), EngineError> {
+        if !self.has(id) {
+            return Err(fail(Operation::TagImage, ErrorClass::NotFound, id.as_str(), "No such image", Some(404)));
+        }
+        self.tag(name, id.clone());
+        Ok(())
+    }
+
     pub(in crate::engine::fake) fn put(&mut self, reference: &str) -> ImageId {
         self.next += 1;
         let id = ImageId::from(format!("sha256:{:064x}", self.next));
@@ -58,7 +75,7 @@ impl Images {
     pub(in crate::engine::fake) fn pull(&mut self, reference: &str, credentials: Option<&Credentials>) -> Result<(), EngineError> {
         let refuse = |class, message: &str| Err(fail(Operation::PullImage, class, reference, message, Some(500)));
         match self.registry.get(&full(reference)) {
-            None => refuse(ErrorClass::Refused, "manifest unknown"),
+            None => refuse(ErrorClass::RegistryUnknown, "manifest unknown"),
             Some(Some(wanted)) if credentials != Some(wanted) => refuse(ErrorClass::RegistryDenied, "no basic auth credentials"),
             Some(_) => {
                 if self.find(reference).is_none() {

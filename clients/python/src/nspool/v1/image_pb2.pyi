@@ -1,0 +1,107 @@
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class EnsureImageRequest(_message.Message):
+    __slots__ = ("reference", "auth")
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    AUTH_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    auth: RegistryAuth
+    def __init__(self, reference: _Optional[str] = ..., auth: _Optional[_Union[RegistryAuth, _Mapping]] = ...) -> None: ...
+
+class RegistryAuth(_message.Message):
+    __slots__ = ("username", "password", "identity_token")
+    USERNAME_FIELD_NUMBER: _ClassVar[int]
+    PASSWORD_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    username: str
+    password: str
+    identity_token: str
+    def __init__(self, username: _Optional[str] = ..., password: _Optional[str] = ..., identity_token: _Optional[str] = ...) -> None: ...
+
+class EnsureImageResponse(_message.Message):
+    __slots__ = ("progress", "image")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    progress: FetchProgress
+    image: EnsuredImage
+    def __init__(self, progress: _Optional[_Union[FetchProgress, _Mapping]] = ..., image: _Optional[_Union[EnsuredImage, _Mapping]] = ...) -> None: ...
+
+class FetchProgress(_message.Message):
+    __slots__ = ("attempt", "layers", "layers_done", "bytes", "bytes_total", "last_error")
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_DONE_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    BYTES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    LAST_ERROR_FIELD_NUMBER: _ClassVar[int]
+    attempt: int
+    layers: int
+    layers_done: int
+    bytes: int
+    bytes_total: int
+    last_error: str
+    def __init__(self, attempt: _Optional[int] = ..., layers: _Optional[int] = ..., layers_done: _Optional[int] = ..., bytes: _Optional[int] = ..., bytes_total: _Optional[int] = ..., last_error: _Optional[str] = ...) -> None: ...
+
+class EnsuredImage(_message.Message):
+    __slots__ = ("id", "digest", "fetched", "reference")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    FETCHED_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    digest: str
+    fetched: bool
+    reference: str
+    def __init__(self, id: _Optional[str] = ..., digest: _Optional[str] = ..., fetched: bool = ..., reference: _Optional[str] = ...) -> None: ...
+
+class ListImagesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListImagesResponse(_message.Message):
+    __slots__ = ("images", "failures")
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    FAILURES_FIELD_NUMBER: _ClassVar[int]
+    images: _containers.RepeatedCompositeFieldContainer[KnownImage]
+    failures: _containers.RepeatedCompositeFieldContainer[ImageFailure]
+    def __init__(self, images: _Optional[_Iterable[_Union[KnownImage, _Mapping]]] = ..., failures: _Optional[_Iterable[_Union[ImageFailure, _Mapping]]] = ...) -> None: ...
+
+class KnownImage(_message.Message):
+    __slots__ = ("reference", "state", "since", "id", "digest", "failure", "error", "private")
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    PRIVATE_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    state: str
+    since: _timestamp_pb2.Timestamp
+    id: str
+    digest: str
+    failure: str
+    error: str
+    private: bool
+    def __init__(self, reference: _Optional[str] = ..., state: _Optional[str] = ..., since: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., id: _Optional[str] = ..., digest: _Optional[str] = ..., failure: _Optional[str] = ..., error: _Optional[str] = ..., private: bool = ...) -> None: ...
+
+class ImageFailure(_message.Message):
+    __slots__ = ("reference", "at", "failure", "error", "private")
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    PRIVATE_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    at: _timestamp_pb2.Timestamp
+    failure: str
+    error: str
+    private: bool
+    def __init__(self, reference: _Optional[str] = ..., at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., failure: _Optional[str] = ..., error: _Optional[str] = ..., private: bool = ...) -> None: ...

@@ -1,0 +1,159 @@
+//! `nspool.v1.ImageCache`: images for whoever may call, each fetch followed by as many as ask.
+//!
+//! Progress goes out when it differs, at most every [`PACE`]; the outcome at once. A caller that goes away stops following, which ends nothing else.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::stream::{self, BoxStream};
+use tokio::time::Instant;
+use tonic::{Request, Response, Status};
+
+use super::connection::Peer;
+use super::status::Refusal;
+use super::{Shared, validate};
+use crate::engine::Credentials;
+use crate::image::cache::{Cache, Ensured, Failed, Failure, ImageState, Kind, Row, Told};
+use crate::image::reference::Reference;
+use crate::level;
+use crate::proto;
+use crate::proto::ensure_image_response::Event;
+use crate::proto::image_cache_server::ImageCache;
+use crate::telemetry::metric;
+
+/// How often progress is told, at most.
+const PACE: Duration = Duration::from_millis(100);
+
+/// See the module. One instance per connection, which knows its peer.
+pub(super) struct ImageService {
+    shared: Arc<Shared>,
+    peer: Peer,
+}
+
+impl ImageService {
+    pub(super) fn new(shared: Arc<Shared>, peer: Peer) -> Self {
+        Self { shared, peer }
+    }
+
+    fn cache(&self) -> Result<&Cache, Refusal> {
+        self.shared.images.as_ref().ok_or(Refusal::NoEngine)
+    }
+
+    fn begin(&self, asked: proto::EnsureImageRequest) -> Result<Follower, Refusal> {
+        let cache = self.cache()?;
+        let (reference, credentials) = validate::image(&asked.reference, asked.auth)?;
+        let own = credentials.is_some();
+        tracing::debug!(%reference, own_credentials = own, peer_uid = self.peer.uid, peer_pid = self.peer.pid, "an image is asked for");
+        let following = cache.ensure(&reference, credentials);
+        Ok(Follower { shared: Arc::clone(&self.shared), reference, following, told: None, next_at: Instant::now() })
+    }
+}
+
+#[tonic::async_trait]
+impl ImageCache for ImageService {
+    type EnsureImageStream = BoxStream<'static, Result<proto::EnsureImageResponse, Status>>;
+
+    async fn ensure_image(&self, request: Request<proto::EnsureImageRequest>) -> Result<Response<Self::EnsureImageStream>, Status> {
+        let follower = self.begin(request.into_inner()).inspect_err(|refusal| count(refusal.reason().metric()))?;
+        let messages = stream::try_unfold(Some(follower), |follower| async move {
+            let Some(mut follower) = follower else { return Ok(None) };
+            let event = follower.next().await.inspect_err(|refusal| count(refusal.reason().metric()))?;
+            let over = matches!(event, Event::Image(_));
+            Ok::<_, Status>(Some((proto::EnsureImageResponse { event: Some(event) }, (!over).then_some(follower))))
+        });
+        Ok(Response::new(messages.boxed()))
+    }
+
+    async fn list_images(&self, _: Request<proto::ListImagesRequest>) -> Result<Response<proto::ListImagesResponse>, Status> {
+        let cache = self.cache()?;
+        let all = self.shared.is_admin(self.peer);
+        let images = cache.images().into_iter().filter(|row| all || !row.private);
+        let failures = cache.failures().into_iter().filter(|failed| all || !failed.private);
+        Ok(Response::new(proto::ListImagesResponse { images: images.map(known).collect(), failures: failures.map(failure).collect() }))
+    }
+}
+
+fn count(outcome: &'static str) {
+    metrics::counter!(metric::IMAGE_ENSURES, "outcome" => outcome).increment(1);
+}
+
+/// One caller's view of a fetch.
+struct Follower {
+    shared: Arc<Shared>,
+    reference: Reference,
+    following: level::Receiver<Told>,
+    /// What was told last, and when the next may be told.
+    told: Option<proto::FetchProgress>,
+    next_at: Instant,
+}
+
+impl Follower {
+    /// Cancel safe.
+    async fn next(&mut self) -> Result<Event, Refusal> {
+        loop {
+            let now = self.following.borrow_and_update().clone();
+            if let Some(outcome) = now.outcome {
+                let ensured = outcome.map_err(Refusal::NotFetched)?;
+                count(if ensured.fetched { "fetched" } else { "present" });
+                return Ok(Event::Image(image(&self.reference, ensured)));
+            }
+            let progress = progress(&now);
+            let differs = self.told.as_ref() != Some(&progress);
+            if differs && Instant::now() >= self.next_at {
+                self.told = Some(progress.clone());
+                self.next_at = Instant::now() + PACE;
+                return Ok(Event::Progress(progress));
+            }
+            tokio::select! {
+                biased;
+                () = self.shared.stop.cancelled() => return Err(Refusal::Stopping),
+                changed = self.following.changed() => if changed.is_err() && self.following.borrow().outcome.is_none() {
+                    let why = "the fetch ended without a word: a bug in nspool".into();
+                    return Err(Refusal::NotFetched(Failure { kind: Kind::Failed, why, retry_after: None }));
+                },
+                () = tokio::time::sleep_until(self.next_at), if differs => {}
+            }
+        }
+    }
+}
+
+fn progress(told: &Told) -> proto::FetchProgress {
+    let crate::image::cache::Progress { attempt, layers, layers_done, bytes, bytes_total } = told.progress;
+    let last_error = told.after.as_deref().unwrap_or_default().to_owned();
+    proto::FetchProgress { attempt, layers, layers_done, bytes, bytes_total, last_error }
+}
+
+fn image(reference: &Reference, ensured: Ensured) -> proto::EnsuredImage {
+    let Ensured { id, digest, fetched } = ensured;
+    proto::EnsuredImage { id: id.to_string(), digest, fetched, reference: reference.to_string() }
+}
+
+fn known(row: Row) -> proto::KnownImage {
+    let Row { reference, private, state, since } = row;
+    let image = proto::KnownImage { reference, private, since: Some(since.into()), ..proto::KnownImage::default() };
+    match state {
+        ImageState::Fetching => proto::KnownImage { state: "fetching".to_owned(), ..image },
+        ImageState::Present(Ensured { id, digest, .. }) => {
+            proto::KnownImage { state: "present".to_owned(), id: id.to_string(), digest, ..image }
+        }
+        ImageState::Failed(Failure { kind, why, .. }) => {
+            proto::KnownImage { state: "failed".to_owned(), failure: kind.word().to_owned(), error: why.to_string(), ..image }
+        }
+    }
+}
+
+fn failure(failed: Failed) -> proto::ImageFailure {
+    let Failed { reference, private, at, failure } = failed;
+    let Failure { kind, why, .. } = failure;
+    proto::ImageFailure { reference, at: Some(at.into()), failure: kind.word().to_owned(), error: why.to_string(), private }
+}
+
+impl From<proto::RegistryAuth> for Credentials {
+    fn from(auth: proto::RegistryAuth) -> Self {
+        if auth.identity_token.is_empty() {
+            return Self { username: auth.username, secret: auth.password };
+        }
+        Self { username: String::new(), secret: auth.identity_token }
+    }
+}

@@ -1,0 +1,240 @@
+//! `image ensure`, `image list`: the host's images, by the daemon's cache.
+
+use std::io::BufRead as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use indicatif::ProgressBar;
+use serde::Serialize;
+
+use super::Globals;
+use super::exit::{self, Failure};
+use super::output::table;
+use super::progress::spinner;
+use super::views;
+use crate::client::Client;
+use crate::proto;
+use crate::proto::ensure_image_response::Event;
+
+#[derive(Debug, Args)]
+pub(super) struct ImageArgs {
+    #[command(subcommand)]
+    command: ImageCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum ImageCommand {
+    /// See to it that images are here, and print their ids
+    #[command(after_help = "Examples:
+  nspool image ensure busybox:1.36 registry:5000/team/fn:7
+  nspool image ensure quay.io/org/fn -o json | jq -r .[0].id
+  pass show registry | nspool image ensure registry:5000/team/fn:7 --username ann --password-stdin
+
+However many ask, an image is fetched once, by the daemon: at Ctrl-C, or when --timeout is up for one image, the fetch goes on, and who asks
+again follows it. With --username the registry is asked by these credentials, even when the image is here.
+Exit code 1: there is no such image. 75: the time is up, or the registry wants to be left alone. 77: the registry says no.")]
+    Ensure(Ensure),
+    /// List the images that were asked for, and the last failures
+    #[command(after_help = "Examples:\n  nspool image list\n  nspool image list --failures -o json | jq .failures")]
+    List {
+        /// Only the last failures
+        #[arg(long)]
+        failures: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Ensure {
+    /// As they are pulled, e.g. busybox:1.36
+    #[arg(required = true, value_name = "REF")]
+    references: Vec<String>,
+    /// Ask the registry by this account
+    #[arg(long, requires = "password_stdin")]
+    username: Option<String>,
+    /// Read its password from the first line of stdin
+    #[arg(long, requires = "username")]
+    password_stdin: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct EnsuredView {
+    reference: String,
+    id: String,
+    digest: String,
+    fetched: bool,
+}
+
+impl From<proto::EnsuredImage> for EnsuredView {
+    fn from(image: proto::EnsuredImage) -> Self {
+        let proto::EnsuredImage { id, digest, fetched, reference } = image;
+        Self { reference, id, digest, fetched }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct ListView {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    images: Option<Vec<ImageView>>,
+    failures: Vec<FailureView>,
+}
+
+#[derive(Debug, Serialize)]
+struct ImageView {
+    reference: String,
+    state: String,
+    since: String,
+    id: String,
+    digest: String,
+    failure: String,
+    error: String,
+    private: bool,
+    #[serde(skip)]
+    age: String,
+}
+
+#[derive(Debug, Serialize)]
+struct FailureView {
+    reference: String,
+    at: String,
+    failure: String,
+    error: String,
+    private: bool,
+    #[serde(skip)]
+    age: String,
+}
+
+pub(super) async fn run(globals: &Globals, args: ImageArgs) -> anyhow::Result<ExitCode> {
+    match args.command {
+        ImageCommand::Ensure(args) => ensure(globals, args).await,
+        ImageCommand::List { failures } => list(globals, failures).await,
+    }
+}
+
+async fn ensure(globals: &Globals, args: Ensure) -> anyhow::Result<ExitCode> {
+    let auth = match args.username {
+        Some(username) => Some(proto::RegistryAuth { username, password: password()?, identity_token: String::new() }),
+        None => None,
+    };
+    let client = globals.client()?;
+    let bar = spinner();
+    let mut images: Vec<EnsuredView> = Vec::new();
+    for reference in &args.references {
+        let ensured = one(&client, reference, auth.clone(), globals.timeout, &bar).await;
+        match ensured {
+            Ok(image) => images.push(image.into()),
+            Err(error) => {
+                bar.finish_and_clear();
+                // What is here is worth knowing, whatever became of the rest.
+                globals.out().print(&images, |images| images_text(images))?;
+                return Err(error);
+            }
+        }
+    }
+    bar.finish_and_clear();
+    globals.out().print(&images, |images| images_text(images))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The first line of stdin. It stands in no list of processes and in no shell's history.
+fn password() -> anyhow::Result<String> {
+    let mut line = String::new();
+    std::io::stdin().lock().read_line(&mut line)?;
+    let password = line.trim_end_matches(['\r', '\n']);
+    if password.is_empty() {
+        return Err(Failure::new(exit::USAGE, "--password-stdin: there is no password on stdin").into());
+    }
+    Ok(password.to_owned())
+}
+
+async fn one(
+    client: &Client,
+    reference: &str,
+    auth: Option<proto::RegistryAuth>,
+    patience: Option<Duration>,
+    bar: &ProgressBar,
+) -> anyhow::Result<proto::EnsuredImage> {
+    bar.set_message(reference.to_owned());
+    let follow = async {
+        let mut answers = client.ensure_image(reference, auth).await?;
+        while let Some(answer) = answers.next().await? {
+            match answer.event {
+                Some(Event::Image(image)) => return Ok(image),
+                Some(Event::Progress(progress)) => bar.set_message(progress_text(reference, &progress)),
+                None => {}
+            }
+        }
+        Err(Failure::new(exit::UNAVAILABLE, "EnsureImage: the daemon ended the stream without an answer; is it stopping?").into())
+    };
+    let Some(patience) = patience else { return follow.await };
+    tokio::time::timeout(patience, follow).await.unwrap_or_else(|_| {
+        let words = format!("{reference}: not here within {}; the fetch goes on", humantime::format_duration(patience));
+        Err(Failure::new(exit::TEMPFAIL, words).into())
+    })
+}
+
+fn progress_text(reference: &str, progress: &proto::FetchProgress) -> String {
+    let mut words = vec![reference.to_owned()];
+    if progress.layers > 0 {
+        words.push(format!("{} of {} layers", progress.layers_done, progress.layers));
+    }
+    if progress.bytes_total > 0 {
+        words.push(format!("{} of {}", indicatif::HumanBytes(progress.bytes), indicatif::HumanBytes(progress.bytes_total)));
+    }
+    if !progress.last_error.is_empty() {
+        words.push(format!("attempt {}, after: {}", progress.attempt, progress.last_error));
+    }
+    words.join(", ")
+}
+
+fn images_text(images: &[EnsuredView]) -> String {
+    let row = |image: &EnsuredView| {
+        let how = if image.fetched { "fetched" } else { "was here" };
+        vec![image.reference.clone(), how.to_owned(), image.id.clone(), image.digest.clone()]
+    };
+    table(&["reference", "", "id", "digest"], images.iter().map(row).collect())
+}
+
+async fn list(globals: &Globals, failures_only: bool) -> anyhow::Result<ExitCode> {
+    let response = globals.client()?.images().await?;
+    let image = |image: proto::KnownImage| ImageView {
+        since: views::time(image.since.as_ref()),
+        age: views::age(image.since.as_ref()),
+        reference: image.reference,
+        state: image.state,
+        id: image.id,
+        digest: image.digest,
+        failure: image.failure,
+        error: image.error,
+        private: image.private,
+    };
+    let failure = |failed: proto::ImageFailure| FailureView {
+        at: views::time(failed.at.as_ref()),
+        age: views::age(failed.at.as_ref()),
+        reference: failed.reference,
+        failure: failed.failure,
+        error: failed.error,
+        private: failed.private,
+    };
+    let view = ListView {
+        images: (!failures_only).then(|| response.images.into_iter().map(image).collect()),
+        failures: response.failures.into_iter().map(failure).collect(),
+    };
+    globals.out().print(&view, list_text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn list_text(view: &ListView) -> String {
+    let whose = |private: bool| if private { "a caller's" } else { "all" }.to_owned();
+    if let Some(images) = &view.images {
+        let row = |image: &ImageView| {
+            let note = if image.error.is_empty() { image.digest.clone() } else { image.error.clone() };
+            vec![image.reference.clone(), image.state.clone(), image.age.clone(), whose(image.private), image.id.clone(), note]
+        };
+        return table(&["reference", "state", "since", "for", "id", "note"], images.iter().map(row).collect());
+    }
+    let row = |failed: &FailureView| {
+        vec![failed.reference.clone(), failed.failure.clone(), failed.age.clone(), whose(failed.private), failed.error.clone()]
+    };
+    table(&["reference", "failure", "ago", "for", "error"], view.failures.iter().map(row).collect())
+}

@@ -1,0 +1,155 @@
+//! Images: what is here, what is loaded, pulled and named.
+//!
+//! The two engines differ in one thing that matters: Docker takes a manifest that it has for an answer when a pull names a digest, and asks no
+//! registry then. Whoever pulls with credentials wants to know whether *they* are good for it, so Docker is told to ask first ([`Docker::pull`]).
+
+use bollard::auth::DockerCredentials;
+use bollard::errors::Error;
+use bollard::models::CreateImageInfo;
+use bollard::query_parameters::{CreateImageOptions, ImportImageOptions, TagImageOptions};
+use futures::TryStreamExt as _;
+use futures::stream::Stream;
+use serde::Deserialize;
+
+use super::{Docker, convert, errors};
+use crate::engine::{Credentials, EngineError, EngineKind, ErrorClass, Image, ImageId, LayerStage, PullStep};
+
+/// Of `/images/<reference>/json`. podman says null for an empty list.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Inspected {
+    id: Option<String>,
+    repo_tags: Option<Vec<String>>,
+    repo_digests: Option<Vec<String>>,
+}
+
+impl Docker {
+    pub(super) async fn look_at_image(&self, reference: &str) -> Result<Option<Image>, EngineError> {
+        if !convert::is_path_safe(reference) {
+            return Err(errors::refused("inspect image", ErrorClass::Refused, reference, "not an image reference"));
+        }
+        match self.reader.get::<Inspected>(&format!("/images/{reference}/json")).await {
+            Ok(Inspected { id, repo_tags, repo_digests }) => Ok(id.map(|id| Image {
+                id: ImageId::from(id),
+                tags: repo_tags.unwrap_or_default(),
+                digests: repo_digests.unwrap_or_default(),
+            })),
+            Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(None),
+            Err(error) => Err(errors::convert("inspect image", reference, &error)),
+        }
+    }
+
+    pub(super) async fn load(&self, archive: Vec<u8>) -> Result<(), EngineError> {
+        let stream = self.client.import_image(ImportImageOptions::default(), bollard::body_full(archive.into()), None);
+        drain("load", "", stream, |_| {}).await
+    }
+
+    pub(super) async fn pull(
+        &self,
+        reference: &str,
+        credentials: Option<&Credentials>,
+        told: &(dyn Fn(PullStep) + Send + Sync),
+    ) -> Result<(), EngineError> {
+        let secret = credentials.map_or("", |credentials| &credentials.secret);
+        let pulled = self.pull_by(reference, credentials.map(|credentials| registry_auth(reference, credentials)), told).await;
+        pulled.map_err(|error| errors::without_secret(error, secret))
+    }
+
+    async fn pull_by(
+        &self,
+        reference: &str,
+        auth: Option<DockerCredentials>,
+        told: &(dyn Fn(PullStep) + Send + Sync),
+    ) -> Result<(), EngineError> {
+        let (name, tag) = convert::split_reference(reference);
+        if reference.contains('@') && self.kind("pull", reference).await? == EngineKind::Docker {
+            if !convert::is_path_safe(reference) {
+                return Err(errors::refused("pull", ErrorClass::Refused, reference, "not an image reference"));
+            }
+            let asked = self.client.inspect_registry_image(reference, auth.clone()).await;
+            asked.map_err(|error| errors::convert("pull", reference, &error))?;
+        }
+        let options = CreateImageOptions { from_image: Some(name.to_owned()), tag: Some(tag.to_owned()), ..Default::default() };
+        let stream = self.client.create_image(Some(options), None, auth);
+        drain("pull", reference, stream, |info| step(info).into_iter().for_each(told)).await
+    }
+
+    pub(super) async fn tag(&self, id: &ImageId, repository: &str, tag: &str) -> Result<(), EngineError> {
+        if !convert::is_path_safe(id.as_str()) {
+            return Err(errors::refused("tag", ErrorClass::NotFound, id.as_str(), "no image can have this id"));
+        }
+        let options = TagImageOptions { repo: Some(repository.to_owned()), tag: Some(tag.to_owned()) };
+        let tagged = self.client.tag_image(id.as_str(), Some(options)).await;
+        tagged.map_err(|error| errors::convert("tag", id.as_str(), &error))
+    }
+}
+
+/// Reads a pull's or load's progress to its end; an error inside it is the call's error.
+async fn drain<T>(
+    operation: &'static str,
+    subject: &str,
+    stream: impl Stream<Item = Result<T, Error>>,
+    told: impl Fn(T),
+) -> Result<(), EngineError> {
+    let read = stream.try_for_each(|line| {
+        told(line);
+        futures::future::ready(Ok(()))
+    });
+    read.await.map_err(|error| errors::convert(operation, subject, &error))
+}
+
+/// What a line of a pull says of a layer; most other lines say what goes before or comes after the layers.
+fn step(info: CreateImageInfo) -> Option<PullStep> {
+    let (layer, status) = (info.id?, info.status?);
+    let bytes = |count: Option<i64>| count.and_then(|count| u64::try_from(count).ok()).unwrap_or_default();
+    let stage = match status.as_str() {
+        "Pulling fs layer" | "Waiting" => LayerStage::Waiting,
+        "Downloading" => {
+            let detail = info.progress_detail?;
+            LayerStage::Downloading { current: bytes(detail.current), total: bytes(detail.total) }
+        }
+        "Verifying Checksum" | "Download complete" | "Extracting" => LayerStage::Downloaded,
+        "Pull complete" | "Already exists" => LayerStage::Done,
+        _ => return None,
+    };
+    Some(PullStep { layer, stage })
+}
+
+/// What goes into the registry header: an account, or an identity token when there is no user name.
+fn registry_auth(reference: &str, credentials: &Credentials) -> DockerCredentials {
+    let serveraddress = Some(convert::registry(reference).to_owned());
+    let secret = Some(credentials.secret.clone());
+    if credentials.username.is_empty() {
+        return DockerCredentials { identitytoken: secret, serveraddress, ..Default::default() };
+    }
+    DockerCredentials { username: Some(credentials.username.clone()), password: secret, serveraddress, ..Default::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use bollard::models::ProgressDetail;
+
+    use super::*;
+
+    #[test]
+    fn lines_about_layers_are_steps_and_the_others_are_not() {
+        let line = |id: Option<&str>, status: &str, detail| CreateImageInfo {
+            id: id.map(str::to_owned),
+            status: Some(status.to_owned()),
+            progress_detail: detail,
+            ..CreateImageInfo::default()
+        };
+        let of = |status: &str, detail| step(line(Some("4f4fb700ef54"), status, detail)).map(|step| step.stage);
+        let detail = |current, total| Some(ProgressDetail { current: Some(current), total });
+        assert_eq!(of("Pulling fs layer", None), Some(LayerStage::Waiting));
+        assert_eq!(of("Downloading", detail(7, Some(9))), Some(LayerStage::Downloading { current: 7, total: 9 }));
+        assert_eq!(of("Downloading", detail(7, None)), Some(LayerStage::Downloading { current: 7, total: 0 }));
+        assert_eq!(of("Downloading", detail(-7, Some(-1))), Some(LayerStage::Downloading { current: 0, total: 0 }));
+        // Its bytes count another thing.
+        assert_eq!(of("Extracting", detail(1, Some(9))), Some(LayerStage::Downloaded));
+        assert_eq!(of("Pull complete", None), Some(LayerStage::Done));
+        assert_eq!(of("Retrying in 3 seconds", None), None);
+        assert_eq!(step(line(None, "Digest: sha256:00", None)), None);
+        assert_eq!(step(line(Some("latest"), "Pulling from library/busybox", None)), None);
+    }
+}

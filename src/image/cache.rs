@@ -1,0 +1,310 @@
+//! The host's images: present and usable, or fetched, once for all who ask at the same time.
+//!
+//! ```text
+//! ensure ─► the same fetch under way? ─► follow it
+//!              │ no: a task of the cache's
+//!              ▼
+//!           look ─ here, and everybody's ─► its id and digest
+//!              │ not here, or somebody's own
+//!              ▼
+//!           failed for good a moment ago? ─► told again
+//!              │ no
+//!              ▼
+//!           a place ─► pull ─► look ─► name it, if it came by a caller's credentials ─► its id and digest
+//!                       ▲  └ failed: a jittered wait, not shorter than the registry says; then once more
+//!                       └────┘
+//! ```
+//!
+//! What it promises:
+//! - One fetch for a reference and an identity, whoever asks (I5). It belongs to the cache: who goes away, at its deadline or before, ends its own wait.
+//! - What is told of it is a level ([`Told`]): a slow follower misses steps, never the outcome, and holds up nobody.
+//! - An image that is here because A could pull it is not thereby B's. A call that brings credentials is answered only after the registry was asked by
+//!   *these*, even when the image is here: the engine's pull is that question, and brings what the registry has now. What came to the host by
+//!   a caller's credentials, and has no other name yet, gets one more name in the engine, [`PRIVATE`]`:<id>`: as long as it has that, a call without credentials is answered after the
+//!   registry was asked by the daemon's own. So nothing has to be remembered over restarts or reboots, the operator sees it, and taking the name away
+//!   (`docker rmi`) makes the image everybody's. What is here by the operator's own doing (pulled, built or loaded) is everybody's who may call.
+//! - Credentials are in no key, list, log, metric or error: a key holds an [`Identity`].
+//! - Failures that will be the same next time are told again for a while (`[images] failed_for`) to the same identity, without asking the registry. The last
+//!   ones are kept for the operator.
+//!
+//! What can go wrong: a registry that is away, slow, or cuts off (tried again, `[images] attempts` times within `fetch_timeout`) · one that says no ([`Kind`])
+//! · a stop (fetches are cut off, which ends the engine's pulls too) · a daemon that is killed after a pull and before the image has its name: the image
+//! is everybody's then.
+//!
+//! It deliberately does not know the placeholder's gate, leases, or who calls; never removes an image; and moves no tag for calls without credentials whose
+//! image is here.
+
+mod fetch;
+mod memory;
+mod progress;
+#[cfg(test)]
+mod tests;
+mod whose;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::fetch::Fetch;
+use self::memory::Memory;
+pub use self::memory::{Failed, ImageState, Row};
+pub use self::progress::Progress;
+use self::whose::Identities;
+pub use self::whose::{Identity, Whose};
+use super::pull::CredentialSource;
+use super::reference::{Reference, repository_of};
+use crate::config;
+use crate::engine::{Credentials, Engine, EngineError, ErrorClass, Image, ImageId};
+use crate::level;
+use crate::random::HashMap;
+
+/// The repository of the names that mark images as somebody's own; the tag is the id.
+pub const PRIVATE: &str = "nspool.local/private";
+
+/// An image that can be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ensured {
+    /// By which containers are created.
+    pub id: ImageId,
+    /// Of its manifest in the reference's repository; empty if it never was there.
+    pub digest: String,
+    /// The registry was asked for it, now.
+    pub fetched: bool,
+}
+
+/// What became of a fetch that came to nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{why}")]
+pub struct Failure {
+    /// What to do about it.
+    pub kind: Kind,
+    /// The engine's or the registry's own words, without credentials.
+    pub why: Arc<str>,
+    /// When to ask again, if that is known.
+    pub retry_after: Option<Duration>,
+}
+
+/// See [`Failure::kind`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// The registry says no to the credentials, or wants some.
+    Denied,
+    /// The registry has no such image.
+    Unknown,
+    /// The registry has had too many requests.
+    Busy,
+    /// No space left for it.
+    DiskFull,
+    /// The engine does not answer.
+    EngineAway,
+    /// Too many other fetches are under way or waiting.
+    Crowded,
+    /// The daemon is about to end.
+    Stopping,
+    /// Anything else, after all attempts.
+    Failed,
+}
+
+impl Kind {
+    /// A word for lists and metrics.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Denied => "denied",
+            Self::Unknown => "unknown",
+            Self::Busy => "busy",
+            Self::DiskFull => "disk_full",
+            Self::EngineAway => "engine_away",
+            Self::Crowded => "crowded",
+            Self::Stopping => "stopping",
+            Self::Failed => "failed",
+        }
+    }
+
+    /// The same again is what the next attempt would bring.
+    fn is_permanent(self) -> bool {
+        match self {
+            Self::Denied | Self::Unknown | Self::DiskFull => true,
+            Self::Busy | Self::EngineAway | Self::Crowded | Self::Stopping | Self::Failed => false,
+        }
+    }
+}
+
+impl Failure {
+    fn new(kind: Kind, why: &str) -> Self {
+        Self { kind, why: why.into(), retry_after: None }
+    }
+}
+
+impl From<EngineError> for Failure {
+    fn from(error: EngineError) -> Self {
+        let (kind, retry_after) = match error.class {
+            ErrorClass::RegistryDenied => (Kind::Denied, None),
+            ErrorClass::RegistryUnknown => (Kind::Unknown, None),
+            ErrorClass::RegistryBusy { retry_after } => (Kind::Busy, retry_after),
+            ErrorClass::DiskFull => (Kind::DiskFull, None),
+            ErrorClass::Away | ErrorClass::NotAllowed => (Kind::EngineAway, None),
+            ErrorClass::NotFound
+            | ErrorClass::ImageMissing
+            | ErrorClass::NetworkMissing
+            | ErrorClass::NameTaken
+            | ErrorClass::HasDependents
+            | ErrorClass::NoAddresses
+            | ErrorClass::Unknown
+            | ErrorClass::Refused => (Kind::Failed, None),
+        };
+        Self { kind, why: error.to_string().into(), retry_after }
+    }
+}
+
+/// What is told of a fetch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// How far it is.
+    pub progress: Progress,
+    /// Why the attempt before failed, while another is made or waited for.
+    pub after: Option<Arc<str>>,
+    /// Once it is over.
+    pub outcome: Option<Result<Ensured, Failure>>,
+}
+
+/// What one fetch is for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    reference: Reference,
+    whose: Whose,
+}
+
+/// See the module. Clones share everything.
+#[derive(Clone)]
+pub struct Cache(Arc<Inner>);
+
+struct Inner {
+    engine: Arc<dyn Engine>,
+    credentials: CredentialSource,
+    settings: config::Images,
+    backoff: config::Backoff,
+    identities: Identities,
+    table: Mutex<Table>,
+    /// For fetches that ask the registry.
+    places: Semaphore,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+struct Table {
+    under_way: HashMap<Key, level::Receiver<Told>>,
+    memory: Memory,
+    unnamed: Unnamed,
+}
+
+/// More repositories than that are not told apart.
+const MOST_UNNAMED: usize = 4096;
+
+/// Repositories of which images may be here that came by callers' credentials and do not have their second name yet: of fetches by such credentials,
+/// those under way and those of which it is not known what they brought.
+#[derive(Default)]
+struct Unnamed {
+    repositories: HashMap<String, u32>,
+    /// It was too many: any may be.
+    all: bool,
+    /// How many there ever were: a look that saw another number may have missed one that came and went.
+    ever: u64,
+}
+
+impl Unnamed {
+    fn enter(&mut self, repository: &str) {
+        self.ever += 1;
+        if self.repositories.len() < MOST_UNNAMED || self.repositories.contains_key(repository) {
+            *self.repositories.entry(repository.to_owned()).or_default() += 1;
+        } else {
+            self.all = true;
+        }
+    }
+
+    fn leave(&mut self, repository: &str) {
+        if let Some(count) = self.repositories.get_mut(repository) {
+            *count -= 1;
+            if *count == 0 {
+                self.repositories.remove(repository);
+            }
+        }
+    }
+
+    fn has(&self, repository: &str) -> bool {
+        self.all || self.repositories.contains_key(repository)
+    }
+
+    fn seen(&self, repository: &str) -> (bool, u64) {
+        (self.has(repository), self.ever)
+    }
+
+    /// Whether an image has a name that no caller's credentials have brought: it was here for everybody.
+    fn knows_as_everybodys(&self, image: &Image) -> bool {
+        image.tags.iter().chain(&image.digests).any(|name| !self.has(repository_of(name)))
+    }
+}
+
+impl Cache {
+    /// Knows nothing yet, and does nothing until it is asked. `engine` is a paced one.
+    #[must_use]
+    pub fn new(engine: Arc<dyn Engine>, credentials: CredentialSource, settings: config::Images, backoff: config::Backoff) -> Self {
+        let memory = Memory::new(&settings);
+        let places = Semaphore::new(settings.concurrent.max(1) as usize);
+        Self(Arc::new(Inner {
+            engine,
+            credentials,
+            settings,
+            backoff,
+            identities: Identities::new(),
+            table: Mutex::new(Table { under_way: HashMap::default(), memory, unnamed: Unnamed::default() }),
+            places,
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        }))
+    }
+
+    /// Sees to it that an image is here and may be used by whoever has these credentials; `None`: the daemon's own. What comes back follows the fetch, which
+    /// goes on whether or not anybody does. The outcome comes in any case; should the fetch's task fall, it is a [`Failure`], too.
+    #[must_use]
+    pub fn ensure(&self, reference: &Reference, credentials: Option<Credentials>) -> level::Receiver<Told> {
+        let whose = credentials.as_ref().map_or(Whose::Daemons, |credentials| Whose::Callers(self.0.identities.of(credentials)));
+        let key = Key { reference: reference.clone(), whose };
+        let mut table = self.0.table.lock();
+        if let Some(following) = table.under_way.get(&key) {
+            return following.clone();
+        }
+        if table.under_way.len() >= self.0.settings.queue as usize {
+            let crowded = Failure::new(Kind::Crowded, "too many other images are being fetched ([images] queue)");
+            return level::channel(Told { outcome: Some(Err(crowded)), ..Told::default() }).1;
+        }
+        let (told, following) = level::channel(Told::default());
+        table.under_way.insert(key.clone(), following.clone());
+        drop(table);
+        self.0.tasks.spawn(Fetch::new(Arc::clone(&self.0), key, told).run(credentials));
+        following
+    }
+
+    /// What is known of each image that was asked for, in the order of references; bounded by `[images] remember`.
+    #[must_use]
+    pub fn images(&self) -> Vec<Row> {
+        self.0.table.lock().memory.rows()
+    }
+
+    /// The last failures, the latest first; bounded by `[images] keep_failures`.
+    #[must_use]
+    pub fn failures(&self) -> Vec<Failed> {
+        self.0.table.lock().memory.failures()
+    }
+
+    /// Cuts off all fetches, those to come included, and waits until they have ended. Cancel safe: they end all the same.
+    pub async fn close(&self) {
+        self.0.stop.cancel();
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+    }
+}

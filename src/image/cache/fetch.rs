@@ -1,0 +1,240 @@
+//! One fetch, from the first look to its outcome, which is told and noted however it ends.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::progress::Tally;
+use super::{Ensured, Failure, Inner, Key, Kind, PRIVATE, Told, Whose};
+use crate::config;
+use crate::engine::{Credentials, EngineError, ErrorClass, Image, ImageId, PullStep};
+use crate::image::{jittered, pull};
+use crate::level;
+use crate::random;
+use crate::telemetry::metric;
+
+/// The first wait after a registry that has had too many requests and does not say when to come back; it doubles as all waits do.
+const BUSY_FIRST: Duration = Duration::from_secs(5);
+
+/// Under way from [`Fetch::new`] until it is dropped.
+pub(super) struct Fetch {
+    cache: Arc<Inner>,
+    key: Key,
+    told: level::Sender<Told>,
+    end: End,
+    /// A pull may have brought an image that does not have its second name.
+    doubtful: AtomicBool,
+}
+
+/// What is left to say when it is dropped.
+enum End {
+    /// Its task fell, or was never run.
+    Fallen,
+    /// It was told once before: no news for the memory.
+    Again(Failure),
+    /// To be told and noted.
+    Outcome(Result<Ensured, Failure>),
+}
+
+impl Drop for Fetch {
+    fn drop(&mut self) {
+        let (outcome, again) = match std::mem::replace(&mut self.end, End::Fallen) {
+            End::Fallen => (Err(Failure::new(Kind::Failed, "the fetch ended early: a bug in nspool")), false),
+            End::Again(failure) => (Err(failure), true),
+            End::Outcome(outcome) => (outcome, false),
+        };
+        {
+            // Noted and gone in one: who comes from here on finds the one or begins another.
+            let mut table = self.cache.table.lock();
+            table.under_way.remove(&self.key);
+            match &outcome {
+                Ok(ensured) => table.memory.present(&self.key, ensured.clone()),
+                Err(failure) if !again => table.memory.failed(&self.key, failure.clone()),
+                Err(_) => {}
+            }
+        }
+        self.told.send_modify(|told| told.outcome = Some(outcome));
+    }
+}
+
+impl Fetch {
+    pub(super) fn new(cache: Arc<Inner>, key: Key, told: level::Sender<Told>) -> Self {
+        Self { cache, key, told, end: End::Fallen, doubtful: AtomicBool::new(false) }
+    }
+
+    pub(super) async fn run(mut self, credentials: Option<Credentials>) {
+        let stop = self.cache.stop.clone();
+        let end = tokio::select! {
+            biased;
+            () = stop.cancelled() => End::Outcome(Err(Failure::new(Kind::Stopping, "nspool is stopping"))),
+            end = self.carry_out(credentials) => end,
+        };
+        self.end = end;
+    }
+
+    async fn carry_out(&self, credentials: Option<Credentials>) -> End {
+        let before = match self.answer_from_here().await {
+            Ok(Here::Usable(ensured)) => return End::Outcome(Ok(ensured)),
+            Ok(Here::NotUsable(before)) => before,
+            Err(error) => return End::Outcome(Err(error.into())),
+        };
+        {
+            let mut table = self.cache.table.lock();
+            if let Some(failure) = table.memory.remembered(&self.key) {
+                return End::Again(failure);
+            }
+            table.memory.fetching(&self.key);
+        }
+        let began = Instant::now();
+        let fetched = self.fetch(before.as_ref(), credentials.as_ref(), began + self.cache.settings.fetch_timeout).await;
+        metrics::histogram!(metric::IMAGE_FETCH).record(began.elapsed());
+        let outcome = fetched.as_ref().map_or_else(|failure| failure.kind.word(), |_| "fetched");
+        metrics::counter!(metric::IMAGE_FETCHES, "outcome" => outcome).increment(1);
+        let (reference, took) = (&self.key.reference, began.elapsed());
+        match &fetched {
+            Ok(Ensured { id, digest, .. }) => tracing::info!(%reference, image = %id, digest, ?took, "an image was fetched"),
+            Err(Failure { why, .. }) => tracing::warn!(%reference, outcome, %why, ?took, "an image cannot be had"),
+        }
+        End::Outcome(fetched)
+    }
+
+    /// Whether the engine has it, and everybody may use it.
+    async fn answer_from_here(&self) -> Result<Here, EngineError> {
+        let seen = || self.cache.table.lock().unnamed.seen(self.key.reference.repository());
+        let (others, before) = seen();
+        let image = self.cache.engine.image(self.key.reference.as_str()).await?;
+        let quiet = !others && seen() == (false, before);
+        Ok(match image {
+            Some(image) if self.key.whose == Whose::Daemons && quiet && !is_named(&image) => Here::Usable(self.ensured(image, false)),
+            image => Here::NotUsable(image.map(|image| image.id)),
+        })
+    }
+
+    fn ensured(&self, image: Image, fetched: bool) -> Ensured {
+        Ensured { digest: self.key.reference.digest_of(&image), id: image.id, fetched }
+    }
+
+    /// In its place and time. `before` is what the reference stood for.
+    async fn fetch(&self, before: Option<&ImageId>, credentials: Option<&Credentials>, deadline: Instant) -> Result<Ensured, Failure> {
+        let settings = &self.cache.settings;
+        // The semaphore is never closed, so there always is a place.
+        let Ok(_place) = tokio::time::timeout_at(deadline, self.cache.places.acquire()).await else {
+            let why = format!("no place among {} fetches within {:?}", settings.concurrent, settings.fetch_timeout);
+            return Err(Failure::new(Kind::Crowded, &why));
+        };
+        let repository = credentials.map(|_| self.key.reference.repository());
+        if let Some(repository) = repository {
+            self.cache.table.lock().unnamed.enter(repository);
+        }
+        let fetched = self.attempts(before, credentials, deadline).await;
+        // Cut off before this, or in doubt: nobody knows what has come, and the repository stays marked.
+        if let Some(repository) = repository
+            && (fetched.is_ok() || !self.doubtful.load(Ordering::Relaxed))
+        {
+            self.cache.table.lock().unnamed.leave(repository);
+        }
+        fetched
+    }
+
+    async fn attempts(&self, before: Option<&ImageId>, credentials: Option<&Credentials>, deadline: Instant) -> Result<Ensured, Failure> {
+        let settings = &self.cache.settings;
+        let mut attempt = 1;
+        loop {
+            let attempted = tokio::time::timeout_at(deadline, self.attempt(attempt, before, credentials)).await;
+            let failure = match attempted {
+                Ok(Ok(image)) => return Ok(self.ensured(image, true)),
+                Ok(Err(error)) => Failure::from(error),
+                Err(_) => return Err(Failure::new(Kind::Failed, &self.late())),
+            };
+            let wait = wait_after(&failure, &self.cache.backoff, attempt);
+            if failure.kind.is_permanent() || attempt >= settings.attempts || Instant::now() + wait >= deadline {
+                return Err(failure);
+            }
+            tracing::info!(reference = %self.key.reference, attempt, why = %failure.why, retry_in = ?wait, "fetching an image failed");
+            metrics::counter!(metric::IMAGE_RETRIES).increment(1);
+            self.told.send_modify(|told| told.after = Some(failure.why));
+            tokio::time::sleep(wait).await;
+            attempt += 1;
+        }
+    }
+
+    /// Why the last attempt was cut off.
+    fn late(&self) -> String {
+        let words = format!("pull {}: not done within {:?}", self.key.reference, self.cache.settings.fetch_timeout);
+        match &self.told.borrow().after {
+            Some(after) => format!("{words}; the attempt before: {after}"),
+            None => words,
+        }
+    }
+
+    async fn attempt(&self, attempt: u32, before: Option<&ImageId>, credentials: Option<&Credentials>) -> Result<Image, EngineError> {
+        let (engine, reference) = (&*self.cache.engine, self.key.reference.as_str());
+        let tally = Mutex::new(Tally::of_attempt(attempt));
+        let show = |progress| self.told.send_modify(|told| told.progress = progress);
+        show(tally.lock().progress());
+        let hear = |step: PullStep| {
+            let mut tally = tally.lock();
+            tally.hear(step);
+            show(tally.progress());
+        };
+        let Some(credentials) = credentials else {
+            pull::by_source(engine, reference, &self.cache.credentials, &hear).await?;
+            return self.brought().await;
+        };
+        let doubtful = self.doubtful.swap(true, Ordering::Relaxed);
+        let pulled = engine.pull_image(reference, Some(credentials), &hear).await;
+        if pulled.as_ref().is_err_and(|error| error.class != ErrorClass::Unknown) {
+            self.doubtful.store(doubtful, Ordering::Relaxed);
+        }
+        pulled?;
+        let image = self.brought().await?;
+        let is_new = before != Some(&image.id) && !is_named(&image);
+        if is_new && !self.cache.table.lock().unnamed.knows_as_everybodys(&image) {
+            engine.tag_image(&image.id, PRIVATE, hex(&image.id)).await?;
+        }
+        Ok(image)
+    }
+
+    async fn brought(&self) -> Result<Image, EngineError> {
+        let reference = self.key.reference.as_str();
+        self.cache.engine.image(reference).await?.ok_or_else(|| EngineError {
+            operation: "pull",
+            class: ErrorClass::ImageMissing,
+            subject: reference.to_owned(),
+            message: "the engine says it has it now, and then that it has not".into(),
+            status: None,
+        })
+    }
+}
+
+/// What the engine has under a reference.
+enum Here {
+    /// For whoever asks.
+    Usable(Ensured),
+    /// Nothing, or something that the registry has to be asked about.
+    NotUsable(Option<ImageId>),
+}
+
+/// Whether it came by a caller's credentials.
+fn is_named(image: &Image) -> bool {
+    image.tags.iter().any(|tag| tag.strip_prefix(PRIVATE).is_some_and(|rest| rest.starts_with(':')))
+}
+
+/// Docker writes `sha256:` in front, podman does not everywhere.
+fn hex(id: &ImageId) -> &str {
+    id.as_str().strip_prefix("sha256:").unwrap_or(id.as_str())
+}
+
+/// Never shorter than the registry says.
+fn wait_after(failure: &Failure, backoff: &config::Backoff, attempt: u32) -> Duration {
+    if failure.kind != Kind::Busy {
+        return jittered(backoff.first, backoff.longest, attempt);
+    }
+    match failure.retry_after {
+        Some(after) => after + (after / 4 + backoff.first).mul_f64(random::dice().f64()),
+        None => jittered(backoff.first.max(BUSY_FIRST), backoff.longest.max(BUSY_FIRST), attempt),
+    }
+}

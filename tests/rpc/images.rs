@@ -1,0 +1,151 @@
+//! ImageCache: what a fetch tells, what a no looks like, and who sees what in the list.
+
+use std::time::Duration;
+
+use nspool::engine::fake::{Fault, Operation};
+use nspool::engine::{Credentials, ErrorClass};
+use nspool::proto::ensure_image_response::Event;
+use nspool::proto::{EnsureImageRequest, EnsureImageResponse, EnsuredImage, FetchProgress, ListImagesRequest, RegistryAuth};
+use tonic::{Code, Status, Streaming};
+use tonic_types::StatusExt;
+
+use crate::served::*;
+
+const NAME: &str = "reg:5000/team/fn";
+
+fn ann() -> Option<RegistryAuth> {
+    Some(RegistryAuth { username: "ann".into(), password: "anns-word".into(), identity_token: String::new() })
+}
+
+fn of(reference: &str, auth: Option<RegistryAuth>) -> EnsureImageRequest {
+    EnsureImageRequest { reference: reference.into(), auth }
+}
+
+/// All that is told, and how it ended.
+async fn followed(mut answers: Streaming<EnsureImageResponse>) -> (Vec<FetchProgress>, Result<EnsuredImage, Status>) {
+    let mut told = Vec::new();
+    loop {
+        match soon(answers.message()).await {
+            Ok(Some(EnsureImageResponse { event: Some(Event::Progress(progress)) })) => told.push(progress),
+            Ok(Some(EnsureImageResponse { event: Some(Event::Image(image)) })) => {
+                assert!(soon(answers.message()).await.unwrap().is_none(), "the image is the last message");
+                return (told, Ok(image));
+            }
+            Ok(end) => panic!("{end:?} is no end"),
+            Err(status) => return (told, Err(status)),
+        }
+    }
+}
+
+impl Served {
+    async fn ensure(&self, reference: &str, auth: Option<RegistryAuth>) -> (Vec<FetchProgress>, Result<EnsuredImage, Status>) {
+        followed(self.images().await.ensure_image(of(reference, auth)).await.unwrap().into_inner()).await
+    }
+}
+
+#[tokio::test]
+async fn a_fetch_tells_how_far_it_is_and_ends_with_the_image() {
+    let served = served().await;
+    served.images.publish_image(&format!("{NAME}:latest"), None);
+    served.images.set_latency(Operation::PullImage, Duration::from_millis(300));
+    let (told, image) = served.ensure(NAME, None).await;
+    let image = image.unwrap();
+    assert!(image.id.starts_with("sha256:") && image.digest.starts_with("sha256:") && image.fetched, "{image:?}");
+    assert_eq!(image.reference, format!("{NAME}:latest"));
+    let last = told.last().unwrap();
+    assert_eq!((last.attempt, last.layers, last.bytes, last.bytes_total), (1, 1, 1, 2), "{told:?}");
+    let (told, again) = served.ensure(NAME, None).await;
+    assert_eq!(again.unwrap(), EnsuredImage { fetched: false, ..image });
+    assert!(told.len() <= 1, "{told:?}");
+}
+
+#[tokio::test]
+async fn a_caller_that_goes_away_ends_nothing() {
+    let served = served().await;
+    served.images.publish_image(&format!("{NAME}:latest"), None);
+    served.images.set_latency(Operation::PullImage, Duration::from_secs(1));
+    let mut first = served.images().await.ensure_image(of(NAME, None)).await.unwrap().into_inner();
+    soon(first.message()).await.unwrap().unwrap();
+    let second = served.images().await.ensure_image(of(NAME, None)).await.unwrap().into_inner();
+    // With its connection, which was its own.
+    drop(first);
+    let (_, image) = followed(second).await;
+    assert!(image.unwrap().fetched);
+    assert_eq!(served.images.count(Operation::PullImage), 1);
+}
+
+#[tokio::test]
+async fn each_no_has_its_reason() {
+    let served = served().await;
+    served.images.publish_image("private:1", Some(Credentials { username: "ann".into(), secret: "anns-word".into() }));
+    let unknown = assert_refused(served.ensure(NAME, None).await.1, Code::NotFound, "IMAGE_UNKNOWN");
+    assert!(unknown.message().contains("manifest unknown") && unknown.get_details_retry_info().is_none(), "{unknown:?}");
+    let again = assert_refused(served.ensure(NAME, None).await.1, Code::NotFound, "IMAGE_UNKNOWN");
+    let retry = again.get_details_retry_info().and_then(|info| info.retry_delay).unwrap();
+    assert!(retry > Duration::from_secs(20) && retry <= Duration::from_secs(30), "{retry:?}");
+    assert_refused(served.ensure("private:1", None).await.1, Code::PermissionDenied, "REGISTRY_DENIED");
+    assert!(served.ensure("private:1", ann()).await.1.is_ok());
+
+    let late = ErrorClass::RegistryBusy { retry_after: Some(Duration::from_secs(3600)) };
+    for (class, code, reason) in
+        [(late, Code::ResourceExhausted, "REGISTRY_BUSY"), (ErrorClass::DiskFull, Code::ResourceExhausted, "DISK_FULL")]
+    {
+        served.images.script(Operation::PullImage, Fault::Error(class, "the engine's words".into()));
+        let status = assert_refused(served.ensure(&format!("{}:1", reason.to_lowercase()), None).await.1, code, reason);
+        assert!(status.message().contains("the engine's words"), "{status:?}");
+    }
+    served.images.engine_away();
+    assert_refused(served.ensure(NAME, None).await.1, Code::Unavailable, "ENGINE_AWAY");
+}
+
+#[tokio::test]
+async fn what_is_no_reference_or_no_account_is_named() {
+    let served = served().await;
+    let mut images = served.images().await;
+    let half = RegistryAuth { username: "ann".into(), ..RegistryAuth::default() };
+    let both = ann().map(|account| RegistryAuth { identity_token: "t".into(), ..account });
+    let long = RegistryAuth { identity_token: "t".repeat(16 * 1024 + 1), ..RegistryAuth::default() };
+    for (asked, fields) in [
+        (of("", None), vec!["reference"]),
+        (of("Not A Reference", Some(half)), vec!["auth", "reference"]),
+        (of(NAME, both), vec!["auth"]),
+        (of(NAME, Some(RegistryAuth::default())), vec!["auth"]),
+        (of(NAME, Some(long)), vec!["auth.identity_token"]),
+    ] {
+        let status = assert_refused(images.ensure_image(asked).await.map(|_| ()), Code::InvalidArgument, "BAD_FIELD");
+        assert_eq!(bad_fields(&status), fields, "{status:?}");
+    }
+    assert_eq!(served.images.count(Operation::Image), 0);
+    assert_eq!(format!("{:?}", of(NAME, ann())), format!("EnsureImageRequest {{ reference: {NAME:?}, auth: Some(RegistryAuth(…)) }}"));
+}
+
+#[tokio::test]
+async fn the_list_shows_the_operator_all_and_others_what_is_not_somebodys_own() {
+    let served = served().await;
+    served.images.put_image("here:1");
+    served.ensure("here:1", None).await.1.unwrap();
+    served.ensure("reg:5000/anns:1", ann()).await.1.unwrap_err();
+    let listed = served.images().await.list_images(ListImagesRequest {}).await.unwrap().into_inner();
+    let rows: Vec<_> = listed.images.iter().map(|image| (image.reference.as_str(), image.state.as_str(), image.private)).collect();
+    assert_eq!(rows, [("here:1", "present", false), ("reg:5000/anns:1", "failed", true)]);
+    assert!(!listed.images[0].id.is_empty() && listed.images.iter().all(|image| image.since.is_some()));
+    let [failure] = &listed.failures[..] else { panic!("{listed:?}") };
+    assert_eq!((failure.reference.as_str(), failure.failure.as_str(), failure.private), ("reg:5000/anns:1", "unknown", true));
+    assert!(failure.error.contains("manifest unknown") && !format!("{listed:?}").contains("anns-word"));
+
+    let seen = served.images_as(NOBODY).await.list_images(ListImagesRequest {}).await.unwrap().into_inner();
+    assert_eq!((seen.images.len(), seen.failures.len()), (1, 0), "{seen:?}");
+}
+
+#[tokio::test]
+async fn a_stop_ends_the_wait_with_its_reason() {
+    let mut served = served().await;
+    served.images.publish_image(&format!("{NAME}:latest"), None);
+    served.images.script(Operation::PullImage, Fault::Never);
+    let mut answers = served.images().await.ensure_image(of(NAME, None)).await.unwrap().into_inner();
+    soon(answers.message()).await.unwrap().unwrap();
+    served.stop.cancel();
+    let (_, outcome) = followed(answers).await;
+    assert_refused(outcome, Code::Unavailable, "STOPPING");
+    served.ended().await.unwrap();
+}
