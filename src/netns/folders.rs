@@ -198,6 +198,7 @@ fn hint_of(errno: Errno) -> &'static str {
         Errno::PERM | Errno::ACCESS => {
             "nspool needs root, or CAP_SYS_ADMIN (in a unit's sandbox CAP_SYS_CHROOT, for user namespaces CAP_SETUID and CAP_SETGID): "
         }
+        Errno::AGAIN => "no more processes are to be had (kernel.pid_max, a unit's TasksMax, a cgroup's pids.max): ",
         Errno::NOMEM => "the kernel is out of memory for it: ",
         _ => "",
     }
@@ -226,5 +227,7 @@ mod tests {
     fn an_error_says_what_to_do() {
         let error = MountError::refused("mounting", "x")(Errno::NOSPC).to_string();
         assert!(error.starts_with("mounting x: no more mounts") && error.contains("fs.mount-max"), "{error}");
+        let error = MountError::refused("starting", "x")(Errno::AGAIN).to_string();
+        assert!(error.starts_with("starting x: no more processes") && error.contains("TasksMax"), "{error}");
     }
 }

@@ -11,7 +11,7 @@ use crate::netns::socket::Refusal;
 #[derive(Clone, Debug, thiserror::Error, serde::Serialize, serde::Deserialize)]
 pub enum FurnishError {
     /// The kernel said no.
-    #[error("{step} ({subject})")]
+    #[error("{step} ({subject}){}", hint_of(*.cause))]
     Refused {
         /// What was tried.
         step: Cow<'static, str>,
@@ -110,6 +110,15 @@ impl FurnishError {
     }
 }
 
+/// Where the kernel's word alone does not say what to do.
+fn hint_of(errno: Errno) -> &'static str {
+    match errno {
+        // Of a kind of link, or of rules, for which it has no module.
+        Errno::OPNOTSUPP | Errno::PROTONOSUPPORT => ": perhaps a module is missing; `nspool doctor` says so",
+        _ => "",
+    }
+}
+
 fn class_of(errno: Errno) -> Class {
     match errno {
         Errno::EXIST | Errno::BUSY | Errno::AGAIN => Class::Busy,
@@ -118,5 +127,17 @@ fn class_of(errno: Errno) -> Class {
         Errno::XFULL | Errno::NOSPC | Errno::NOMEM | Errno::NOBUFS | Errno::MFILE | Errno::NFILE => Class::Exhausted,
         Errno::NODEV | Errno::NOENT | Errno::SRCH => Class::Gone,
         _ => Class::Failed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_module_is_no_riddle() {
+        let refused = |cause| FurnishError::failing("making the bridge", "ns-a")(cause).to_string();
+        assert_eq!(refused(Errno::OPNOTSUPP), "making the bridge (ns-a): perhaps a module is missing; `nspool doctor` says so");
+        assert_eq!(refused(Errno::PERM), "making the bridge (ns-a)");
     }
 }
