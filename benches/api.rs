@@ -302,6 +302,7 @@ fn start_ours(servers: &Runtime, tasks: &mut JoinSet<()>, pool: Arc<Pool>, path:
         limits: level::channel(Limits::of(&config.api, &config.pool)).1,
         detached: Arc::new(Vec::new),
         images: None,
+        builders: nspool::config::Builders::default(),
         inspect: Arc::new(|_, _| Box::pin(async { None })),
         audit: Arc::new(|_| Box::pin(async { Err(nspool::audit::NotNow::Starting) })),
         max_message: config.api.max_message,

@@ -29,7 +29,7 @@ use crate::engine::paced::{Deadlines, Paced};
 use crate::engine::{Engine, NamespaceKind};
 use crate::engine_networks::EngineNetworks;
 use crate::headcount::{self, Present};
-use crate::image::cache::Cache;
+use crate::image::Images;
 use crate::image::gate::{Gate, GateState, Source};
 use crate::image::pull::CredentialSource;
 use crate::ledger::{self, Ledger, Replayed};
@@ -149,7 +149,7 @@ pub struct Daemon {
     arriving: mpsc::Receiver<Detached>,
     detached: DetachedList,
     api: Api,
-    images: Option<Cache>,
+    images: Option<Images>,
     listeners: Vec<UnixListener>,
     /// Engine mutations under way, which end by themselves.
     mutations: TaskTracker,
@@ -199,14 +199,14 @@ impl Daemon {
             dice: parking_lot::Mutex::new(random::dice()),
         });
         let late = Arc::new(Late::new(tools.breed.instance.clone()));
-        let observer = observer_of(&config, &tools, state, &late);
+        let images = images(&config, &tools.engine);
+        let observer = observer_of(&config, &tools, state, &late, images.as_ref());
         let (means, locks) = (means_of(&tools), parts.locks);
         let (status, shown) = level::channel(DaemonStatus::default());
         let (limits, limits_shown) = level::channel(Limits::of(&config.api, &config.pool));
         let incarnation = incarnation.unwrap_or_else(|| tools.breed.instance.clone());
         let auditor = Arc::new(Auditor::new(Arc::clone(&tools), means.clone(), Arc::clone(&detached)));
         let shows = Shows { incarnation, keep: parts.keep, auditor: Arc::clone(&auditor) };
-        let images = images(&config, &tools.engine);
         let api = api_of(&config, &tools, &detached, shown, limits_shown, shows, images.clone());
         let shown = Shown { status, limits, settings };
         let (list, name) = (Arc::clone(&detached), config.pool.name.clone());
@@ -272,7 +272,7 @@ impl Daemon {
         } = self;
         let (ending, api_ending) = (CancellationToken::new(), CancellationToken::new());
         let engines = Arc::new(engine_networks(&config, &tools));
-        let mut background = watchers(&tools, &engines, predecessor, &config, &ending);
+        let mut background = watchers(&tools, &engines, predecessor, &config, images.as_ref(), &ending);
         background.spawn(observer.run(ending.clone()));
         background.spawn(minder::run(Arc::clone(&tools), arriving, Arc::clone(&detached), ending.clone()));
         if !config.audit.every.is_zero() {
@@ -327,7 +327,7 @@ impl Daemon {
 }
 
 /// Who follows a fetch hears that it is over before the API ends.
-async fn cut_off(images: Option<Cache>) {
+async fn cut_off(images: Option<Images>) {
     if let Some(images) = images {
         let _ = tokio::time::timeout(END_OF_API, images.close()).await;
     }
@@ -351,9 +351,13 @@ fn watchers(
     engines: &Arc<EngineNetworks>,
     predecessor: bool,
     config: &Config,
+    images: Option<&Images>,
     ending: &CancellationToken,
 ) -> JoinSet<()> {
     let mut background = JoinSet::new();
+    if let Some(images) = images {
+        background.spawn(images.builds.clone().run(ending.clone()));
+    }
     let (pool, gate) = (Arc::clone(&tools.pool), Arc::clone(&tools.gate));
     let stop = ending.clone();
     background.spawn(async move { pool.run_timer(stop).await });
@@ -453,11 +457,12 @@ fn status_of(engine: &EngineState, image: &GateState, ledger_error: String) -> D
     }
 }
 
-fn observer_of(config: &Config, tools: &Tools, state: level::Sender<EngineState>, late: &Arc<Late>) -> Observer {
+fn observer_of(config: &Config, tools: &Tools, state: level::Sender<EngineState>, late: &Arc<Late>, images: Option<&Images>) -> Observer {
     Observer {
         engine: Arc::clone(&tools.engine) as Arc<dyn Engine>,
         pool: Arc::clone(&tools.pool),
         gate: Arc::clone(&tools.gate),
+        builds: images.map(|images| images.builds.clone()),
         doubts: Arc::clone(&tools.doubts),
         heard: Arc::clone(&tools.heard),
         state,
@@ -479,7 +484,7 @@ fn api_of(
     status: level::Receiver<DaemonStatus>,
     limits: level::Receiver<Limits>,
     shows: Shows,
-    images: Option<Cache>,
+    images: Option<Images>,
 ) -> Api {
     let detached = Arc::clone(detached);
     let shown = move || {
@@ -517,6 +522,7 @@ fn api_of(
         }),
         inspect: inspect::inspections(&tools.snapshots),
         images,
+        builders: config.images.builders,
         max_message: config.api.max_message,
         max_streams: config.api.max_streams,
         grace: END_OF_API,
@@ -601,8 +607,8 @@ fn known_beforehand(config: &Config) -> (Fitness, Trust) {
 
 fn paced(config: &Config, engine: Arc<dyn Engine>, mutations: &TaskTracker) -> Paced {
     let mut deadlines = Deadlines::from_config(&config.engine, &config.placeholder);
-    // Gate and cache have deadlines of their own, which come first.
-    deadlines.prepare = deadlines.prepare.max(config.images.fetch_timeout);
+    // Gate, fetches and builds have deadlines of their own, which come first.
+    deadlines.prepare = deadlines.prepare.max(config.images.fetch_timeout).max(config.images.build_timeout);
     Paced::new(engine, &pacer_of(config), deadlines, mutations.clone())
 }
 
@@ -615,10 +621,10 @@ fn gate(config: &Config, engine: &Arc<Paced>, source: Source) -> Gate {
 }
 
 /// Without a container engine there are none.
-fn images(config: &Config, engine: &Arc<Paced>) -> Option<Cache> {
+fn images(config: &Config, engine: &Arc<Paced>) -> Option<Images> {
     let engine = Arc::clone(engine) as Arc<dyn Engine>;
     let credentials = CredentialSource::from_env(config.registries.clone());
-    (config.engine.kind != EngineChoice::Native).then(|| Cache::new(engine, credentials, config.images.clone(), config.backoff.clone()))
+    (config.engine.kind != EngineChoice::Native).then(|| Images::new(&engine, credentials, &config.images, config.backoff.clone()))
 }
 
 /// The rate is for an engine that others use as well; the kernel has nobody to be spared for.

@@ -24,6 +24,7 @@ use crate::config;
 use crate::engine::{
     Container, ContainerId, ContainerStatus, ContainerSummary, Engine, EngineError, EngineEvent, EngineInfo, ErrorClass, EventAction,
 };
+use crate::image::build::Builds;
 use crate::image::gate::Gate;
 use crate::level;
 use crate::nanny::backoff::Backoff;
@@ -121,6 +122,8 @@ pub struct Observer {
     pub pool: Arc<Pool>,
     /// Told when an image goes, and when the engine is back.
     pub gate: Arc<Gate>,
+    /// What was built here; `None` without a container engine.
+    pub builds: Option<Builds>,
     /// Told when something may have happened to a buddy.
     pub doubts: Arc<Doubts>,
     /// Told which fences were heard of.
@@ -280,6 +283,8 @@ impl Observer {
         self.late.seen.notify_one();
         self.state.send_replace(EngineState::Up(info));
         self.gate.nudge();
+        // What happened meanwhile nobody heard.
+        self.builds.iter().for_each(Builds::forget);
         let listed = list.iter().map(|container| container.id.to_string()).collect();
         Ok(Connected { events, listed, known, doubtful })
     }
@@ -385,7 +390,10 @@ impl Observer {
                     gone.into_iter().for_each(|number| under_way.settled(number));
                 }
             }
-            EventAction::ImageGone => self.gate.image_gone(&event.id),
+            EventAction::ImageGone => {
+                self.gate.image_gone(&event.id);
+                self.builds.iter().for_each(|builds| builds.image_gone(&event.id));
+            }
             EventAction::Renamed => {}
         }
         None

@@ -140,6 +140,7 @@ fn tables_for_people() {
         &["inspect", "7"],
         &["inspect", "1"],
         &["image", "ensure", "busybox:1.36", "reg:5000/fn:7"],
+        &["image", "list", "--built"],
         &["restart-plan", "--config", SAMPLE],
         &["whois", "172.17.0.5"],
         &["whois", "nspool-default-1-1041-3-k2"],
@@ -292,6 +293,47 @@ fn images_that_are_here_are_told_whatever_became_of_the_others() {
     daemon.script(|script| assert_eq!(script.calls, ["EnsureImage busybox:1.36", "EnsureImage gone:1"]));
     let text = run(Some(&daemon), &["image", "ensure", "slow:1", "--timeout", "200ms"]);
     assert!(text.contains("exit code 75\n") && text.contains("slow:1: not here within 200ms; the fetch goes on"), "{text}");
+}
+
+#[test]
+fn what_is_built_is_sent_where_the_daemon_cannot_read_it() {
+    let (daemon, dir) = (Running::start(), tempfile::tempdir().unwrap());
+    let write = |name: &str, content: &str| std::fs::write(dir.path().join(name), content).unwrap();
+    write("Dockerfile", "FROM scratch");
+    write(".dockerignore", "left*");
+    write("left-out", "");
+    let folder = dir.path().to_str().unwrap();
+    let text = run(Some(&daemon), &["image", "build", folder, "--build-arg", "VERSION=7"]);
+    assert!(text.contains("exit code 0\n") && text.contains("sha256:b1"), "{text}");
+    // Nothing that a build prints gets at the terminal.
+    assert!(text.contains("(2 lines were missed)\nStep 1/1 : FROM scratch\n --->  [31m"), "{text}");
+    let named = dir.path().file_name().unwrap().to_str().unwrap();
+    daemon.script(|script| {
+        let sent = "BuildImage \"\" \"\" \"\" \"7\" false of .dockerignore Dockerfile";
+        assert_eq!(script.calls, [format!("BuildImage in {named}"), sent.to_owned()]);
+        script.calls.clear();
+    });
+
+    let elsewhere = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(elsewhere.path(), "FROM busybox").unwrap();
+    let (file, tar) = (elsewhere.path().to_str().unwrap(), tar_of(dir.path()));
+    nspool(Some(&daemon)).args(["image", "build", folder, "-f", file, "--anew", "--target", "broken"]).assert().code(1);
+    nspool(Some(&daemon)).args(["image", "build", "-", "-f", "sub/Dockerfile"]).write_stdin(tar).assert().success();
+    daemon.script(|script| {
+        let sent = "BuildImage \"\" \"FROM busybox\" \"broken\" \"\" true of .dockerignore Dockerfile";
+        assert_eq!(script.calls[1..], [sent, "BuildImage \"sub/Dockerfile\" \"\" \"\" \"\" false of Dockerfile"]);
+    });
+    nspool(Some(&daemon)).args(["image", "build", "/nowhere"]).assert().code(64);
+    nspool(Some(&daemon)).args(["image", "build", file]).assert().code(64);
+    write(".dockerignore", "[");
+    nspool(Some(&daemon)).args(["image", "build", folder]).assert().failure().stderr(predicates::str::contains("line 1"));
+}
+
+/// A tar with the Dockerfile of a folder.
+fn tar_of(folder: &std::path::Path) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    tar.append_path_with_name(folder.join("Dockerfile"), "Dockerfile").unwrap();
+    tar.into_inner().unwrap()
 }
 
 #[test]

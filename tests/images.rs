@@ -5,6 +5,8 @@
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails it")]
 #![expect(clippy::print_stdout, reason = "what was measured, or said, is worth a look")]
 
+#[path = "images/builds.rs"]
+mod builds;
 mod support;
 
 use std::sync::Arc;
@@ -29,10 +31,11 @@ const LAYER: usize = 3 << 20;
 
 macro_rules! on_both_engines {
     ($($name:ident),* $(,)?) => {
-        mod docker_engine { $( #[tokio::test(flavor = "multi_thread", worker_threads = 2)] async fn $name() { super::$name(super::docker()).await } )* }
-        mod podman_engine { $( #[tokio::test(flavor = "multi_thread", worker_threads = 2)] async fn $name() { super::$name(super::podman()).await } )* }
+        mod docker_engine { $( #[tokio::test(flavor = "multi_thread", worker_threads = 2)] async fn $name() { super::$name(crate::docker()).await } )* }
+        mod podman_engine { $( #[tokio::test(flavor = "multi_thread", worker_threads = 2)] async fn $name() { super::$name(crate::podman()).await } )* }
     };
 }
+pub(crate) use on_both_engines;
 
 on_both_engines!(
     ten_callers_cost_the_registry_what_one_costs,
@@ -69,8 +72,7 @@ impl<'e> Bench<'e> {
         registry.push(host, &local, "team/fn:1");
         host.run(&["rmi", &local]);
         let proxy = Proxy::before(&registry.host).await;
-        let deadlines = Deadlines::from_config(&config::Engine::default(), &config::Placeholder::default());
-        let engine: Arc<dyn Engine> = Arc::new(Paced::new(Arc::new(docker), &config::Pacer::default(), deadlines, TaskTracker::new()));
+        let engine = paced(docker);
         let settings = config::Images { attempts, ..config::Images::default() };
         let cache = Cache::new(Arc::clone(&engine), CredentialSource::new(Vec::new(), None), settings, config::Backoff::default());
         let name = format!("{}/team/fn:1", proxy.host);
@@ -99,6 +101,11 @@ impl<'e> Bench<'e> {
         assert_eq!(self.engine.image_id(ensured.id.as_str()).await.unwrap().as_ref(), Some(&image.id));
         assert!(ensured.digest.starts_with("sha256:") && image.digests.iter().any(|digest| digest.ends_with(&ensured.digest)), "{image:?}");
     }
+}
+
+fn paced(docker: Docker) -> Arc<dyn Engine> {
+    let deadlines = Deadlines::from_config(&config::Engine::default(), &config::Placeholder::default());
+    Arc::new(Paced::new(Arc::new(docker), &config::Pacer::default(), deadlines, TaskTracker::new()))
 }
 
 fn account(secret: &str) -> Option<Credentials> {

@@ -8,16 +8,19 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use futures::stream::{self, BoxStream};
 use tokio::time::Instant;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::connection::Peer;
+use super::image_builds::Builder;
 use super::status::Refusal;
-use super::{Shared, validate};
+use super::{Shared, image_builds, validate};
 use crate::engine::Credentials;
+use crate::image::build;
 use crate::image::cache::{Cache, Ensured, Failed, Failure, ImageState, Kind, Row, Told};
 use crate::image::reference::Reference;
 use crate::level;
 use crate::proto;
+use crate::proto::build_image_response;
 use crate::proto::ensure_image_response::Event;
 use crate::proto::image_cache_server::ImageCache;
 use crate::telemetry::metric;
@@ -37,7 +40,14 @@ impl ImageService {
     }
 
     fn cache(&self) -> Result<&Cache, Refusal> {
-        self.shared.images.as_ref().ok_or(Refusal::NoEngine)
+        self.shared.images.as_ref().map(|images| &images.cache).ok_or(Refusal::NoEngine)
+    }
+
+    /// What was built here, asked of the engine if need be.
+    async fn built(&self) -> Option<Vec<build::Row>> {
+        let builds = &self.shared.images.as_ref()?.builds;
+        builds.list().await;
+        builds.rows()
     }
 
     fn begin(&self, asked: proto::EnsureImageRequest) -> Result<Follower, Refusal> {
@@ -65,12 +75,28 @@ impl ImageCache for ImageService {
         Ok(Response::new(messages.boxed()))
     }
 
+    type BuildImageStream = BoxStream<'static, Result<proto::BuildImageResponse, Status>>;
+
+    async fn build_image(&self, request: Request<Streaming<proto::BuildImageRequest>>) -> Result<Response<Self::BuildImageStream>, Status> {
+        let builder = Builder::new(Arc::clone(&self.shared), self.peer, request.into_inner())?;
+        let messages = stream::try_unfold(Some(builder), |builder| async move {
+            let Some(mut builder) = builder else { return Ok(None) };
+            let event = builder.next().await?;
+            let over = matches!(event, build_image_response::Event::Image(_));
+            Ok::<_, Status>(Some((proto::BuildImageResponse { event: Some(event) }, (!over).then_some(builder))))
+        });
+        Ok(Response::new(messages.boxed()))
+    }
+
     async fn list_images(&self, _: Request<proto::ListImagesRequest>) -> Result<Response<proto::ListImagesResponse>, Status> {
         let cache = self.cache()?;
         let all = self.shared.is_admin(self.peer);
         let images = cache.images().into_iter().filter(|row| all || !row.private);
         let failures = cache.failures().into_iter().filter(|failed| all || !failed.private);
-        Ok(Response::new(proto::ListImagesResponse { images: images.map(known).collect(), failures: failures.map(failure).collect() }))
+        let (images, failures) = (images.map(known).collect(), failures.map(failure).collect());
+        let built = self.built().await;
+        let (built_unknown, built) = (built.is_none(), built.unwrap_or_default().into_iter().map(image_builds::listed).collect());
+        Ok(Response::new(proto::ListImagesResponse { images, failures, built, built_unknown }))
     }
 }
 

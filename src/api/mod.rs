@@ -19,6 +19,7 @@ mod convert;
 mod counters;
 mod deadline;
 mod health;
+mod image_builds;
 mod image_cache;
 mod local;
 mod namespace_pool;
@@ -40,8 +41,9 @@ use tokio_util::task::TaskTracker;
 
 use crate::audit::{Audit, NotNow};
 use crate::config;
+use crate::config::Builders;
 use crate::engine::{EngineInfo, NamespaceKind};
-use crate::image::cache::Cache;
+use crate::image::Images;
 use crate::level;
 use crate::pool::{ConnectionId, Moment, Pool, SlotIndex};
 
@@ -65,7 +67,9 @@ pub struct Api {
     /// Looks at what became of a buddy.
     pub inspect: Inspections,
     /// The host's images; `None` without a container engine.
-    pub images: Option<Cache>,
+    pub images: Option<Images>,
+    /// Who may build (`[images] builders`).
+    pub builders: Builders,
     /// Largest message taken, in bytes (`[api] max_message`).
     pub max_message: usize,
     /// Calls in flight per connection (`[api] max_streams`).
@@ -250,7 +254,8 @@ struct Shared {
     detached: Arc<dyn Fn() -> Vec<Detached> + Send + Sync>,
     audit: Audits,
     inspect: Inspections,
-    images: Option<Cache>,
+    images: Option<Images>,
+    builders: Builders,
     max_message: usize,
     max_streams: u32,
     counters: Counters,
@@ -274,6 +279,7 @@ impl Shared {
             audit: api.audit,
             inspect: api.inspect,
             images: api.images,
+            builders: api.builders,
             max_message: api.max_message,
             max_streams: api.max_streams,
             counters: Counters::new(),

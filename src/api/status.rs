@@ -48,10 +48,13 @@ pub(super) enum Reason {
     TooManyFetches,
     DiskFull,
     FetchFailed,
+    BadBuild,
+    ContextUnreadable,
+    BuildFailed,
 }
 
 /// All of them, in the order of their discriminants.
-pub(super) const REASONS: [Reason; 26] = [
+pub(super) const REASONS: [Reason; 29] = [
     Reason::PoolEmpty,
     Reason::Quota,
     Reason::Starting,
@@ -78,6 +81,9 @@ pub(super) const REASONS: [Reason; 26] = [
     Reason::TooManyFetches,
     Reason::DiskFull,
     Reason::FetchFailed,
+    Reason::BadBuild,
+    Reason::ContextUnreadable,
+    Reason::BuildFailed,
 ];
 
 impl Reason {
@@ -110,6 +116,9 @@ impl Reason {
             Self::TooManyFetches => ("TOO_MANY_FETCHES", "too_many_fetches", Code::ResourceExhausted),
             Self::DiskFull => ("DISK_FULL", "disk_full", Code::ResourceExhausted),
             Self::FetchFailed => ("FETCH_FAILED", "fetch_failed", Code::Unavailable),
+            Self::BadBuild => ("BAD_BUILD", "bad_build", Code::InvalidArgument),
+            Self::ContextUnreadable => ("CONTEXT_UNREADABLE", "context_unreadable", Code::FailedPrecondition),
+            Self::BuildFailed => ("BUILD_FAILED", "build_failed", Code::FailedPrecondition),
         }
     }
 
@@ -247,6 +256,9 @@ fn reason_of_failure(kind: Kind) -> Reason {
         Kind::EngineAway => Reason::EngineAway,
         Kind::Crowded => Reason::TooManyFetches,
         Kind::Stopping => Reason::Stopping,
+        Kind::Invalid => Reason::BadBuild,
+        Kind::ContextUnreadable => Reason::ContextUnreadable,
+        Kind::BuildFailed => Reason::BuildFailed,
         Kind::Failed => Reason::FetchFailed,
     }
 }

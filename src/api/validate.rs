@@ -4,11 +4,13 @@
 //! characters, bytes where it says bytes. Control characters are refused everywhere: these texts end up in logs and on terminals.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::{Component, Path};
 use std::time::Duration;
 
 use super::status::{BadField, Refusal};
 use super::{About, Limits};
 use crate::engine::Credentials;
+use crate::image::build::{Context, Definition};
 use crate::image::reference::Reference;
 use crate::pool::{ConnectionId, Lifetime, NetworkIndex, Request};
 use crate::proto;
@@ -17,6 +19,8 @@ const MOST_CHARACTERS: usize = 128;
 const MOST_LABELS: usize = 16;
 const MOST_KEY_BYTES: usize = 63;
 const MOST_VALUE_BYTES: usize = 256;
+/// Of Linux' own paths.
+const MOST_PATH_BYTES: usize = 4096;
 /// Tokens of registries are some kilobytes long at most.
 const MOST_SECRET_BYTES: usize = 16 << 10;
 
@@ -145,6 +149,45 @@ pub(super) fn image(reference: &str, auth: Option<proto::RegistryAuth>) -> Resul
             Err(checks.refusal())
         }
     }
+}
+
+/// A BuildImage, without a context that is still on its way.
+pub(super) fn build(asked: proto::BuildDefinition) -> Result<Definition, Refusal> {
+    let mut checks = Checks::default();
+    for (field, text) in [("target", &asked.target), ("platform", &asked.platform)] {
+        checks.text(field, text);
+    }
+    for (field, path) in [("context_folder", &asked.context_folder), ("dockerfile", &asked.dockerfile)] {
+        if path.len() > MOST_PATH_BYTES || path.contains('\0') {
+            checks.bad(field, "is no path");
+        }
+    }
+    if !asked.context_folder.is_empty() && !asked.context_folder.starts_with('/') {
+        checks.bad("context_folder", "is not absolute");
+    }
+    let inside = |part| matches!(part, Component::Normal(_) | Component::CurDir);
+    if !Path::new(&asked.dockerfile).components().all(inside) || asked.dockerfile.ends_with('/') {
+        checks.bad("dockerfile", "is no path of a file in the context");
+    }
+    let word = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    let is_platform = |text: &str| matches!(text.split('/').count(), 2 | 3) && text.split('/').all(word);
+    if !asked.platform.is_empty() && !is_platform(&asked.platform) {
+        checks.bad("platform", "is not os/arch or os/arch/variant");
+    }
+    checks.done()?;
+    let named = if asked.dockerfile.is_empty() { "Dockerfile" } else { asked.dockerfile.trim_start_matches("./") };
+    Ok(Definition {
+        context: Context::Folder {
+            path: asked.context_folder.into(),
+            identity: (asked.context_inode != 0).then_some((asked.context_device, asked.context_inode)),
+        },
+        dockerfile: named.to_owned(),
+        content: (!asked.dockerfile_content.is_empty()).then_some(asked.dockerfile_content),
+        target: asked.target,
+        args: asked.build_args.into_iter().collect(),
+        platform: asked.platform,
+        anew: asked.anew,
+    })
 }
 
 fn lifetime(checks: &mut Checks, asked: &proto::AllocateRequest, connection: ConnectionId, limits: &Limits) -> Lifetime {

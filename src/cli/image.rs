@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::Globals;
 use super::exit::{self, Failure};
+use super::image_build::{self, Build};
 use super::output::table;
 use super::progress::spinner;
 use super::views;
@@ -35,13 +36,32 @@ However many ask, an image is fetched once, by the daemon: at Ctrl-C, or when --
 again follows it. With --username the registry is asked by these credentials, even when the image is here.
 Exit code 1: there is no such image. 75: the time is up, or the registry wants to be left alone. 77: the registry says no.")]
     Ensure(Ensure),
-    /// List the images that were asked for, and the last failures
-    #[command(after_help = "Examples:\n  nspool image list\n  nspool image list --failures -o json | jq .failures")]
-    List {
-        /// Only the last failures
-        #[arg(long)]
-        failures: bool,
-    },
+    /// Build an image of a Dockerfile, unless there is one of the same, and print its id
+    #[command(after_help = "Examples:
+  nspool image build functions/resize
+  nspool image build -f deploy/Dockerfile --build-arg VERSION=7 -o json . | jq -r .id
+  git archive HEAD | nspool image build -
+
+An image is known by what goes in: the Dockerfile, its context after .dockerignore, target, build args, platform and the images that it begins from. What is known
+is not built again, and however many ask, it is built once, by the daemon: at Ctrl-C the build goes on, and who asks again follows it.
+What the build prints goes to stderr. The context is read by the daemon where it sees the same folder, else it is sent.
+Exit code 1: the build fails. 64: the Dockerfile or the context is none. 75: the time is up. 77: not allowed.")]
+    Build(Build),
+    /// List the images that were asked for, those that were built, or the last failures
+    #[command(
+        after_help = "Examples:\n  nspool image list\n  nspool image list --built\n  nspool image list --failures -o json | jq .failures"
+    )]
+    List(List),
+}
+
+#[derive(Debug, Args)]
+struct List {
+    /// Only what was built here and is in the engine
+    #[arg(long, conflicts_with = "failures")]
+    built: bool,
+    /// Only the last failures
+    #[arg(long)]
+    failures: bool,
 }
 
 #[derive(Debug, Args)]
@@ -74,9 +94,23 @@ impl From<proto::EnsuredImage> for EnsuredView {
 
 #[derive(Debug, Serialize)]
 struct ListView {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    images: Option<Vec<ImageView>>,
+    images: Vec<ImageView>,
+    /// `None`: the engine cannot be asked.
+    built: Option<Vec<BuiltView>>,
     failures: Vec<FailureView>,
+}
+
+#[derive(Debug, Serialize)]
+struct BuiltView {
+    id: String,
+    key: String,
+    reference: String,
+    built: String,
+    used: String,
+    #[serde(skip)]
+    age: String,
+    #[serde(skip)]
+    last: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -107,7 +141,8 @@ struct FailureView {
 pub(super) async fn run(globals: &Globals, args: ImageArgs) -> anyhow::Result<ExitCode> {
     match args.command {
         ImageCommand::Ensure(args) => ensure(globals, args).await,
-        ImageCommand::List { failures } => list(globals, failures).await,
+        ImageCommand::Build(args) => image_build::run(globals, args).await,
+        ImageCommand::List(args) => list(globals, &args).await,
     }
 }
 
@@ -195,7 +230,7 @@ fn images_text(images: &[EnsuredView]) -> String {
     table(&["reference", "", "id", "digest"], images.iter().map(row).collect())
 }
 
-async fn list(globals: &Globals, failures_only: bool) -> anyhow::Result<ExitCode> {
+async fn list(globals: &Globals, args: &List) -> anyhow::Result<ExitCode> {
     let response = globals.client()?.images().await?;
     let image = |image: proto::KnownImage| ImageView {
         since: views::time(image.since.as_ref()),
@@ -216,22 +251,39 @@ async fn list(globals: &Globals, failures_only: bool) -> anyhow::Result<ExitCode
         error: failed.error,
         private: failed.private,
     };
+    let built = |built: proto::BuiltImage| BuiltView {
+        built: views::time(built.built.as_ref()),
+        used: views::time(built.used.as_ref()),
+        age: views::age(built.built.as_ref()),
+        last: views::age(built.used.as_ref()),
+        id: built.id,
+        key: built.key,
+        reference: built.reference,
+    };
     let view = ListView {
-        images: (!failures_only).then(|| response.images.into_iter().map(image).collect()),
+        images: response.images.into_iter().map(image).collect(),
+        built: (!response.built_unknown).then(|| response.built.into_iter().map(built).collect()),
         failures: response.failures.into_iter().map(failure).collect(),
     };
-    globals.out().print(&view, list_text)?;
+    if args.built && view.built.is_none() {
+        return Err(Failure::new(exit::UNAVAILABLE, "what was built here is not known: the engine cannot be asked").into());
+    }
+    globals.out().print(&view, |view| list_text(view, args))?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn list_text(view: &ListView) -> String {
+fn list_text(view: &ListView, args: &List) -> String {
     let whose = |private: bool| if private { "a caller's" } else { "all" }.to_owned();
-    if let Some(images) = &view.images {
+    if args.built {
+        let row = |image: &BuiltView| vec![image.reference.clone(), image.age.clone(), image.last.clone(), image.id.clone()];
+        return table(&["name", "built", "used", "id"], view.built.iter().flatten().map(row).collect());
+    }
+    if !args.failures {
         let row = |image: &ImageView| {
             let note = if image.error.is_empty() { image.digest.clone() } else { image.error.clone() };
             vec![image.reference.clone(), image.state.clone(), image.age.clone(), whose(image.private), image.id.clone(), note]
         };
-        return table(&["reference", "state", "since", "for", "id", "note"], images.iter().map(row).collect());
+        return table(&["reference", "state", "since", "for", "id", "note"], view.images.iter().map(row).collect());
     }
     let row = |failed: &FailureView| {
         vec![failed.reference.clone(), failed.failure.clone(), failed.age.clone(), whose(failed.private), failed.error.clone()]

@@ -171,6 +171,15 @@ impl Client {
         streaming!(self.images.ensure_image, "EnsureImage", proto::EnsureImageRequest { reference: reference.to_owned(), auth })
     }
 
+    /// An image of a Dockerfile and its context. `parts`: the definition, then the pieces of a tar, if it names no folder. What the build prints, then the
+    /// image; dropping the stream ends no build.
+    pub async fn build_image(
+        &self,
+        parts: impl Stream<Item = proto::BuildImageRequest> + Send + 'static,
+    ) -> Result<Answers<proto::BuildImageResponse>, ClientError> {
+        streaming!(self.images.build_image, "BuildImage", parts)
+    }
+
     /// What the daemon knows of images that were asked for, and the last failures.
     pub async fn images(&self) -> Result<proto::ListImagesResponse, ClientError> {
         unary!(self.images.list_images, "ListImages", proto::ListImagesRequest {})

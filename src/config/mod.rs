@@ -259,6 +259,35 @@ pub struct Images {
     pub remember: u32,
     /// Failures that are kept for the operator.
     pub keep_failures: u32,
+    /// A build, with the wait for its turn, at most this long.
+    pub build_timeout: Duration,
+    /// Bytes of a context at most.
+    pub context_limit: u64,
+    /// Where contexts lie on their way to the builder.
+    pub spool: PathBuf,
+    /// Who may build.
+    pub builders: Builders,
+}
+
+/// See [`Images::builders`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Builders {
+    /// Those who may change the pool.
+    #[default]
+    Operators,
+    /// All who may call. Folders of the host stay with operators.
+    Everybody,
+}
+
+impl Builders {
+    /// As it is written.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Operators => "operators",
+            Self::Everybody => "everybody",
+        }
+    }
 }
 
 impl Default for Images {
@@ -271,6 +300,10 @@ impl Default for Images {
             failed_for: Duration::from_secs(30),
             remember: 1024,
             keep_failures: 32,
+            build_timeout: Duration::from_secs(1800),
+            context_limit: 1 << 30,
+            spool: PathBuf::from("/var/tmp"),
+            builders: Builders::Operators,
         }
     }
 }

@@ -20,6 +20,7 @@ mod security;
 mod transport;
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -37,8 +38,8 @@ use tokio::sync::oneshot;
 pub use functions::FunctionSpec;
 
 use super::{
-    BuddySpec, Container, ContainerId, ContainerSummary, Credentials, Engine, EngineError, EngineEvent, EngineFuture, EngineInfo,
-    EngineKind, ErrorClass, Image, ImageId, Network, NetworkSpec, PullStep, WaitOutcome,
+    BuddySpec, BuildSpec, Container, ContainerId, ContainerSummary, Credentials, Engine, EngineError, EngineEvent, EngineFuture,
+    EngineInfo, EngineKind, ErrorClass, Image, ImageId, Network, NetworkSpec, PullStep, WaitOutcome,
 };
 
 /// A client of one engine. Cheap to make, does no I/O until the first call.
@@ -229,6 +230,14 @@ impl Engine for Docker {
         told: &'a (dyn Fn(PullStep) + Send + Sync),
     ) -> EngineFuture<'a, ()> {
         self.pull(reference, credentials, told).boxed()
+    }
+
+    fn images<'a>(&'a self, label: &'a str) -> EngineFuture<'a, Vec<Image>> {
+        self.images_with(label).boxed()
+    }
+
+    fn build_image<'a>(&'a self, spec: &'a BuildSpec, context: File, told: &'a (dyn Fn(&str) + Send + Sync)) -> EngineFuture<'a, ()> {
+        self.build(spec, context, told).boxed()
     }
 
     fn tag_image<'a>(&'a self, id: &'a ImageId, repository: &'a str, tag: &'a str) -> EngineFuture<'a, ()> {

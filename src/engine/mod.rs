@@ -18,6 +18,7 @@ mod spec;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +26,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 
-pub use images::{Image, LayerStage, PullStep};
+pub use images::{BuildSpec, Image, LayerStage, PullStep};
 pub use network::{Network, NetworkRange, NetworkSpec};
 pub use spec::{BuddySpec, Flavour};
 
@@ -340,6 +341,11 @@ pub trait Engine: Send + Sync + 'static {
     ) -> EngineFuture<'a, ()>;
     /// Gives an image one more name, `repository:tag`; taken from the image that had it before.
     fn tag_image<'a>(&'a self, id: &'a ImageId, repository: &'a str, tag: &'a str) -> EngineFuture<'a, ()>;
+    /// All images that have this label, whatever its value. An error is never an empty list.
+    fn images<'a>(&'a self, label: &'a str) -> EngineFuture<'a, Vec<Image>>;
+    /// Builds one from images that are here and a tar, read from where the file stands. `told` hears what the build prints, in pieces that may or may
+    /// not be lines. Its containers go with it, however it ends. Errors inside the answer's stream are errors here.
+    fn build_image<'a>(&'a self, spec: &'a BuildSpec, context: File, told: &'a (dyn Fn(&str) + Send + Sync)) -> EngineFuture<'a, ()>;
 
     /// Creates a buddy, not started. [`ErrorClass::Unknown`]: it may exist, look its name up.
     fn create<'a>(&'a self, spec: &'a BuddySpec) -> EngineFuture<'a, ContainerId>;

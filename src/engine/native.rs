@@ -17,6 +17,7 @@
 //! furnishes.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
@@ -30,8 +31,8 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    BuddySpec, Container, ContainerId, ContainerStatus, ContainerSummary, Credentials, Engine, EngineError, EngineEvent, EngineFuture,
-    EngineInfo, EngineKind, ErrorClass, Image, ImageId, Labels, NamespaceKind, Network, NetworkSpec, PullStep, WaitOutcome,
+    BuddySpec, BuildSpec, Container, ContainerId, ContainerStatus, ContainerSummary, Credentials, Engine, EngineError, EngineEvent,
+    EngineFuture, EngineInfo, EngineKind, ErrorClass, Image, ImageId, Labels, NamespaceKind, Network, NetworkSpec, PullStep, WaitOutcome,
 };
 use crate::netns::folders::{Folder, MountError, Mounter, RECORD, UNFINISHED};
 use crate::random;
@@ -295,7 +296,7 @@ impl Engine for Native {
     }
 
     fn image<'a>(&'a self, _reference: &'a str) -> EngineFuture<'a, Option<Image>> {
-        done(Ok(Some(Image { id: ImageId::from(IMAGE), tags: Vec::new(), digests: Vec::new() })))
+        done(Ok(Some(Image { id: ImageId::from(IMAGE), tags: Vec::new(), digests: Vec::new(), labels: Labels::new() })))
     }
 
     fn load_image(&self, _archive: Vec<u8>) -> EngineFuture<'_, ()> {
@@ -313,6 +314,15 @@ impl Engine for Native {
 
     fn tag_image<'a>(&'a self, _id: &'a ImageId, _repository: &'a str, _tag: &'a str) -> EngineFuture<'a, ()> {
         done(Ok(()))
+    }
+
+    fn images<'a>(&'a self, _label: &'a str) -> EngineFuture<'a, Vec<Image>> {
+        done(Ok(Vec::new()))
+    }
+
+    fn build_image<'a>(&'a self, spec: &'a BuildSpec, _context: File, _told: &'a (dyn Fn(&str) + Send + Sync)) -> EngineFuture<'a, ()> {
+        let message = "there is no container engine to build with".to_owned();
+        done(Err(EngineError { operation: "build", class: ErrorClass::Refused, subject: spec.tag.clone(), message, status: None }))
     }
 
     fn create<'a>(&'a self, spec: &'a BuddySpec) -> EngineFuture<'a, ContainerId> {

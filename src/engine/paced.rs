@@ -11,7 +11,7 @@
 //! - **Mutations run to their end.** Waiting for a token or a place is cancel safe and takes nothing. After it the call is a task on the tracker: who drops the
 //!   future stops listening, and the call goes on. At its deadline the call is cut off and the answer is [`ErrorClass::Unknown`]: the engine
 //!   may still carry it out. It is not left running, since an engine that never answers would then keep its places for good.
-//!   Load and pull are the exception: a dropped one is cut off, which ends a pull on the engine's side too.
+//!   Load, pull and build are the exception: a dropped one is cut off, which ends a pull or build on the engine's side too.
 //! - **Stop** ([`Paced::set_stopping`]) keeps only the concurrency: nobody waits for a token any more, and a create or start that still queues is
 //!   refused: nobody wants what it would make, and removals would have to wait behind it.
 //!
@@ -21,6 +21,7 @@
 
 mod cap;
 
+use std::fs::File;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,8 +40,8 @@ use tokio_util::task::TaskTracker;
 
 use self::cap::{Cap, Place};
 use super::{
-    BuddySpec, Container, ContainerId, ContainerSummary, Credentials, Engine, EngineError, EngineEvent, EngineFuture, EngineInfo,
-    ErrorClass, Image, ImageId, Network, NetworkSpec, PullStep, WaitOutcome,
+    BuddySpec, BuildSpec, Container, ContainerId, ContainerSummary, Credentials, Engine, EngineError, EngineEvent, EngineFuture,
+    EngineInfo, ErrorClass, Image, ImageId, Network, NetworkSpec, PullStep, WaitOutcome,
 };
 use crate::config;
 use crate::level;
@@ -62,7 +63,7 @@ pub struct Deadlines {
     pub read: Duration,
     /// Of create, start, rename and remove, and of a network's.
     pub write: Duration,
-    /// Of a load or pull.
+    /// Of a load, pull or build.
     pub prepare: Duration,
 }
 
@@ -172,7 +173,7 @@ impl Paced {
         Box::pin(limited(operation, subject, deadline, call))
     }
 
-    /// A load or pull.
+    /// A load, pull or build.
     fn prepare_image<'a>(&self, operation: &'static str, subject: &'a str, call: EngineFuture<'a, ()>) -> EngineFuture<'a, ()> {
         let deadline = self.0.deadlines.lock().prepare;
         Box::pin(limited(operation, subject, deadline, call))
@@ -207,6 +208,14 @@ impl Engine for Paced {
 
     fn tag_image<'a>(&'a self, id: &'a ImageId, repository: &'a str, tag: &'a str) -> EngineFuture<'a, ()> {
         self.read("tag", id.as_str(), self.0.engine.tag_image(id, repository, tag))
+    }
+
+    fn images<'a>(&'a self, label: &'a str) -> EngineFuture<'a, Vec<Image>> {
+        self.read("images", label, self.0.engine.images(label))
+    }
+
+    fn build_image<'a>(&'a self, spec: &'a BuildSpec, context: File, told: &'a (dyn Fn(&str) + Send + Sync)) -> EngineFuture<'a, ()> {
+        self.prepare_image("build", &spec.tag, self.0.engine.build_image(spec, context, told))
     }
 
     fn create<'a>(&'a self, spec: &'a BuddySpec) -> EngineFuture<'a, ContainerId> {

@@ -45,7 +45,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -105,6 +105,12 @@ pub enum Kind {
     Crowded,
     /// The daemon is about to end.
     Stopping,
+    /// What is to be built is none: a Dockerfile, a context, a name.
+    Invalid,
+    /// What is to be built from cannot be read by the daemon.
+    ContextUnreadable,
+    /// An instruction failed, or took too long.
+    BuildFailed,
     /// Anything else, after all attempts.
     Failed,
 }
@@ -121,6 +127,9 @@ impl Kind {
             Self::EngineAway => "engine_away",
             Self::Crowded => "crowded",
             Self::Stopping => "stopping",
+            Self::Invalid => "invalid",
+            Self::ContextUnreadable => "context_unreadable",
+            Self::BuildFailed => "build_failed",
             Self::Failed => "failed",
         }
     }
@@ -129,13 +138,20 @@ impl Kind {
     fn is_permanent(self) -> bool {
         match self {
             Self::Denied | Self::Unknown | Self::DiskFull => true,
-            Self::Busy | Self::EngineAway | Self::Crowded | Self::Stopping | Self::Failed => false,
+            Self::Busy
+            | Self::EngineAway
+            | Self::Crowded
+            | Self::Stopping
+            | Self::Invalid
+            | Self::ContextUnreadable
+            | Self::BuildFailed
+            | Self::Failed => false,
         }
     }
 }
 
 impl Failure {
-    fn new(kind: Kind, why: &str) -> Self {
+    pub(crate) fn new(kind: Kind, why: &str) -> Self {
         Self { kind, why: why.into(), retry_after: None }
     }
 }
@@ -287,6 +303,12 @@ impl Cache {
         drop(table);
         self.0.tasks.spawn(Fetch::new(Arc::clone(&self.0), key, told).run(credentials));
         following
+    }
+
+    /// Among the fetches that ask registries: a turn for something that burdens the engine as much. Cancel safe.
+    pub(super) async fn place(&self) -> Option<SemaphorePermit<'_>> {
+        // The semaphore is never closed, so there always is one.
+        self.0.places.acquire().await.ok()
     }
 
     /// What is known of each image that was asked for, in the order of references; bounded by `[images] remember`.

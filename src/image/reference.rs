@@ -209,7 +209,7 @@ mod tests {
     fn an_images_digest_is_that_of_its_repository() {
         let other = DIGEST.replace('b', "c");
         let digests = vec![format!("127.0.0.1:5000/a@{other}"), format!("busybox@{DIGEST}")];
-        let image = Image { id: "sha256:1".into(), tags: Vec::new(), digests };
+        let image = Image { id: "sha256:1".into(), tags: Vec::new(), digests, labels: crate::engine::Labels::new() };
         for (reference, digest) in [
             ("busybox:1.36", DIGEST),
             ("docker.io/library/busybox", DIGEST),

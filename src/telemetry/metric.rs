@@ -77,6 +77,10 @@ pub const IMAGE_FETCHES: &str = "nspool_image_fetches_total";
 pub const IMAGE_RETRIES: &str = "nspool_image_retries_total";
 /// Histogram: a fetch, with the wait for its turn and all attempts.
 pub const IMAGE_FETCH: &str = "nspool_image_fetch_seconds";
+/// Counter; label `outcome` (`built`, `changed`, or what is wrong).
+pub const IMAGE_BUILDS: &str = "nspool_image_builds_total";
+/// Histogram of seconds.
+pub const IMAGE_BUILD: &str = "nspool_image_build_seconds";
 /// Counter, label `reason`: watchers that were cut off.
 pub const WATCHERS_CUT: &str = "nspool_watchers_cut_total";
 
@@ -101,6 +105,7 @@ pub const BUCKETS: &[(&str, &[f64])] = &[
     (RENEWED, KERNEL_BUCKETS),
     (INSPECTION, KERNEL_BUCKETS),
     (IMAGE_FETCH, FETCH_BUCKETS),
+    (IMAGE_BUILD, FETCH_BUCKETS),
     (ENGINE_CALL, ENGINE_BUCKETS),
     (PACER_WAIT, ENGINE_BUCKETS),
 ];
@@ -153,6 +158,8 @@ pub const ALL: &[(&str, Kind, &str)] = &[
     (IMAGE_ENSURES, Kind::Counter, "Answered EnsureImage calls by outcome."),
     (IMAGE_FETCHES, Kind::Counter, "Fetches of images from registries by outcome."),
     (IMAGE_RETRIES, Kind::Counter, "Attempts to fetch an image after the first."),
+    (IMAGE_BUILDS, Kind::Counter, "Builds of images by outcome."),
+    (IMAGE_BUILD, Kind::Histogram, "From the first wait for a turn until an image is built or given up."),
     (IMAGE_FETCH, Kind::Histogram, "From the first wait for a turn until an image is fetched or given up."),
     (STALE_MESSAGES, Kind::Counter, "Messages about an earlier generation or use, dropped."),
     (WATCHERS_CUT, Kind::Counter, "Watch streams that were cut off, by reason."),

@@ -4,8 +4,13 @@ use std::time::Duration;
 
 use nspool::engine::fake::{Fault, Operation};
 use nspool::engine::{Credentials, ErrorClass};
+use nspool::proto::build_image_request::Part;
+use nspool::proto::build_image_response::Event as Told;
 use nspool::proto::ensure_image_response::Event;
-use nspool::proto::{EnsureImageRequest, EnsureImageResponse, EnsuredImage, FetchProgress, ListImagesRequest, RegistryAuth};
+use nspool::proto::{
+    BuildDefinition, BuildImageRequest, BuiltImage, EnsureImageRequest, EnsureImageResponse, EnsuredImage, FetchProgress,
+    ListImagesRequest, RegistryAuth,
+};
 use tonic::{Code, Status, Streaming};
 use tonic_types::StatusExt;
 
@@ -148,4 +153,119 @@ async fn a_stop_ends_the_wait_with_its_reason() {
     let (_, outcome) = followed(answers).await;
     assert_refused(outcome, Code::Unavailable, "STOPPING");
     served.ended().await.unwrap();
+}
+
+/// The definition, then the pieces of a tar.
+fn parts(definition: BuildDefinition, tar: &[u8]) -> Vec<BuildImageRequest> {
+    let pieces = tar.chunks(1000).map(|piece| Part::Context(piece.to_vec()));
+    std::iter::once(Part::Definition(definition)).chain(pieces).map(|part| BuildImageRequest { part: Some(part) }).collect()
+}
+
+/// A tar with one file.
+fn tar_of(name: &str, content: &str) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_mode(0o644);
+    header.set_size(content.len() as u64);
+    tar.append_data(&mut header, name, content.as_bytes()).unwrap();
+    tar.into_inner().unwrap()
+}
+
+impl Served {
+    async fn build(&self, parts: Vec<BuildImageRequest>) -> Result<(Vec<String>, BuiltImage), Status> {
+        let mut answers = self.images().await.build_image(futures::stream::iter(parts)).await?.into_inner();
+        let mut printed = Vec::new();
+        loop {
+            match soon(answers.message()).await?.and_then(|answer| answer.event) {
+                Some(Told::Log(log)) => printed.extend(log.lines),
+                Some(Told::Image(image)) => {
+                    assert!(soon(answers.message()).await.unwrap().is_none(), "the image is the last message");
+                    return Ok((printed, image));
+                }
+                None => panic!("the stream ended without an image"),
+            }
+        }
+    }
+}
+
+fn reason(status: &Status) -> (Code, String) {
+    (status.code(), status.get_details_error_info().map(|info| info.reason).unwrap_or_default())
+}
+
+#[tokio::test]
+async fn an_image_is_built_of_a_tar_or_a_folder_and_found_again() {
+    let served = served().await;
+    let tar = tar_of("Dockerfile", "FROM scratch\n");
+    let (printed, built) = served.build(parts(BuildDefinition::default(), &tar)).await.unwrap();
+    assert_eq!(printed, ["Step 1/1 : FROM scratch", "done"]);
+    assert!(!built.reused && built.key.len() == 64 && built.reference == format!("nspool.local/build:{}", built.key), "{built:?}");
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("Dockerfile"), "FROM scratch\n").unwrap();
+    std::fs::set_permissions(dir.path().join("Dockerfile"), std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    let folder = BuildDefinition { context_folder: dir.path().to_str().unwrap().into(), ..BuildDefinition::default() };
+    let (printed, again) = served.build(parts(folder.clone(), &[])).await.unwrap();
+    assert_eq!((again, printed.len()), (BuiltImage { reused: true, ..built.clone() }, 0));
+    let content = BuildDefinition { dockerfile_content: "FROM scratch\nLABEL a=b\n".into(), ..folder };
+    assert_ne!(served.build(parts(content, &[])).await.unwrap().1.key, built.key);
+
+    let listed = served.images().await.list_images(ListImagesRequest {}).await.unwrap().into_inner();
+    assert_eq!((listed.built.len(), listed.built_unknown), (2, false));
+    let row = listed.built.iter().find(|row| row.key == built.key).unwrap();
+    assert_eq!((&row.id, row.built.is_some(), row.used.is_some()), (&built.id, true, true));
+    served.images.engine_away();
+    let known = served.images().await.list_images(ListImagesRequest {}).await.unwrap().into_inner();
+    assert_eq!((known.built.len(), known.built_unknown), (2, false), "it was known before");
+}
+
+#[tokio::test]
+async fn what_is_no_build_is_refused_by_its_part() {
+    let served = served().await;
+    let no = async |parts: Vec<BuildImageRequest>| served.build(parts).await.unwrap_err();
+    let of = |change: &dyn Fn(&mut BuildDefinition)| {
+        let mut definition = BuildDefinition::default();
+        change(&mut definition);
+        parts(definition, &[])
+    };
+    let bad = (Code::InvalidArgument, "BAD_FIELD".to_owned());
+    assert_eq!(reason(&no(Vec::new()).await), bad);
+    assert_eq!(reason(&no(vec![BuildImageRequest { part: Some(Part::Context(Vec::new())) }]).await), bad);
+    assert_eq!(reason(&no([of(&|_| {}), of(&|_| {})].concat()).await), bad);
+    let fields: [&dyn Fn(&mut BuildDefinition); 6] = [
+        &|it| it.context_folder = "relative".into(),
+        &|it| it.dockerfile = "../Dockerfile".into(),
+        &|it| it.dockerfile = "/etc/passwd".into(),
+        &|it| it.platform = "linux".into(),
+        &|it| it.target = "a\nb".into(),
+        &|it| it.context_folder = format!("/{}", "x".repeat(5000)),
+    ];
+    for field in fields {
+        assert_eq!(reason(&no(of(field)).await), bad);
+    }
+    let none = no(of(&|_| {})).await;
+    assert_eq!(reason(&none), (Code::FailedPrecondition, "CONTEXT_UNREADABLE".into()), "an empty tar has no Dockerfile");
+    let broken = no(parts(BuildDefinition::default(), &tar_of("Dockerfile", "FROM a\nFORM b\n"))).await;
+    assert_eq!(reason(&broken), (Code::InvalidArgument, "BAD_BUILD".into()));
+    assert_eq!(broken.message(), "Dockerfile: line 2: unknown instruction: FORM");
+    let other = of(&|it| (it.context_folder, it.context_inode) = ("/".into(), u64::MAX));
+    assert_eq!(reason(&no(other).await), (Code::FailedPrecondition, "CONTEXT_UNREADABLE".into()));
+    served.images.script(Operation::BuildImage, Fault::Error(ErrorClass::Refused, "returned a non-zero code: 1".into()));
+    let failed = no(parts(BuildDefinition::default(), &tar_of("Dockerfile", "FROM scratch"))).await;
+    assert_eq!(reason(&failed), (Code::FailedPrecondition, "BUILD_FAILED".into()));
+}
+
+#[tokio::test]
+async fn who_goes_away_does_not_end_a_build() {
+    let served = served().await;
+    served.images.set_latency(Operation::BuildImage, Duration::from_millis(300));
+    let all = || parts(BuildDefinition::default(), &tar_of("Dockerfile", "FROM scratch\n"));
+    let going = served.images().await.build_image(futures::stream::iter(all())).await.unwrap();
+    soon(async {
+        while served.images.count(Operation::BuildImage) == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    drop(going);
+    let (_, built) = served.build(all()).await.unwrap();
+    assert_eq!((served.images.count(Operation::BuildImage), built.id.is_empty()), (1, false));
 }

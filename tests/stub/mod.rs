@@ -391,6 +391,11 @@ impl PoolAdmin for Stub {
     }
 }
 
+fn built() -> BuiltImage {
+    let key = "ab".repeat(32);
+    BuiltImage { id: "sha256:b1".into(), reference: format!("nspool.local/build:{key}"), key, ..BuiltImage::default() }
+}
+
 #[tonic::async_trait]
 impl ImageCache for Stub {
     type EnsureImageStream = BoxStream<'static, Result<EnsureImageResponse, Status>>;
@@ -413,6 +418,46 @@ impl ImageCache for Stub {
             events = events.take(1).chain(stream::pending()).boxed();
         }
         Ok(Response::new(events))
+    }
+
+    type BuildImageStream = BoxStream<'static, Result<BuildImageResponse, Status>>;
+
+    /// Sees no folder: what comes as a tar is built.
+    async fn build_image(&self, request: Request<Streaming<BuildImageRequest>>) -> Result<Response<Self::BuildImageStream>, Status> {
+        use build_image_request::Part;
+        use build_image_response::Event;
+        let mut parts = request.into_inner();
+        let Some(Part::Definition(asked)) = parts.message().await?.and_then(|message| message.part) else {
+            return Err(Status::invalid_argument("no definition"));
+        };
+        if !asked.context_folder.is_empty() {
+            self.note(format!("BuildImage in {}", asked.context_folder.rsplit('/').next().unwrap_or_default()))?;
+            return Err(refusal(Code::FailedPrecondition, "CONTEXT_UNREADABLE", "cannot read it", None));
+        }
+        let mut tar = Vec::new();
+        while let Some(message) = parts.message().await? {
+            if let Some(Part::Context(piece)) = message.part {
+                tar.extend(piece);
+            }
+        }
+        let mut names = Vec::new();
+        for entry in tar::Archive::new(&tar[..]).entries()? {
+            names.push(entry?.path()?.display().to_string());
+        }
+        let BuildDefinition { dockerfile, dockerfile_content, target, mut build_args, anew, .. } = asked;
+        let version = build_args.remove("VERSION").unwrap_or_default();
+        self.note(format!("BuildImage {dockerfile:?} {dockerfile_content:?} {target:?} {version:?} {anew} of {}", names.join(" ")))?;
+        if target == "broken" {
+            return Err(refusal(
+                Code::FailedPrecondition,
+                "BUILD_FAILED",
+                "the command '/bin/sh -c false' returned a non-zero code: 1",
+                None,
+            ));
+        }
+        let log = BuildLog { lines: vec!["Step 1/1 : FROM scratch".into(), " ---> \x1b[31m".into()], missed: 2 };
+        let events = [Event::Log(log), Event::Image(built())].map(|event| Ok(BuildImageResponse { event: Some(event) }));
+        Ok(Response::new(stream::iter(events).boxed()))
     }
 
     async fn list_images(&self, _: Request<ListImagesRequest>) -> Result<Response<ListImagesResponse>, Status> {
@@ -439,6 +484,7 @@ impl ImageCache for Stub {
             },
         ];
         let failures = vec![ImageFailure { reference: failed, at: timestamp(0), failure: "denied".into(), error, private: true }];
-        Ok(Response::new(ListImagesResponse { images, failures }))
+        let built = vec![BuiltImage { built: timestamp(0), ..built() }];
+        Ok(Response::new(ListImagesResponse { images, failures, built, built_unknown: false }))
     }
 }

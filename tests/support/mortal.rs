@@ -3,14 +3,15 @@
 //! The point is its n-th call of the engine (not carried out, or carried out and not answered) or its n-th write to the ledger (of which nothing, or
 //! a part, is on the disk). Calls that only listen are not counted.
 
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures::stream::{BoxStream, StreamExt};
 use nspool::engine::{
-    BuddySpec, Container, ContainerId, ContainerSummary, Credentials, Engine, EngineError, EngineEvent, EngineFuture, EngineInfo, Image,
-    ImageId, Network, NetworkSpec, PullStep, WaitOutcome,
+    BuddySpec, BuildSpec, Container, ContainerId, ContainerSummary, Credentials, Engine, EngineError, EngineEvent, EngineFuture,
+    EngineInfo, Image, ImageId, Network, NetworkSpec, PullStep, WaitOutcome,
 };
 use nspool::ledger::Store;
 
@@ -103,6 +104,12 @@ impl Engine for MortalEngine {
     }
     fn tag_image<'a>(&'a self, id: &'a ImageId, repository: &'a str, tag: &'a str) -> EngineFuture<'a, ()> {
         Box::pin(self.life.pass(self.engine.tag_image(id, repository, tag)))
+    }
+    fn images<'a>(&'a self, label: &'a str) -> EngineFuture<'a, Vec<Image>> {
+        Box::pin(self.life.pass(self.engine.images(label)))
+    }
+    fn build_image<'a>(&'a self, spec: &'a BuildSpec, context: File, told: &'a (dyn Fn(&str) + Send + Sync)) -> EngineFuture<'a, ()> {
+        Box::pin(self.life.pass(self.engine.build_image(spec, context, told)))
     }
     fn create<'a>(&'a self, spec: &'a BuddySpec) -> EngineFuture<'a, ContainerId> {
         Box::pin(self.life.pass(self.engine.create(spec)))

@@ -196,6 +196,7 @@ fn handlers(pool: Arc<Pool>, about: About, limits: Limits) -> Api {
         limits: level::channel(limits).1,
         detached: Arc::new(Vec::new),
         images: None,
+        builders: nspool::config::Builders::default(),
         inspect: Arc::new(|_, _| Box::pin(async { unreachable!("slots are inspected by the daemon's own snapshots here") })),
         audit: Arc::new(|_| Box::pin(async { unreachable!("audits are asked of the auditor here") })),
         max_message: usize::MAX,

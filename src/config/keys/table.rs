@@ -7,7 +7,7 @@ use super::Key;
 #[cfg(doc)]
 use crate::config::Config;
 use crate::config::value::{Kind, Value};
-use crate::config::{AcrossTenants, EngineChoice, LogFormat, PlaceholderImage, Reuse, StopPolicy, Unbounded, checks};
+use crate::config::{AcrossTenants, Builders, EngineChoice, LogFormat, PlaceholderImage, Reuse, StopPolicy, Unbounded, checks};
 use crate::engine::NamespaceKind;
 
 const fn secs(seconds: u64) -> Duration {
@@ -343,6 +343,52 @@ pub const KEYS: &[Key] = &[
         0..10_000,
         |c| c.images.keep_failures,
         "Failures that are kept for `nspool image list`."
+    ),
+    key!(
+        "images",
+        "build_timeout",
+        "image-build-timeout",
+        restart,
+        time secs(1), DAY,
+        |c| c.images.build_timeout,
+        "How long building an image may take, with the wait for its turn."
+    ),
+    key!(
+        "images",
+        "context_limit",
+        "image-context-limit",
+        restart,
+        Kind::Size { min: 64 << 10, max: 1 << 40 },
+        None,
+        get | c | Value::Number(c.images.context_limit),
+        set | c,
+        value | c.images.context_limit = value.number(),
+        "The largest context that is built from, without what .dockerignore leaves out."
+    ),
+    key!(
+        "images",
+        "spool",
+        "image-spool",
+        restart,
+        Kind::Text(checks::FOLDER),
+        None,
+        get | c | Value::Text(c.images.spool.display().to_string()),
+        set | c,
+        value | c.images.spool = PathBuf::from(value.text()),
+        "Where contexts lie, without names, on their way to the builder: a disk with room for them, not memory."
+    ),
+    key!(
+        "images",
+        "builders",
+        "image-builders",
+        restart,
+        Kind::Choice { allowed: &["operators", "everybody"], refused: &[] },
+        None,
+        get | c | Value::Text(c.images.builders.word().to_owned()),
+        set | c,
+        value | c.images.builders = if value.text() == "everybody" { Builders::Everybody } else { Builders::Operators },
+        "Who may build images: operators (root, the daemon's own uid and [api] admin_uids), or everybody who may call. Only operators may name a \
+         folder of the host as context: it is read by the daemon's rights."
     ),
     key!(
         "engine",

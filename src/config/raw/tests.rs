@@ -37,6 +37,8 @@ fn other_value(key: &Key) -> (String, String) {
         "cni.conf_dir" => "/tmp/net.d",
         "cni.bin_dirs" => "/tmp/a,/tmp/b",
         "stop.policy" => "remove",
+        "images.spool" => "/tmp/spool",
+        "images.builders" => "everybody",
         _ => match key.kind {
             Kind::Duration { .. } => "1m7s",
             Kind::Size { .. } => "128KiB",

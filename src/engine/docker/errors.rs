@@ -76,7 +76,7 @@ fn classify(operation: &str, subject: &str, status: Option<u16>, message: &str) 
         "pull" if status == Some(429) || says(REGISTRY_BUSY) => ErrorClass::RegistryBusy { retry_after: retry_after::of_words(message) },
         "pull" if matches!(status, Some(401 | 403)) || says(REGISTRY_DENIED) => ErrorClass::RegistryDenied,
         "pull" if status == Some(404) || says(REGISTRY_UNKNOWN) => ErrorClass::RegistryUnknown,
-        "pull" | "load" => ErrorClass::Refused,
+        "pull" | "load" | "build" => ErrorClass::Refused,
         _ if status == Some(404) || says(&["no such container"]) => ErrorClass::NotFound,
         _ => ErrorClass::Refused,
     }

@@ -3,16 +3,23 @@
 //! The two engines differ in one thing that matters: Docker takes a manifest that it has for an answer when a pull names a digest, and asks no
 //! registry then. Whoever pulls with credentials wants to know whether *they* are good for it, so Docker is told to ask first ([`Docker::pull`]).
 
+use std::collections::HashMap;
+use std::fs::File;
+
 use bollard::auth::DockerCredentials;
 use bollard::errors::Error;
-use bollard::models::CreateImageInfo;
-use bollard::query_parameters::{CreateImageOptions, ImportImageOptions, TagImageOptions};
+use bollard::models::{BuildInfo, CreateImageInfo, ImageSummary};
+use bollard::query_parameters::{BuildImageOptions, CreateImageOptions, ImportImageOptions, ListImagesOptions, TagImageOptions};
 use futures::TryStreamExt as _;
 use futures::stream::Stream;
 use serde::Deserialize;
+use tokio_util::io::ReaderStream;
 
 use super::{Docker, convert, errors};
-use crate::engine::{Credentials, EngineError, EngineKind, ErrorClass, Image, ImageId, LayerStage, PullStep};
+use crate::engine::{BuildSpec, Credentials, EngineError, EngineKind, ErrorClass, Image, ImageId, Labels, LayerStage, PullStep};
+
+/// Of a context on its way.
+const CHUNK: usize = 1 << 18;
 
 /// Of `/images/<reference>/json`. podman says null for an empty list.
 #[derive(Deserialize)]
@@ -21,6 +28,13 @@ struct Inspected {
     id: Option<String>,
     repo_tags: Option<Vec<String>>,
     repo_digests: Option<Vec<String>>,
+    config: Option<InspectedConfig>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct InspectedConfig {
+    labels: Option<Labels>,
 }
 
 impl Docker {
@@ -29,10 +43,11 @@ impl Docker {
             return Err(errors::refused("inspect image", ErrorClass::Refused, reference, "not an image reference"));
         }
         match self.reader.get::<Inspected>(&format!("/images/{reference}/json")).await {
-            Ok(Inspected { id, repo_tags, repo_digests }) => Ok(id.map(|id| Image {
+            Ok(Inspected { id, repo_tags, repo_digests, config }) => Ok(id.map(|id| Image {
                 id: ImageId::from(id),
                 tags: repo_tags.unwrap_or_default(),
                 digests: repo_digests.unwrap_or_default(),
+                labels: config.and_then(|config| config.labels).unwrap_or_default(),
             })),
             Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(None),
             Err(error) => Err(errors::convert("inspect image", reference, &error)),
@@ -72,6 +87,41 @@ impl Docker {
         let options = CreateImageOptions { from_image: Some(name.to_owned()), tag: Some(tag.to_owned()), ..Default::default() };
         let stream = self.client.create_image(Some(options), None, auth);
         drain("pull", reference, stream, |info| step(info).into_iter().for_each(told)).await
+    }
+
+    pub(super) async fn images_with(&self, label: &str) -> Result<Vec<Image>, EngineError> {
+        let filters = HashMap::from([("label".to_owned(), vec![label.to_owned()])]);
+        let options = ListImagesOptions { filters: Some(filters), ..Default::default() };
+        let listed = self.client.list_images(Some(options)).await;
+        let listed = listed.map_err(|error| errors::convert("images", label, &error))?;
+        let image = |image: ImageSummary| Image {
+            id: ImageId::from(image.id),
+            tags: image.repo_tags,
+            digests: image.repo_digests,
+            labels: image.labels.into_iter().collect(),
+        };
+        Ok(listed.into_iter().map(image).collect())
+    }
+
+    /// By Docker's classic builder, or podman's own: what BuildKit tells of a build is for its own client.
+    pub(super) async fn build(&self, spec: &BuildSpec, context: File, told: &(dyn Fn(&str) + Send + Sync)) -> Result<(), EngineError> {
+        let options = BuildImageOptions {
+            dockerfile: spec.dockerfile.clone(),
+            t: Some(spec.tag.clone()),
+            target: spec.target.clone(),
+            buildargs: Some(spec.args.clone().into_iter().collect()),
+            labels: Some(spec.labels.clone().into_iter().collect()),
+            platform: spec.platform.clone(),
+            nocache: spec.anew,
+            // Also those of a build that fails, which Docker else keeps.
+            rm: true,
+            forcerm: true,
+            ..Default::default()
+        };
+        let chunks = ReaderStream::with_capacity(tokio::fs::File::from_std(context), CHUNK);
+        let stream = self.client.build_image(options, None, Some(bollard::body_try_stream(chunks)));
+        let hear = |info: BuildInfo| info.stream.iter().for_each(|words| told(words));
+        drain("build", &spec.tag, stream, hear).await
     }
 
     pub(super) async fn tag(&self, id: &ImageId, repository: &str, tag: &str) -> Result<(), EngineError> {

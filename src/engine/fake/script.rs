@@ -21,6 +21,10 @@ pub enum Operation {
     PullImage,
     /// `Engine::tag_image`
     TagImage,
+    /// `Engine::images`
+    Images,
+    /// `Engine::build_image`
+    BuildImage,
     /// `Engine::create`
     Create,
     /// `Engine::start`
@@ -64,6 +68,8 @@ impl Operation {
             Self::LoadImage => "load",
             Self::PullImage => "pull",
             Self::TagImage => "tag",
+            Self::Images => "images",
+            Self::BuildImage => "build",
             Self::Create => "create",
             Self::Start => "start",
             Self::Inspect => "inspect",
@@ -87,6 +93,7 @@ impl Operation {
     pub fn is_mutation(self) -> bool {
         match self {
             Self::LoadImage
+            | Self::BuildImage
             | Self::PullImage
             | Self::TagImage
             | Self::Create
@@ -98,6 +105,7 @@ impl Operation {
             Self::Info
             | Self::Ping
             | Self::Image
+            | Self::Images
             | Self::Inspect
             | Self::Wait
             | Self::List

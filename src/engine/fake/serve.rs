@@ -1,5 +1,6 @@
 //! The [`Engine`] side: how a call is answered, in time and in spite of what was scripted.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,8 +12,8 @@ use super::model::{Look, Model, fail};
 use super::script::{Call, Fault, Operation, Phase};
 use super::{EngineState, FakeWorld};
 use crate::engine::{
-    BuddySpec, Container, ContainerId, ContainerSummary, Credentials, Engine, EngineError, EngineEvent, EngineFuture, EngineInfo,
-    EngineKind, ErrorClass, Image, ImageId, LayerStage, Network, NetworkSpec, PullStep, WaitOutcome,
+    BuddySpec, BuildSpec, Container, ContainerId, ContainerSummary, Credentials, Engine, EngineError, EngineEvent, EngineFuture,
+    EngineInfo, EngineKind, ErrorClass, Image, ImageId, LayerStage, Network, NetworkSpec, PullStep, WaitOutcome,
 };
 use crate::level;
 
@@ -193,6 +194,30 @@ impl Engine for FakeEngine {
     fn tag_image<'a>(&'a self, id: &'a ImageId, repository: &'a str, tag: &'a str) -> EngineFuture<'a, ()> {
         let (image, name) = (id.clone(), format!("{repository}:{tag}"));
         Box::pin(self.0.call(Operation::TagImage, id.as_str(), move |model| model.images.name(&image, &name)))
+    }
+
+    fn images<'a>(&'a self, label: &'a str) -> EngineFuture<'a, Vec<Image>> {
+        let wanted = label.to_owned();
+        Box::pin(self.0.call(Operation::Images, label, move |model| Ok(model.images.with_label(&wanted))))
+    }
+
+    fn build_image<'a>(&'a self, spec: &'a BuildSpec, _context: File, told: &'a (dyn Fn(&str) + Send + Sync)) -> EngineFuture<'a, ()> {
+        let recipe = spec.clone();
+        Box::pin(async move {
+            told("Step 1/1 : ");
+            self.0
+                .call(Operation::BuildImage, &spec.tag, move |model| {
+                    model.images.build(&recipe);
+                    Ok(())
+                })
+                .await?;
+            told(
+                "FROM scratch
+done
+",
+            );
+            Ok(())
+        })
     }
 
     fn create<'a>(&'a self, spec: &'a BuddySpec) -> EngineFuture<'a, ContainerId> {

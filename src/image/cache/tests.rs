@@ -214,6 +214,7 @@ fn names_that_come_by_callers_credentials_are_nobody_elses() {
         id: "sha256:1".into(),
         tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
         digests: digests.iter().map(|digest| (*digest).to_owned()).collect(),
+        labels: crate::engine::Labels::new(),
     };
     unnamed.enter("reg:5000/anns");
     unnamed.enter("bobs");

@@ -1,6 +1,7 @@
 //! With a paused clock and an engine whose images and failures are scripted.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use futures::FutureExt as _;
@@ -10,8 +11,8 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::engine::{
-    BuddySpec, Container, ContainerId, ContainerSummary, Credentials, EngineEvent, EngineFuture, EngineInfo, Image, Network, NetworkSpec,
-    PullStep, WaitOutcome,
+    BuddySpec, BuildSpec, Container, ContainerId, ContainerSummary, Credentials, EngineEvent, EngineFuture, EngineInfo, Image, Labels,
+    Network, NetworkSpec, PullStep, WaitOutcome,
 };
 
 const BACKOFF: config::Backoff =
@@ -67,7 +68,7 @@ impl Engine for Images {
             if seen.is_some() && std::mem::take(&mut *self.goes_once_seen.lock()) {
                 *present = None;
             }
-            Ok(seen.map(|id| Image { id, tags: Vec::new(), digests: Vec::new() }))
+            Ok(seen.map(|id| Image { id, tags: Vec::new(), digests: Vec::new(), labels: Labels::new() }))
         })
     }
     fn load_image(&self, _: Vec<u8>) -> EngineFuture<'_, ()> {
@@ -75,6 +76,12 @@ impl Engine for Images {
     }
     fn tag_image<'a>(&'a self, _: &'a ImageId, _: &'a str, _: &'a str) -> EngineFuture<'a, ()> {
         unreachable!("the gate names no images")
+    }
+    fn images<'a>(&'a self, _: &'a str) -> EngineFuture<'a, Vec<Image>> {
+        unreachable!("the gate lists no images")
+    }
+    fn build_image<'a>(&'a self, _: &'a BuildSpec, _: File, _: &'a (dyn Fn(&str) + Send + Sync)) -> EngineFuture<'a, ()> {
+        unreachable!("the gate builds no images")
     }
     fn pull_image<'a>(
         &'a self,

@@ -5,13 +5,14 @@ use std::io::Read;
 
 use super::{Model, fail};
 use crate::engine::fake::script::Operation;
-use crate::engine::{Credentials, EngineError, EngineEvent, ErrorClass, EventAction, Image, ImageId, Labels};
+use crate::engine::{BuildSpec, Credentials, EngineError, EngineEvent, ErrorClass, EventAction, Image, ImageId, Labels};
 
 /// Tags and ids.
 #[derive(Debug, Default)]
 pub(in crate::engine::fake) struct Images {
     tags: BTreeMap<String, ImageId>,
     ids: BTreeSet<ImageId>,
+    labels: BTreeMap<ImageId, Labels>,
     registry: BTreeMap<String, Option<Credentials>>,
     next: u64,
 }
@@ -45,7 +46,8 @@ impl Images {
         let tags: Vec<String> = self.tags.iter().filter(|(_, other)| **other == id).map(|(tag, _)| tag.clone()).collect();
         let pulled = tags.iter().filter(|tag| self.registry.contains_key(*tag));
         let digests = pulled.filter_map(|tag| Some(format!("{}@{id}", tag.rsplit_once(':')?.0))).collect();
-        Some(Image { id, tags, digests })
+        let labels = self.labels.get(&id).cloned().unwrap_or_default();
+        Some(Image { id, tags, digests, labels })
     }
 
     pub(in crate::engine::fake) fn name(&mut self, id: &ImageId, name: &str) -> Result<(), EngineError> {
@@ -84,6 +86,17 @@ impl Images {
                 Ok(())
             }
         }
+    }
+
+    pub(in crate::engine::fake) fn with_label(&self, label: &str) -> Vec<Image> {
+        let labelled = self.labels.iter().filter(|(id, labels)| self.has(id) && labels.contains_key(label));
+        labelled.filter_map(|(id, _)| self.look(id.as_str())).collect()
+    }
+
+    /// Each build is another image, as with Docker's classic builder.
+    pub(in crate::engine::fake) fn build(&mut self, spec: &BuildSpec) {
+        let id = self.put(&spec.tag);
+        self.labels.insert(id, spec.labels.clone());
     }
 
     /// As the engine does: by the archive's own `manifest.json`.

@@ -60,17 +60,90 @@ class EnsuredImage(_message.Message):
     reference: str
     def __init__(self, id: _Optional[str] = ..., digest: _Optional[str] = ..., fetched: bool = ..., reference: _Optional[str] = ...) -> None: ...
 
+class BuildImageRequest(_message.Message):
+    __slots__ = ("definition", "context")
+    DEFINITION_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    definition: BuildDefinition
+    context: bytes
+    def __init__(self, definition: _Optional[_Union[BuildDefinition, _Mapping]] = ..., context: _Optional[bytes] = ...) -> None: ...
+
+class BuildDefinition(_message.Message):
+    __slots__ = ("context_folder", "dockerfile", "dockerfile_content", "target", "build_args", "platform", "anew", "context_device", "context_inode")
+    class BuildArgsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    CONTEXT_FOLDER_FIELD_NUMBER: _ClassVar[int]
+    DOCKERFILE_FIELD_NUMBER: _ClassVar[int]
+    DOCKERFILE_CONTENT_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    BUILD_ARGS_FIELD_NUMBER: _ClassVar[int]
+    PLATFORM_FIELD_NUMBER: _ClassVar[int]
+    ANEW_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_DEVICE_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_INODE_FIELD_NUMBER: _ClassVar[int]
+    context_folder: str
+    dockerfile: str
+    dockerfile_content: str
+    target: str
+    build_args: _containers.ScalarMap[str, str]
+    platform: str
+    anew: bool
+    context_device: int
+    context_inode: int
+    def __init__(self, context_folder: _Optional[str] = ..., dockerfile: _Optional[str] = ..., dockerfile_content: _Optional[str] = ..., target: _Optional[str] = ..., build_args: _Optional[_Mapping[str, str]] = ..., platform: _Optional[str] = ..., anew: bool = ..., context_device: _Optional[int] = ..., context_inode: _Optional[int] = ...) -> None: ...
+
+class BuildImageResponse(_message.Message):
+    __slots__ = ("log", "image")
+    LOG_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    log: BuildLog
+    image: BuiltImage
+    def __init__(self, log: _Optional[_Union[BuildLog, _Mapping]] = ..., image: _Optional[_Union[BuiltImage, _Mapping]] = ...) -> None: ...
+
+class BuildLog(_message.Message):
+    __slots__ = ("lines", "missed")
+    LINES_FIELD_NUMBER: _ClassVar[int]
+    MISSED_FIELD_NUMBER: _ClassVar[int]
+    lines: _containers.RepeatedScalarFieldContainer[str]
+    missed: int
+    def __init__(self, lines: _Optional[_Iterable[str]] = ..., missed: _Optional[int] = ...) -> None: ...
+
+class BuiltImage(_message.Message):
+    __slots__ = ("id", "key", "reference", "reused", "built", "used")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    REUSED_FIELD_NUMBER: _ClassVar[int]
+    BUILT_FIELD_NUMBER: _ClassVar[int]
+    USED_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    key: str
+    reference: str
+    reused: bool
+    built: _timestamp_pb2.Timestamp
+    used: _timestamp_pb2.Timestamp
+    def __init__(self, id: _Optional[str] = ..., key: _Optional[str] = ..., reference: _Optional[str] = ..., reused: bool = ..., built: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., used: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
 class ListImagesRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class ListImagesResponse(_message.Message):
-    __slots__ = ("images", "failures")
+    __slots__ = ("images", "failures", "built", "built_unknown")
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     FAILURES_FIELD_NUMBER: _ClassVar[int]
+    BUILT_FIELD_NUMBER: _ClassVar[int]
+    BUILT_UNKNOWN_FIELD_NUMBER: _ClassVar[int]
     images: _containers.RepeatedCompositeFieldContainer[KnownImage]
     failures: _containers.RepeatedCompositeFieldContainer[ImageFailure]
-    def __init__(self, images: _Optional[_Iterable[_Union[KnownImage, _Mapping]]] = ..., failures: _Optional[_Iterable[_Union[ImageFailure, _Mapping]]] = ...) -> None: ...
+    built: _containers.RepeatedCompositeFieldContainer[BuiltImage]
+    built_unknown: bool
+    def __init__(self, images: _Optional[_Iterable[_Union[KnownImage, _Mapping]]] = ..., failures: _Optional[_Iterable[_Union[ImageFailure, _Mapping]]] = ..., built: _Optional[_Iterable[_Union[BuiltImage, _Mapping]]] = ..., built_unknown: bool = ...) -> None: ...
 
 class KnownImage(_message.Message):
     __slots__ = ("reference", "state", "since", "id", "digest", "failure", "error", "private")

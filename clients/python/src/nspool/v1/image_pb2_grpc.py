@@ -40,6 +40,11 @@ class ImageCacheStub(object):
                 request_serializer=nspool_dot_v1_dot_image__pb2.EnsureImageRequest.SerializeToString,
                 response_deserializer=nspool_dot_v1_dot_image__pb2.EnsureImageResponse.FromString,
                 _registered_method=True)
+        self.BuildImage = channel.stream_stream(
+                '/nspool.v1.ImageCache/BuildImage',
+                request_serializer=nspool_dot_v1_dot_image__pb2.BuildImageRequest.SerializeToString,
+                response_deserializer=nspool_dot_v1_dot_image__pb2.BuildImageResponse.FromString,
+                _registered_method=True)
         self.ListImages = channel.unary_unary(
                 '/nspool.v1.ImageCache/ListImages',
                 request_serializer=nspool_dot_v1_dot_image__pb2.ListImagesRequest.SerializeToString,
@@ -59,6 +64,15 @@ class ImageCacheServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BuildImage(self, request_iterator, context):
+        """An image of a Dockerfile and its context: the one that was built from the same before, else a new one; one build, however many ask. The first message
+        has the definition, those that follow the context's tar, unless the definition names a folder. The last answer has the image; those before it, what the
+        build prints. A build is the daemon's, as a fetch is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListImages(self, request, context):
         """What the daemon knows of images that were asked for since its start. Who is not an operator does not see those that were asked for by credentials.
         """
@@ -73,6 +87,11 @@ def add_ImageCacheServicer_to_server(servicer, server):
                     servicer.EnsureImage,
                     request_deserializer=nspool_dot_v1_dot_image__pb2.EnsureImageRequest.FromString,
                     response_serializer=nspool_dot_v1_dot_image__pb2.EnsureImageResponse.SerializeToString,
+            ),
+            'BuildImage': grpc.stream_stream_rpc_method_handler(
+                    servicer.BuildImage,
+                    request_deserializer=nspool_dot_v1_dot_image__pb2.BuildImageRequest.FromString,
+                    response_serializer=nspool_dot_v1_dot_image__pb2.BuildImageResponse.SerializeToString,
             ),
             'ListImages': grpc.unary_unary_rpc_method_handler(
                     servicer.ListImages,
@@ -108,6 +127,33 @@ class ImageCache(object):
             '/nspool.v1.ImageCache/EnsureImage',
             nspool_dot_v1_dot_image__pb2.EnsureImageRequest.SerializeToString,
             nspool_dot_v1_dot_image__pb2.EnsureImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BuildImage(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/nspool.v1.ImageCache/BuildImage',
+            nspool_dot_v1_dot_image__pb2.BuildImageRequest.SerializeToString,
+            nspool_dot_v1_dot_image__pb2.BuildImageResponse.FromString,
             options,
             channel_credentials,
             insecure,
