@@ -12,7 +12,7 @@ use super::connection::Peer;
 use super::status::Refusal;
 use super::{Shared, validate};
 use crate::config::Builders;
-use crate::image::build::{Building, Builds, Built, Context, Definition, Event, Row};
+use crate::image::build::{Building, Built, Context, Definition, Event, Row, Turn};
 use crate::image::cache::{Failure, Kind};
 use crate::proto;
 use crate::proto::build_image_request::Part;
@@ -21,8 +21,8 @@ use crate::proto::build_image_response::Event as Told;
 /// One caller's build, from the first message to the last.
 pub(super) struct Builder {
     shared: Arc<Shared>,
-    builds: Builds,
     peer: Peer,
+    turn: Turn,
     state: State,
 }
 
@@ -34,11 +34,12 @@ enum State {
 impl Builder {
     /// Who may not build is told so before anything is read.
     pub(super) fn new(shared: Arc<Shared>, peer: Peer, parts: Streaming<proto::BuildImageRequest>) -> Result<Self, Refusal> {
-        let builds = shared.images.as_ref().ok_or(Refusal::NoEngine)?.builds.clone();
+        let builds = &shared.images.as_ref().ok_or(Refusal::NoEngine)?.builds;
         if shared.builders == Builders::Operators && !shared.is_admin(peer) {
             return Err(Refusal::NotAllowed { uid: peer.uid });
         }
-        Ok(Self { shared, builds, peer, state: State::Listening(Box::new(parts)) })
+        let turn = builds.enter().map_err(Refusal::NotFetched)?;
+        Ok(Self { shared, peer, turn, state: State::Listening(Box::new(parts)) })
     }
 
     /// The next answer; [`Told::Image`] is the last.
@@ -55,8 +56,8 @@ impl Builder {
         loop {
             match &mut self.state {
                 State::Listening(parts) => {
-                    let definition = heard(&self.builds, &self.shared, self.peer, parts).await?;
-                    self.state = State::Building(Box::new(self.builds.begin(definition)));
+                    let definition = heard(&self.turn, &self.shared, self.peer, parts).await?;
+                    self.state = State::Building(Box::new(self.turn.begin(definition)));
                 }
                 State::Building(building) => {
                     return match building.next().await.map_err(Refusal::NotFetched)? {
@@ -71,12 +72,7 @@ impl Builder {
     }
 }
 
-async fn heard(
-    builds: &Builds,
-    shared: &Shared,
-    peer: Peer,
-    parts: &mut Streaming<proto::BuildImageRequest>,
-) -> Result<Definition, Status> {
+async fn heard(turn: &Turn, shared: &Shared, peer: Peer, parts: &mut Streaming<proto::BuildImageRequest>) -> Result<Definition, Status> {
     let first = parts.message().await?.and_then(|message| message.part);
     let Some(Part::Definition(asked)) = first else {
         return Err(Refusal::bad_field("part", "the first message has no definition").into());
@@ -94,9 +90,9 @@ async fn heard(
         let kind = if error.kind() == io::ErrorKind::StorageFull { Kind::DiskFull } else { Kind::Failed };
         Refusal::NotFetched(Failure::new(kind, &format!("cannot keep the context: {error}")))
     };
-    let file = builds.spool().map_err(|error| failed(&error))?;
+    let file = turn.spool().map_err(|error| failed(&error))?;
     let mut spool = tokio::fs::File::from_std(file);
-    let (limit, mut bytes) = (builds.context_limit(), 0);
+    let (limit, mut bytes) = (turn.context_limit(), 0);
     while let Some(message) = parts.message().await? {
         let Some(Part::Context(piece)) = message.part else {
             return Err(Refusal::bad_field("part", "only the first message may have a definition").into());

@@ -43,7 +43,7 @@ use std::time::SystemTime;
 
 use futures::future::try_join_all;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, OnceCell};
+use tokio::sync::{Notify, OnceCell, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -155,6 +155,7 @@ struct Inner {
     builder: OnceCell<String>,
     memo: Memo,
     table: Mutex<Table>,
+    turns: Arc<Semaphore>,
     tasks: TaskTracker,
     stop: CancellationToken,
     /// What is there is not known.
@@ -171,6 +172,7 @@ impl Builds {
     /// Knows nothing yet, and does nothing until it is asked or [`Builds::run`]. `engine` is a paced one.
     #[must_use]
     pub fn new(engine: Arc<dyn Engine>, cache: Cache, settings: config::Images) -> Self {
+        let turns = Arc::new(Semaphore::new(settings.queue as usize));
         Self(Arc::new(Inner {
             engine,
             cache,
@@ -178,30 +180,21 @@ impl Builds {
             builder: OnceCell::new(),
             memo: Memo::default(),
             table: Mutex::default(),
+            turns,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             unsure: Notify::new(),
         }))
     }
 
-    /// Begins to find or build an image; nothing happens until [`Building::next`].
-    #[must_use]
-    pub fn begin(&self, definition: Definition) -> Building {
-        Building { builds: Arc::clone(&self.0), definition: Arc::new(definition), attempts: 0, following: None }
-    }
-
-    /// A file for a tar on its way, without a name: it goes with the last who has it open.
+    /// A turn among those who ask, whose contexts need room and whose builds wait for each other.
     ///
     /// # Errors
-    /// Those of `[images] spool`.
-    pub fn spool(&self) -> io::Result<File> {
-        tempfile::tempfile_in(&self.0.settings.spool)
-    }
-
-    /// Bytes that a context may have.
-    #[must_use]
-    pub fn context_limit(&self) -> u64 {
-        self.0.settings.context_limit
+    /// [`Kind::Crowded`]: `[images] queue` have one.
+    pub fn enter(&self) -> Result<Turn, Failure> {
+        let crowded = |_| Failure::new(Kind::Crowded, "too many builds are asked for at once ([images] queue)");
+        let place = Arc::clone(&self.0.turns).try_acquire_owned().map_err(crowded)?;
+        Ok(Turn { builds: Arc::clone(&self.0), _place: place })
     }
 
     /// What was built here and is there, by date; `None` while that is not known.
@@ -244,6 +237,34 @@ impl Builds {
         self.0.stop.cancel();
         self.0.tasks.close();
         self.0.tasks.wait().await;
+    }
+}
+
+/// One caller's turn, until it is dropped.
+pub struct Turn {
+    builds: Arc<Inner>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Turn {
+    /// A file for a tar on its way, without a name: it goes with the last who has it open.
+    ///
+    /// # Errors
+    /// Those of `[images] spool`.
+    pub fn spool(&self) -> io::Result<File> {
+        tempfile::tempfile_in(&self.builds.settings.spool)
+    }
+
+    /// Bytes that a context may have.
+    #[must_use]
+    pub fn context_limit(&self) -> u64 {
+        self.builds.settings.context_limit
+    }
+
+    /// Begins to find or build an image; nothing happens until [`Building::next`].
+    #[must_use]
+    pub fn begin(&self, definition: Definition) -> Building {
+        Building { builds: Arc::clone(&self.builds), definition: Arc::new(definition), attempts: 0, following: None }
     }
 }
 

@@ -60,7 +60,7 @@ impl<'e> Yard<'e> {
     }
 
     async fn over(&self, definition: Definition) -> (Vec<String>, Result<Built, Failure>) {
-        let (mut building, mut printed) = (self.builds.begin(definition), Vec::new());
+        let (mut building, mut printed) = (self.builds.enter().unwrap().begin(definition), Vec::new());
         let over = async {
             loop {
                 match building.next().await {

@@ -66,7 +66,7 @@ impl Host {
     }
 
     async fn over(&self, definition: Definition) -> Result<Built, Failure> {
-        over(self.builds.begin(definition)).await.map(|(built, _)| built)
+        over(self.builds.enter().unwrap().begin(definition)).await.map(|(built, _)| built)
     }
 
     async fn has_base(&self) {
@@ -91,14 +91,14 @@ async fn over(mut building: Building) -> Result<(Built, Vec<String>), Failure> {
 #[tokio::test(start_paused = true)]
 async fn the_same_is_built_once_and_found_again() {
     let host = host();
-    let (first, printed) = over(host.builds.begin(host.definition())).await.unwrap();
+    let (first, printed) = over(host.builds.enter().unwrap().begin(host.definition())).await.unwrap();
     assert!(!first.reused);
     assert_eq!(printed, ["Step 1/1 : FROM scratch", "done"]);
     let again = host.build().await.unwrap();
     assert_eq!(again, Built { reused: true, ..first.clone() });
     // Another daemon, on the same engine.
     let other = Builds::new(host.world.engine(), host.cache.clone(), settings());
-    assert_eq!(over(other.begin(host.definition())).await.unwrap().0, again);
+    assert_eq!(over(other.enter().unwrap().begin(host.definition())).await.unwrap().0, again);
     assert_eq!((host.built(), host.world.count(Operation::PullImage)), (1, 1));
     let image = host.world.engine().image(&first.name()).await.unwrap().unwrap();
     assert_eq!((image.id, image.labels.get(KEY_LABEL)), (first.id, Some(&first.key.to_string())));
@@ -139,7 +139,7 @@ async fn ten_callers_are_one_build_whoever_goes_away() {
     let host = host();
     let others = join_all((0..10).map(|_| host.build()));
     let leaving = async {
-        let mut building = host.builds.begin(host.definition());
+        let mut building = host.builds.enter().unwrap().begin(host.definition());
         let left = tokio::time::timeout(BUILD / 2, async { while building.next().await.is_ok() {} }).await;
         assert!(left.is_err());
     };
@@ -152,7 +152,7 @@ async fn ten_callers_are_one_build_whoever_goes_away() {
 #[tokio::test(start_paused = true)]
 async fn a_build_goes_on_when_all_have_gone() {
     let host = host();
-    let mut building = host.builds.begin(host.definition());
+    let mut building = host.builds.enter().unwrap().begin(host.definition());
     assert!(tokio::time::timeout(BUILD / 2, async { while building.next().await.is_ok() {} }).await.is_err());
     drop(building);
     tokio::time::sleep(BUILD).await;
@@ -254,7 +254,7 @@ async fn a_build_that_fails_or_is_late_says_why_and_is_tried_again() {
 #[tokio::test(start_paused = true)]
 async fn a_stop_ends_builds_and_those_to_come() {
     let host = host();
-    let building = over(host.builds.begin(host.definition()));
+    let building = over(host.builds.enter().unwrap().begin(host.definition()));
     let stop = async {
         tokio::time::sleep(BUILD / 2).await;
         host.builds.close().await;
@@ -292,4 +292,13 @@ async fn what_is_there_is_known_from_one_listing_and_kept_true() {
         stop.cancel();
     };
     tokio::join!(run, look);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_may_ask_at_once_than_the_queue_has_places() {
+    let host = host_with(&config::Images { queue: 2, ..settings() });
+    let turns = [host.builds.enter().unwrap(), host.builds.enter().unwrap()];
+    assert_eq!(kind(&host.builds.enter()), Some(Kind::Crowded));
+    drop(turns);
+    assert!(host.builds.enter().is_ok());
 }
