@@ -30,8 +30,10 @@ use crate::engine::{Engine, NamespaceKind};
 use crate::engine_networks::EngineNetworks;
 use crate::headcount::{self, Present};
 use crate::image::cache::Cache;
+use crate::image::freshness::{Policy, Stale};
 use crate::image::gate::{Gate, GateState, Source};
 use crate::image::pull::CredentialSource;
+use crate::image::registry::{Client, Registry};
 use crate::ledger::{self, Ledger, Replayed};
 use crate::level;
 use crate::lock::LockError;
@@ -166,7 +168,8 @@ impl Daemon {
         let (pool, incarnation, suspects) = pool_of(&config, &parts.kernel, ledger.as_ref(), replayed);
         let mutations = TaskTracker::new();
         let engine = Arc::new(paced(&config, parts.engine, &mutations));
-        let gate = Arc::new(gate(&config, &engine, parts.source));
+        let registry: Arc<dyn Registry> = Arc::new(Client::default());
+        let gate = Arc::new(gate(&config, &engine, parts.source, &registry));
         let may_fork = may_fork(&config);
         let looks = Arc::new(looks_of(&config, &engine, &parts.kernel, may_fork));
         let leftovers = leftovers(&config, parts.mounter.as_ref(), &parts.kernel);
@@ -206,7 +209,7 @@ impl Daemon {
         let incarnation = incarnation.unwrap_or_else(|| tools.breed.instance.clone());
         let auditor = Arc::new(Auditor::new(Arc::clone(&tools), means.clone(), Arc::clone(&detached)));
         let shows = Shows { incarnation, keep: parts.keep, auditor: Arc::clone(&auditor) };
-        let images = images(&config, &tools.engine);
+        let images = images(&config, &tools.engine, registry);
         let api = api_of(&config, &tools, &detached, shown, limits_shown, shows, images.clone());
         let shown = Shown { status, limits, settings };
         let (list, name) = (Arc::clone(&detached), config.pool.name.clone());
@@ -416,7 +419,7 @@ async fn show_status(tools: Arc<Tools>, mut ledger: level::Receiver<String>, sta
     let (mut engine, mut image) = (tools.engine_state.clone(), tools.gate.subscribe());
     loop {
         let ledger_error = ledger.borrow_and_update().clone();
-        let next = status_of(&engine.borrow_and_update(), &image.borrow_and_update(), ledger_error);
+        let next = status_of(&engine.borrow_and_update(), &image.borrow_and_update(), tools.gate.reference(), ledger_error);
         status.send_if_modified(|shown| {
             let news = *shown != next;
             *shown = next;
@@ -433,7 +436,8 @@ async fn show_status(tools: Arc<Tools>, mut ledger: level::Receiver<String>, sta
     }
 }
 
-fn status_of(engine: &EngineState, image: &GateState, ledger_error: String) -> DaemonStatus {
+fn status_of(engine: &EngineState, image: &GateState, reference: &str, ledger_error: String) -> DaemonStatus {
+    let stale = |stale: &Stale| format!("old since {}: {}", humantime::format_rfc3339_seconds(stale.since), stale.why);
     DaemonStatus {
         engine: match engine {
             EngineState::Starting { .. } => api::EngineState::Starting,
@@ -448,7 +452,11 @@ fn status_of(engine: &EngineState, image: &GateState, ledger_error: String) -> D
             GateState::Ready(_) => api::ImageState::Ready,
             GateState::Failed(_) => api::ImageState::Failed,
         },
-        image_error: image.failure().map(|failure| failure.why.to_string()).unwrap_or_default(),
+        image_error: image.failure().map(|failure| failure.why.to_string()).or(image.stale().map(stale)).unwrap_or_default(),
+        placeholder: match image {
+            GateState::Ready(placeholder) => Some((reference.to_owned(), placeholder.clone())),
+            GateState::Unknown | GateState::Preparing { .. } | GateState::Failed(_) => None,
+        },
         ledger_error,
     }
 }
@@ -610,15 +618,17 @@ fn may_fork(config: &Config) -> bool {
     config.placeholder.image != PlaceholderImage::Embedded && config.engine.kind != EngineChoice::Native
 }
 
-fn gate(config: &Config, engine: &Arc<Paced>, source: Source) -> Gate {
-    Gate::new(Arc::clone(engine) as Arc<dyn Engine>, source, config.backoff.clone(), config.placeholder.prepare_timeout)
+fn gate(config: &Config, engine: &Arc<Paced>, source: Source, registry: &Arc<dyn Registry>) -> Gate {
+    let gate = Gate::new(Arc::clone(engine) as Arc<dyn Engine>, source, config.backoff.clone(), config.placeholder.prepare_timeout);
+    gate.kept_fresh(Policy::of(&config.images), Arc::clone(registry))
 }
 
 /// Without a container engine there are none.
-fn images(config: &Config, engine: &Arc<Paced>) -> Option<Cache> {
+fn images(config: &Config, engine: &Arc<Paced>, registry: Arc<dyn Registry>) -> Option<Cache> {
     let engine = Arc::clone(engine) as Arc<dyn Engine>;
     let credentials = CredentialSource::from_env(config.registries.clone());
-    (config.engine.kind != EngineChoice::Native).then(|| Cache::new(engine, credentials, config.images.clone(), config.backoff.clone()))
+    let is_there = config.engine.kind != EngineChoice::Native;
+    is_there.then(|| Cache::asking(registry, engine, credentials, config.images.clone(), config.backoff.clone()))
 }
 
 /// The rate is for an engine that others use as well; the kernel has nobody to be spared for.

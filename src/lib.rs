@@ -48,13 +48,14 @@
 //!
 //! # Who may say what
 //! `bollard` only in `engine/docker*` · `governor` only in `engine/paced*` · netlink and other namespaces only in `netns/` · `tonic` only in
-//! `api/`, `client*` and where generated code needs it · the pool knows no engine, the ledger no pool, the api no nanny, a nanny no lease.
+//! `api/`, `client*` and where generated code needs it · `hyper_rustls` only in `image/registry` · the pool knows no engine, the ledger no pool, the api no nanny, a nanny no lease.
 //! `tests/layering.rs` holds the code to it.
 //!
 //! # Reading order
 //! [`pool::state`] (the picture of a slot's life) → [`ledger`] (what survives the daemon) → [`nanny`] (the story of one slot) → [`engine`] (what an
 //! engine is asked) → [`audit`] (what must agree) → [`daemon`] (assembly and stop) → [`api`] (what callers are told) → [`process`] (sockets and signals).
-//! Images: [`image::cache`] (one fetch for all who ask, and whose image it is).
+//! Images: [`image::cache`] (one fetch for all who ask, and whose image it is) → [`image::freshness`] (whether it is still what its registry has) →
+//! [`image::gate`] (the placeholder).
 //! Networks of our own: [`netns::networks`] (addresses and links as nannies use them) → [`netns::managed`] (bridges, links, rules) →
 //! [`engine_networks`] (those whose bridge the engine makes for us).
 //! Without a container engine: [`engine::native`] (a buddy is a folder) → [`netns::folders`] (namespaces as files, to be joined by path) →

@@ -1,18 +1,20 @@
 //! Images: the placeholder, prepared once for all slots behind a gate that closes again, and those that callers ask for, fetched once for all who ask.
 //!
 //! [`placeholder`] makes the embedded image; [`gate`] sees to it that an image is there before a nanny creates from it, and that only one
-//! preparation runs, whoever waits (I5); [`cache`] does the same for any image, asked for by a [`mod@reference`]; [`pull`] finds the credentials that a pull
-//! needs. None of them knows slots, leases or nannies.
+//! preparation runs, whoever waits (I5); [`cache`] does the same for any image, asked for by a [`mod@reference`]; [`freshness`]
+//! says when a [`registry`] is asked whether that is still what it has; [`pull`] finds the credentials that a pull needs. None of them knows slots, leases or nannies.
 
 use std::time::Duration;
 
 use crate::random;
 
 pub mod cache;
+pub mod freshness;
 pub mod gate;
 pub mod placeholder;
 pub mod pull;
 pub mod reference;
+pub mod registry;
 
 /// Doubles with each failure, up to the longest; a random half of it is taken off, so that many daemons on one registry drift apart.
 fn jittered(first: Duration, longest: Duration, failures: u32) -> Duration {
