@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::net::UnixListener;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -43,6 +43,7 @@ use crate::nanny::fitness::Fitness;
 use crate::nanny::leftovers::Leftovers;
 use crate::nanny::looks::Looks;
 use crate::nanny::minder::{self, Detached, DetachedList};
+use crate::nanny::pin::{self, Pinned};
 use crate::nanny::shelf::Shelf;
 use crate::nanny::{Settings, Tools};
 use crate::netns::Kernel;
@@ -54,6 +55,7 @@ use crate::pool::state::{Afterwards, Rules, SlotState, State};
 use crate::pool::{Pool, Token, World};
 use crate::random;
 use crate::recovery::{self, Means, Suspects};
+use crate::roll;
 use crate::supervisor::NannyPanicked;
 use succession::Succession;
 pub(crate) use succession::WAIT_FOR_LOCK;
@@ -198,6 +200,8 @@ impl Daemon {
             present: Present::default(),
             doubts: Arc::new(Doubts::default()),
             trust,
+            made: Notify::new(),
+            pinned: Pinned::default(),
             detached: detached_tx,
             dice: parking_lot::Mutex::new(random::dice()),
         });
@@ -209,7 +213,7 @@ impl Daemon {
         let incarnation = incarnation.unwrap_or_else(|| tools.breed.instance.clone());
         let auditor = Arc::new(Auditor::new(Arc::clone(&tools), means.clone(), Arc::clone(&detached)));
         let shows = Shows { incarnation, keep: parts.keep, auditor: Arc::clone(&auditor) };
-        let images = images(&config, &tools.engine, registry);
+        let images = images(&config, &tools.engine, registry, &tools.pool);
         let api = api_of(&config, &tools, &detached, shown, limits_shown, shows, images.clone());
         let shown = Shown { status, limits, settings };
         let (list, name) = (Arc::clone(&detached), config.pool.name.clone());
@@ -345,7 +349,11 @@ async fn end(mut background: JoinSet<()>, mutations: TaskTracker) {
 
 /// Nothing stays, but for what somebody is in, and then what that needs.
 async fn removed(tools: &Tools, engines: &EngineNetworks, detached: &DetachedList) -> Stopped {
-    let left = left(tools, detached);
+    let mut left = left(tools, detached);
+    match pin::remove(tools).await {
+        Ok(pins) => left.extend(pins.into_iter().map(|(id, error)| Left { container: id.to_string(), why: error.to_string() })),
+        Err(error) => left.push(Left { container: "what keeps the placeholder image".to_owned(), why: error.to_string() }),
+    }
     Stopped { left: if left.is_empty() { links::tear_down(tools, engines).await } else { left } }
 }
 
@@ -363,6 +371,10 @@ fn watchers(
     let stop = ending.clone();
     background.spawn(async move { gate.run(stop).await });
     background.spawn(links::run(Arc::clone(tools), Arc::clone(engines), predecessor, ending.clone()));
+    background.spawn(roll::run(Arc::clone(tools), ending.clone()));
+    if config.engine.kind != EngineChoice::Native {
+        background.spawn(pin::run(Arc::clone(tools), ending.clone()));
+    }
     background.spawn(links::tidy(Arc::clone(tools), ending.clone()));
     if !config.pool.count_every.is_zero() {
         background.spawn(headcount::run(Arc::clone(tools), config.pool.count_every, ending.clone()));
@@ -624,11 +636,15 @@ fn gate(config: &Config, engine: &Arc<Paced>, source: Source, registry: &Arc<dyn
 }
 
 /// Without a container engine there are none.
-fn images(config: &Config, engine: &Arc<Paced>, registry: Arc<dyn Registry>) -> Option<Cache> {
+fn images(config: &Config, engine: &Arc<Paced>, registry: Arc<dyn Registry>, pool: &Arc<Pool>) -> Option<Cache> {
     let engine = Arc::clone(engine) as Arc<dyn Engine>;
     let credentials = CredentialSource::from_env(config.registries.clone());
-    let is_there = config.engine.kind != EngineChoice::Native;
-    is_there.then(|| Cache::asking(registry, engine, credentials, config.images.clone(), config.backoff.clone()))
+    if config.engine.kind == EngineChoice::Native {
+        return None;
+    }
+    let (cache, pool) = (Cache::asking(registry, engine, credentials, config.images.clone(), config.backoff.clone()), Arc::clone(pool));
+    cache.places().spare_while(move || pool.read(State::is_short));
+    Some(cache)
 }
 
 /// The rate is for an engine that others use as well; the kernel has nobody to be spared for.

@@ -47,7 +47,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -58,6 +57,7 @@ pub use self::progress::Progress;
 use self::whose::Identities;
 pub use self::whose::{Identity, Whose};
 use super::freshness::{Checks, Stale};
+use super::places::Places;
 use super::pull::CredentialSource;
 use super::reference::{Reference, repository_of};
 use super::registry::{Client, Registry};
@@ -198,7 +198,7 @@ struct Inner {
     identities: Identities,
     table: Mutex<Table>,
     /// For fetches that ask the registry.
-    places: Semaphore,
+    places: Places,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -274,7 +274,7 @@ impl Cache {
         backoff: config::Backoff,
     ) -> Self {
         let (memory, checks) = (Memory::new(&settings), Checks::new(&settings));
-        let places = Semaphore::new(settings.concurrent.max(1) as usize);
+        let places = Places::new(settings.concurrent, settings.concurrent_while_filling);
         Self(Arc::new(Inner {
             engine,
             registry,
@@ -287,6 +287,12 @@ impl Cache {
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         }))
+    }
+
+    /// Those that its fetches have, for all else that is as heavy.
+    #[must_use]
+    pub fn places(&self) -> &Places {
+        &self.0.places
     }
 
     /// Sees to it that an image is here and may be used by whoever has these credentials; `None`: the daemon's own. What comes back follows the fetch, which

@@ -229,7 +229,7 @@ impl Gate {
     /// gate if it stands open for that image, until the engine was looked at. Another image's id does nothing.
     pub fn image_gone(&self, id: &str) {
         let closed = self.state.send_if_modified(|state| {
-            let ours = state.image().is_some_and(|image| digest(image.as_str()) == digest(id));
+            let ours = state.image().is_some_and(|image| image.bare() == ImageId::from(id).bare());
             if ours {
                 *state = GateState::Preparing { after: None };
             }
@@ -395,11 +395,6 @@ impl Gate {
         }
         self.engine.image(reference).await
     }
-}
-
-/// Docker writes `sha256:` in front, podman does not everywhere.
-fn digest(id: &str) -> &str {
-    id.strip_prefix("sha256:").unwrap_or(id)
 }
 
 #[cfg(test)]

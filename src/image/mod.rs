@@ -12,6 +12,7 @@ pub mod cache;
 pub mod freshness;
 pub mod gate;
 pub mod placeholder;
+pub mod places;
 pub mod pull;
 pub mod reference;
 pub mod registry;

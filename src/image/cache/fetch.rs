@@ -167,8 +167,7 @@ impl Fetch {
     /// In its place and time.
     async fn fetch(&self, wanted: Wanted<'_>, deadline: Instant) -> Result<Ensured, Failure> {
         let settings = &self.cache.settings;
-        // The semaphore is never closed, so there always is a place.
-        let Ok(_place) = tokio::time::timeout_at(deadline, self.cache.places.acquire()).await else {
+        let Some(_place) = self.cache.places.acquire(deadline).await else {
             let why = format!("no place among {} fetches within {:?}", settings.concurrent, settings.fetch_timeout);
             return Err(Failure::new(Kind::Crowded, &why));
         };
@@ -244,7 +243,7 @@ impl Fetch {
         let image = self.brought().await?;
         let is_new = wanted.before != Some(&image.id) && !is_named(&image);
         if is_new && !self.cache.table.lock().unnamed.knows_as_everybodys(&image) {
-            engine.tag_image(&image.id, PRIVATE, hex(&image.id)).await?;
+            engine.tag_image(&image.id, PRIVATE, image.id.bare()).await?;
         }
         Ok(image)
     }
@@ -283,11 +282,6 @@ enum Here {
 /// Whether it came by a caller's credentials.
 fn is_named(image: &Image) -> bool {
     image.tags.iter().any(|tag| tag.strip_prefix(PRIVATE).is_some_and(|rest| rest.starts_with(':')))
-}
-
-/// Docker writes `sha256:` in front, podman does not everywhere.
-fn hex(id: &ImageId) -> &str {
-    id.as_str().strip_prefix("sha256:").unwrap_or(id.as_str())
 }
 
 /// Never shorter than the registry says.

@@ -392,6 +392,23 @@ async fn fetches_wait_for_places_and_images_that_are_here_do_not() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn while_slots_are_filled_fetches_have_fewer_places() {
+    let host = host();
+    host.world.publish_image("b:1", None);
+    let filled = Instant::now() + PULL + PULL / 2;
+    host.cache.places().spare_while(move || Instant::now() < filled);
+    let began = Instant::now();
+    let both = join_all([host.ensure(NAME, None), host.ensure("b:1", None)]).await;
+    assert!(both.iter().all(Result::is_ok));
+    assert_eq!(began.elapsed(), 2 * PULL, "one after the other");
+    host.world.image_removed(NAME);
+    host.world.image_removed("b:1");
+    let began = Instant::now();
+    join_all([host.ensure(NAME, None), host.ensure("b:1", None)]).await;
+    assert_eq!(began.elapsed(), PULL, "side by side");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stop_ends_fetches_and_those_to_come() {
     let host = host();
     let following = host.cache.ensure(&reference(NAME), None);
