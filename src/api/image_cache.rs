@@ -71,7 +71,7 @@ impl ImageCache for ImageService {
         let cache = self.cache()?;
         let all = self.shared.is_admin(self.peer);
         let own = self.shared.status.borrow().placeholder.clone().map(|(reference, shown)| placeholder(reference, &shown));
-        let images = own.into_iter().chain(cache.images().into_iter().filter(|row| all || !row.private).map(known));
+        let images = cache.images().into_iter().filter(|row| all || !row.private).map(known).chain(own);
         let failures = cache.failures().into_iter().filter(|failed| all || !failed.private);
         Ok(Response::new(proto::ListImagesResponse { images: images.collect(), failures: failures.map(failure).collect() }))
     }

@@ -168,7 +168,7 @@ pub struct Gate {
     prepare_timeout: Duration,
     state: level::Sender<GateState>,
     /// What it was open with last: to be found again when it has lost its name.
-    had: Mutex<Option<ImageId>>,
+    had: Mutex<Option<Image>>,
     fresh: Option<KeptFresh>,
     /// Kept until the gate is open again, where it means one more look.
     gone: Notify,
@@ -306,10 +306,18 @@ impl Gate {
         });
     }
 
-    fn open(&self, image: Image) {
+    fn open(&self, mut image: Image) {
+        {
+            let mut had = self.had.lock();
+            // With a repository's last tag Docker forgets the digest as well, and the gate would not know any more that it came from there.
+            let before = had.take().filter(|before| before.id == image.id);
+            let lost = before.into_iter().flat_map(|before| before.digests).filter(|digest| !image.digests.contains(digest));
+            let lost: Vec<String> = lost.collect();
+            image.digests.extend(lost);
+            *had = Some(image.clone());
+        }
         let digest = Reference::parse(self.reference()).map(|reference| reference.digest_of(&image)).unwrap_or_default();
         let id = image.id.clone();
-        *self.had.lock() = Some(id.clone());
         if let Some(fresh) = &self.fresh {
             fresh.sees(image);
         }
@@ -380,7 +388,7 @@ impl Gate {
 
     /// The image that the gate was open with, if all that is missing is its name. A digest is no name that could be given.
     async fn named_again(&self) -> Result<Option<Image>, EngineError> {
-        let Some(id) = self.had.lock().clone() else { return Ok(None) };
+        let Some(id) = self.had.lock().as_ref().map(|image| image.id.clone()) else { return Ok(None) };
         let reference = Reference::parse(self.reference()).ok();
         let Some((repository, tag)) = reference.as_ref().and_then(Reference::tagged) else { return Ok(None) };
         if self.engine.image(id.as_str()).await?.is_none() {

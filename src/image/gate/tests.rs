@@ -579,6 +579,19 @@ mod kept_fresh {
         assert_eq!((host.world.count(Operation::PullImage), host.world.count(Operation::TagImage)), (1, 1));
     }
 
+    /// Docker forgets by which digest it came, with the last tag of its repository.
+    #[tokio::test(start_paused = true)]
+    async fn one_that_had_lost_its_name_is_still_asked_for() {
+        let host = host(Freshness::Ttl).await;
+        let digest = format!("reg:5000/team/idle@{}", host.placeholder().digest);
+        let forgotten = Image { digests: Vec::new(), ..host.world.engine().image(NAME).await.unwrap().unwrap() };
+        host.gate.open(forgotten);
+        assert_eq!(format!("reg:5000/team/idle@{}", host.placeholder().digest), digest);
+        let next = host.world.publish_anew(NAME);
+        host.registry.will_say(Ok(next.to_string()));
+        host.until(|state| state.image() == Some(&next)).await;
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_name_that_cannot_be_given_back_is_pulled_again() {
         let host = host(Freshness::Never).await;

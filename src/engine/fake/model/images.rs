@@ -177,7 +177,10 @@ fn manifests(archive: &[u8]) -> std::io::Result<Vec<Manifest>> {
 impl Model {
     /// The image loses this tag and stays, as one does that a container uses.
     pub(in crate::engine::fake) fn untag_image(&mut self, reference: &str) {
-        let Some(id) = self.images.tags.remove(&full(reference)) else { return };
+        let name = full(reference);
+        let Some(id) = self.images.tags.remove(&name) else { return };
+        let repository = name.rsplit_once(':').map(|(repository, _)| repository.to_owned());
+        self.images.by_digest.retain(|(known, other)| *other != id || Some(known) != repository.as_ref());
         self.image_is_gone(&id);
     }
 
