@@ -205,8 +205,7 @@ impl Daemon {
             detached: detached_tx,
             dice: parking_lot::Mutex::new(random::dice()),
         });
-        let late = Arc::new(Late::new(tools.breed.instance.clone()));
-        let observer = observer_of(&config, &tools, state, &late);
+        let (observer, late) = observer_of(&config, &tools, state);
         let (means, locks) = (means_of(&tools), parts.locks);
         let (status, shown) = level::channel(DaemonStatus::default());
         let (limits, limits_shown) = level::channel(Limits::of(&config.api, &config.pool));
@@ -473,8 +472,9 @@ fn status_of(engine: &EngineState, image: &GateState, reference: &str, ledger_er
     }
 }
 
-fn observer_of(config: &Config, tools: &Tools, state: level::Sender<EngineState>, late: &Arc<Late>) -> Observer {
-    Observer {
+fn observer_of(config: &Config, tools: &Tools, state: level::Sender<EngineState>) -> (Observer, Arc<Late>) {
+    let late = Arc::new(Late::new(tools.breed.instance.clone()));
+    let observer = Observer {
         engine: Arc::clone(&tools.engine) as Arc<dyn Engine>,
         pool: Arc::clone(&tools.pool),
         gate: Arc::clone(&tools.gate),
@@ -483,8 +483,9 @@ fn observer_of(config: &Config, tools: &Tools, state: level::Sender<EngineState>
         state,
         probe_every: config.engine.probe_every,
         backoff: config.backoff.clone(),
-        late: Arc::clone(late),
-    }
+        late: Arc::clone(&late),
+    };
+    (observer, late)
 }
 
 fn means_of(tools: &Tools) -> Means {

@@ -35,9 +35,9 @@ impl Step {
 }
 
 impl State {
-    /// The slot's buddy was made from this image. To be said before it is registered or proven.
+    /// The slot's buddy was made from this image; empty: nobody knows. To be said before it is registered or proven.
     pub fn made_of(&mut self, slot: SlotIndex, image: &str) {
-        self.slots[slot as usize].image = Some(image.into());
+        self.slots[slot as usize].image = Some(image).filter(|image| !image.is_empty()).map(Into::into);
     }
 
     /// Whether a buddy is there that was made from it.

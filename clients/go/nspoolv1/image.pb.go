@@ -28,8 +28,8 @@ const _ = proto.ProtoPackageIsVersion3 // please upgrade the proto package
 type EnsureImageRequest struct {
 	// As it is pulled, e.g. "busybox:1.36" or "registry:5000/team/fn@sha256:…"; not an image's id.
 	Reference string `protobuf:"bytes,1,opt,name=reference,proto3" json:"reference,omitempty"`
-	// The registry is asked by these, also when the image is here already. Absent: the daemon's own, and only when it is not here, or is here because
-	// somebody else's credentials were good for it.
+	// The registry is asked by these, also when the image is here already. Absent: the daemon's own, and only when it is not here, is here because
+	// somebody else's credentials were good for it, or was not asked for in a while ([images] freshness).
 	Auth                 *RegistryAuth `protobuf:"bytes,2,opt,name=auth,proto3" json:"auth,omitempty"`
 	XXX_NoUnkeyedLiteral struct{}      `json:"-"`
 	XXX_unrecognized     []byte        `json:"-"`
@@ -740,7 +740,7 @@ type ImageCacheClient interface {
 	// Sees to it that an image is here, and may be used by whoever has these credentials; fetches it if need be. The last message has the image. A fetch
 	// is the daemon's: a caller's deadline or disconnect ends its own wait only, and who asks again follows the same fetch.
 	EnsureImage(ctx context.Context, in *EnsureImageRequest, opts ...grpc.CallOption) (ImageCache_EnsureImageClient, error)
-	// What the daemon knows of images that were asked for since its start. Who is not an operator does not see those that were asked for by credentials.
+	// What the daemon knows of images that were asked for since its start, and of the placeholder. Who is not an operator does not see those that were asked for by credentials.
 	ListImages(ctx context.Context, in *ListImagesRequest, opts ...grpc.CallOption) (*ListImagesResponse, error)
 }
 
@@ -798,7 +798,7 @@ type ImageCacheServer interface {
 	// Sees to it that an image is here, and may be used by whoever has these credentials; fetches it if need be. The last message has the image. A fetch
 	// is the daemon's: a caller's deadline or disconnect ends its own wait only, and who asks again follows the same fetch.
 	EnsureImage(*EnsureImageRequest, ImageCache_EnsureImageServer) error
-	// What the daemon knows of images that were asked for since its start. Who is not an operator does not see those that were asked for by credentials.
+	// What the daemon knows of images that were asked for since its start, and of the placeholder. Who is not an operator does not see those that were asked for by credentials.
 	ListImages(context.Context, *ListImagesRequest) (*ListImagesResponse, error)
 }
 

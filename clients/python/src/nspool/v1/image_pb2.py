@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15nspool/v1/image.proto\x12\tnspool.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"N\n\x12\x45nsureImageRequest\x12\x11\n\treference\x18\x01 \x01(\t\x12%\n\x04\x61uth\x18\x02 \x01(\x0b\x32\x17.nspool.v1.RegistryAuth\"J\n\x0cRegistryAuth\x12\x10\n\x08username\x18\x01 \x01(\t\x12\x10\n\x08password\x18\x02 \x01(\t\x12\x16\n\x0eidentity_token\x18\x03 \x01(\t\"v\n\x13\x45nsureImageResponse\x12,\n\x08progress\x18\x01 \x01(\x0b\x32\x18.nspool.v1.FetchProgressH\x00\x12(\n\x05image\x18\x02 \x01(\x0b\x32\x17.nspool.v1.EnsuredImageH\x00\x42\x07\n\x05\x65vent\"}\n\rFetchProgress\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\r\x12\x0e\n\x06layers\x18\x02 \x01(\r\x12\x13\n\x0blayers_done\x18\x03 \x01(\r\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x05 \x01(\x04\x12\x12\n\nlast_error\x18\x06 \x01(\t\"N\n\x0c\x45nsuredImage\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0f\n\x07\x66\x65tched\x18\x03 \x01(\x08\x12\x11\n\treference\x18\x04 \x01(\t\"\x13\n\x11ListImagesRequest\"f\n\x12ListImagesResponse\x12%\n\x06images\x18\x01 \x03(\x0b\x32\x15.nspool.v1.KnownImage\x12)\n\x08\x66\x61ilures\x18\x02 \x03(\x0b\x32\x17.nspool.v1.ImageFailure\"\xa6\x01\n\nKnownImage\x12\x11\n\treference\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12)\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\n\n\x02id\x18\x04 \x01(\t\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\x0f\n\x07\x66\x61ilure\x18\x06 \x01(\t\x12\r\n\x05\x65rror\x18\x07 \x01(\t\x12\x0f\n\x07private\x18\x08 \x01(\x08\"z\n\x0cImageFailure\x12\x11\n\treference\x18\x01 \x01(\t\x12&\n\x02\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x66\x61ilure\x18\x03 \x01(\t\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12\x0f\n\x07private\x18\x05 \x01(\x08\x32\xa7\x01\n\nImageCache\x12N\n\x0b\x45nsureImage\x12\x1d.nspool.v1.EnsureImageRequest\x1a\x1e.nspool.v1.EnsureImageResponse0\x01\x12I\n\nListImages\x12\x1c.nspool.v1.ListImagesRequest\x1a\x1d.nspool.v1.ListImagesResponseB\x1fZ\x1dnspool.dev/nspool/v1;nspoolv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15nspool/v1/image.proto\x12\tnspool.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"N\n\x12\x45nsureImageRequest\x12\x11\n\treference\x18\x01 \x01(\t\x12%\n\x04\x61uth\x18\x02 \x01(\x0b\x32\x17.nspool.v1.RegistryAuth\"J\n\x0cRegistryAuth\x12\x10\n\x08username\x18\x01 \x01(\t\x12\x10\n\x08password\x18\x02 \x01(\t\x12\x16\n\x0eidentity_token\x18\x03 \x01(\t\"v\n\x13\x45nsureImageResponse\x12,\n\x08progress\x18\x01 \x01(\x0b\x32\x18.nspool.v1.FetchProgressH\x00\x12(\n\x05image\x18\x02 \x01(\x0b\x32\x17.nspool.v1.EnsuredImageH\x00\x42\x07\n\x05\x65vent\"}\n\rFetchProgress\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\r\x12\x0e\n\x06layers\x18\x02 \x01(\r\x12\x13\n\x0blayers_done\x18\x03 \x01(\r\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x05 \x01(\x04\x12\x12\n\nlast_error\x18\x06 \x01(\t\"\x7f\n\x0c\x45nsuredImage\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0f\n\x07\x66\x65tched\x18\x03 \x01(\x08\x12\x11\n\treference\x18\x04 \x01(\t\x12/\n\x0bstale_since\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x13\n\x11ListImagesRequest\"f\n\x12ListImagesResponse\x12%\n\x06images\x18\x01 \x03(\x0b\x32\x15.nspool.v1.KnownImage\x12)\n\x08\x66\x61ilures\x18\x02 \x03(\x0b\x32\x17.nspool.v1.ImageFailure\"\xac\x02\n\nKnownImage\x12\x11\n\treference\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12)\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\n\n\x02id\x18\x04 \x01(\t\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\x0f\n\x07\x66\x61ilure\x18\x06 \x01(\t\x12\r\n\x05\x65rror\x18\x07 \x01(\t\x12\x0f\n\x07private\x18\x08 \x01(\x08\x12+\n\x07\x63hecked\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bstale_since\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tstale_why\x18\x0b \x01(\t\x12\x13\n\x0bplaceholder\x18\x0c \x01(\x08\"z\n\x0cImageFailure\x12\x11\n\treference\x18\x01 \x01(\t\x12&\n\x02\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x66\x61ilure\x18\x03 \x01(\t\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12\x0f\n\x07private\x18\x05 \x01(\x08\x32\xa7\x01\n\nImageCache\x12N\n\x0b\x45nsureImage\x12\x1d.nspool.v1.EnsureImageRequest\x1a\x1e.nspool.v1.EnsureImageResponse0\x01\x12I\n\nListImages\x12\x1c.nspool.v1.ListImagesRequest\x1a\x1d.nspool.v1.ListImagesResponseB\x1fZ\x1dnspool.dev/nspool/v1;nspoolv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,15 +42,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FETCHPROGRESS']._serialized_start=345
   _globals['_FETCHPROGRESS']._serialized_end=470
   _globals['_ENSUREDIMAGE']._serialized_start=472
-  _globals['_ENSUREDIMAGE']._serialized_end=550
-  _globals['_LISTIMAGESREQUEST']._serialized_start=552
-  _globals['_LISTIMAGESREQUEST']._serialized_end=571
-  _globals['_LISTIMAGESRESPONSE']._serialized_start=573
-  _globals['_LISTIMAGESRESPONSE']._serialized_end=675
-  _globals['_KNOWNIMAGE']._serialized_start=678
-  _globals['_KNOWNIMAGE']._serialized_end=844
-  _globals['_IMAGEFAILURE']._serialized_start=846
-  _globals['_IMAGEFAILURE']._serialized_end=968
-  _globals['_IMAGECACHE']._serialized_start=971
-  _globals['_IMAGECACHE']._serialized_end=1138
+  _globals['_ENSUREDIMAGE']._serialized_end=599
+  _globals['_LISTIMAGESREQUEST']._serialized_start=601
+  _globals['_LISTIMAGESREQUEST']._serialized_end=620
+  _globals['_LISTIMAGESRESPONSE']._serialized_start=622
+  _globals['_LISTIMAGESRESPONSE']._serialized_end=724
+  _globals['_KNOWNIMAGE']._serialized_start=727
+  _globals['_KNOWNIMAGE']._serialized_end=1027
+  _globals['_IMAGEFAILURE']._serialized_start=1029
+  _globals['_IMAGEFAILURE']._serialized_end=1151
+  _globals['_IMAGECACHE']._serialized_start=1154
+  _globals['_IMAGECACHE']._serialized_end=1321
 # @@protoc_insertion_point(module_scope)
