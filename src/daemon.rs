@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::net::UnixListener;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -30,8 +30,11 @@ use crate::engine::{Engine, NamespaceKind};
 use crate::engine_networks::EngineNetworks;
 use crate::headcount::{self, Present};
 use crate::image::Images;
+use crate::image::cache::Cache;
+use crate::image::freshness::{Policy, Stale};
 use crate::image::gate::{Gate, GateState, Source};
 use crate::image::pull::CredentialSource;
+use crate::image::registry::{Client, Registry};
 use crate::ledger::{self, Ledger, Replayed};
 use crate::level;
 use crate::lock::LockError;
@@ -41,6 +44,7 @@ use crate::nanny::fitness::Fitness;
 use crate::nanny::leftovers::Leftovers;
 use crate::nanny::looks::Looks;
 use crate::nanny::minder::{self, Detached, DetachedList};
+use crate::nanny::pin::{self, Pinned};
 use crate::nanny::shelf::Shelf;
 use crate::nanny::{Settings, Tools};
 use crate::netns::Kernel;
@@ -52,6 +56,7 @@ use crate::pool::state::{Afterwards, Rules, SlotState, State};
 use crate::pool::{Pool, Token, World};
 use crate::random;
 use crate::recovery::{self, Means, Suspects};
+use crate::roll;
 use crate::supervisor::NannyPanicked;
 use succession::Succession;
 pub(crate) use succession::WAIT_FOR_LOCK;
@@ -166,7 +171,8 @@ impl Daemon {
         let (pool, incarnation, suspects) = pool_of(&config, &parts.kernel, ledger.as_ref(), replayed);
         let mutations = TaskTracker::new();
         let engine = Arc::new(paced(&config, parts.engine, &mutations));
-        let gate = Arc::new(gate(&config, &engine, parts.source));
+        let registry: Arc<dyn Registry> = Arc::new(Client::default());
+        let gate = Arc::new(gate(&config, &engine, parts.source, &registry));
         let may_fork = may_fork(&config);
         let looks = Arc::new(looks_of(&config, &engine, &parts.kernel, may_fork));
         let leftovers = leftovers(&config, parts.mounter.as_ref(), &parts.kernel);
@@ -195,12 +201,13 @@ impl Daemon {
             present: Present::default(),
             doubts: Arc::new(Doubts::default()),
             trust,
+            made: Notify::new(),
+            pinned: Pinned::default(),
             detached: detached_tx,
             dice: parking_lot::Mutex::new(random::dice()),
         });
-        let late = Arc::new(Late::new(tools.breed.instance.clone()));
-        let images = images(&config, &tools.engine);
-        let observer = observer_of(&config, &tools, state, &late, images.as_ref());
+        let images = images(&config, &tools.engine, registry, &tools.pool);
+        let (observer, late) = observer_of(&config, &tools, state, images.as_ref());
         let (means, locks) = (means_of(&tools), parts.locks);
         let (status, shown) = level::channel(DaemonStatus::default());
         let (limits, limits_shown) = level::channel(Limits::of(&config.api, &config.pool));
@@ -342,7 +349,11 @@ async fn end(mut background: JoinSet<()>, mutations: TaskTracker) {
 
 /// Nothing stays, but for what somebody is in, and then what that needs.
 async fn removed(tools: &Tools, engines: &EngineNetworks, detached: &DetachedList) -> Stopped {
-    let left = left(tools, detached);
+    let mut left = left(tools, detached);
+    match pin::remove(tools).await {
+        Ok(pins) => left.extend(pins.into_iter().map(|(id, error)| Left { container: id.to_string(), why: error.to_string() })),
+        Err(error) => left.push(Left { container: "what keeps the placeholder image".to_owned(), why: error.to_string() }),
+    }
     Stopped { left: if left.is_empty() { links::tear_down(tools, engines).await } else { left } }
 }
 
@@ -364,6 +375,10 @@ fn watchers(
     let stop = ending.clone();
     background.spawn(async move { gate.run(stop).await });
     background.spawn(links::run(Arc::clone(tools), Arc::clone(engines), predecessor, ending.clone()));
+    background.spawn(roll::run(Arc::clone(tools), ending.clone()));
+    if config.engine.kind != EngineChoice::Native {
+        background.spawn(pin::run(Arc::clone(tools), ending.clone()));
+    }
     background.spawn(links::tidy(Arc::clone(tools), ending.clone()));
     if !config.pool.count_every.is_zero() {
         background.spawn(headcount::run(Arc::clone(tools), config.pool.count_every, ending.clone()));
@@ -420,7 +435,7 @@ async fn show_status(tools: Arc<Tools>, mut ledger: level::Receiver<String>, sta
     let (mut engine, mut image) = (tools.engine_state.clone(), tools.gate.subscribe());
     loop {
         let ledger_error = ledger.borrow_and_update().clone();
-        let next = status_of(&engine.borrow_and_update(), &image.borrow_and_update(), ledger_error);
+        let next = status_of(&engine.borrow_and_update(), &image.borrow_and_update(), tools.gate.reference(), ledger_error);
         status.send_if_modified(|shown| {
             let news = *shown != next;
             *shown = next;
@@ -437,7 +452,8 @@ async fn show_status(tools: Arc<Tools>, mut ledger: level::Receiver<String>, sta
     }
 }
 
-fn status_of(engine: &EngineState, image: &GateState, ledger_error: String) -> DaemonStatus {
+fn status_of(engine: &EngineState, image: &GateState, reference: &str, ledger_error: String) -> DaemonStatus {
+    let stale = |stale: &Stale| format!("old since {}: {}", humantime::format_rfc3339_seconds(stale.since), stale.why);
     DaemonStatus {
         engine: match engine {
             EngineState::Starting { .. } => api::EngineState::Starting,
@@ -452,13 +468,18 @@ fn status_of(engine: &EngineState, image: &GateState, ledger_error: String) -> D
             GateState::Ready(_) => api::ImageState::Ready,
             GateState::Failed(_) => api::ImageState::Failed,
         },
-        image_error: image.failure().map(|failure| failure.why.to_string()).unwrap_or_default(),
+        image_error: image.failure().map(|failure| failure.why.to_string()).or(image.stale().map(stale)).unwrap_or_default(),
+        placeholder: match image {
+            GateState::Ready(placeholder) => Some((reference.to_owned(), placeholder.clone())),
+            GateState::Unknown | GateState::Preparing { .. } | GateState::Failed(_) => None,
+        },
         ledger_error,
     }
 }
 
-fn observer_of(config: &Config, tools: &Tools, state: level::Sender<EngineState>, late: &Arc<Late>, images: Option<&Images>) -> Observer {
-    Observer {
+fn observer_of(config: &Config, tools: &Tools, state: level::Sender<EngineState>, images: Option<&Images>) -> (Observer, Arc<Late>) {
+    let late = Arc::new(Late::new(tools.breed.instance.clone()));
+    let observer = Observer {
         engine: Arc::clone(&tools.engine) as Arc<dyn Engine>,
         pool: Arc::clone(&tools.pool),
         gate: Arc::clone(&tools.gate),
@@ -468,8 +489,9 @@ fn observer_of(config: &Config, tools: &Tools, state: level::Sender<EngineState>
         state,
         probe_every: config.engine.probe_every,
         backoff: config.backoff.clone(),
-        late: Arc::clone(late),
-    }
+        late: Arc::clone(&late),
+    };
+    (observer, late)
 }
 
 fn means_of(tools: &Tools) -> Means {
@@ -616,15 +638,23 @@ fn may_fork(config: &Config) -> bool {
     config.placeholder.image != PlaceholderImage::Embedded && config.engine.kind != EngineChoice::Native
 }
 
-fn gate(config: &Config, engine: &Arc<Paced>, source: Source) -> Gate {
-    Gate::new(Arc::clone(engine) as Arc<dyn Engine>, source, config.backoff.clone(), config.placeholder.prepare_timeout)
+fn gate(config: &Config, engine: &Arc<Paced>, source: Source, registry: &Arc<dyn Registry>) -> Gate {
+    let gate = Gate::new(Arc::clone(engine) as Arc<dyn Engine>, source, config.backoff.clone(), config.placeholder.prepare_timeout);
+    gate.kept_fresh(Policy::of(&config.images), Arc::clone(registry))
 }
 
 /// Without a container engine there are none.
-fn images(config: &Config, engine: &Arc<Paced>) -> Option<Images> {
-    let engine = Arc::clone(engine) as Arc<dyn Engine>;
+fn images(config: &Config, engine: &Arc<Paced>, registry: Arc<dyn Registry>, pool: &Arc<Pool>) -> Option<Images> {
     let credentials = CredentialSource::from_env(config.registries.clone());
-    (config.engine.kind != EngineChoice::Native).then(|| Images::new(&engine, credentials, &config.images, config.backoff.clone()))
+    if config.engine.kind == EngineChoice::Native {
+        return None;
+    }
+    let (cache, pool) = (
+        Cache::asking(registry, Arc::clone(engine) as Arc<dyn Engine>, credentials, config.images.clone(), config.backoff.clone()),
+        Arc::clone(pool),
+    );
+    cache.places().spare_while(move || pool.read(State::is_short));
+    Some(Images::new(cache, Arc::clone(engine) as Arc<dyn Engine>, &config.images))
 }
 
 /// The rate is for an engine that others use as well; the kernel has nobody to be spared for.

@@ -16,7 +16,8 @@
 //! # Words
 //! slot: a numbered place · buddy: the placeholder container in it · generation: pool-wide, strictly increasing number of a buddy · use: counts
 //! the hand-outs of a buddy · nanny: the task that keeps one slot filled · gate: lets one preparation of the placeholder image run for all, and
-//! closes again when the image is gone · pacer: rate and concurrency limit before engine mutations · engine: Docker, podman, or none (native), behind a trait ·
+//! closes again when the image is gone · pin: a container that never runs, and keeps that image where no buddy does · fresh: still what its registry has ·
+//! roll: replace, slot by slot, buddies of an earlier placeholder image · pacer: rate and concurrency limit before engine mutations · engine: Docker, podman, or none (native), behind a trait ·
 //! pool: the slots' states, the free lists, the leases · lease: one hand-out · holder: the peer that has it · owner: the name an agent gives itself ·
 //! joiner: a container or process in a buddy's namespaces (*live*: a process, or a running, paused or restarting container; *configured*: created
 //! or exited, could still start) · ledger: the journal of buddies and leases, for the next daemon · adopt: prove again what a predecessor had ·
@@ -29,7 +30,8 @@
 //! - **I1** Each slot is in exactly one state; all counts are derived from that one structure.
 //! - **I2** A use of a buddy has at most one lease. A release by an old, wrong or repeated token never touches another's. A late join by a lease's
 //!   name fails once the lease has ended.
-//! - **I3** Only nanny k (or, where no nanny is, recovery, minder and purge under the pool's lock) creates or removes containers of slot k. Nothing
+//! - **I3** Only nanny k (or, where no nanny is, recovery, minder and purge under the pool's lock) creates or removes containers of slot k, and only the pin its
+//!   own one, which is in no slot and never runs. Nothing
 //!   without our ownership labels and names is ever touched, nothing of another live pool: a lock, not a label, proves an owner dead.
 //! - **I4** Ready means started, alive by its pidfd, not paused, the same container id and start, in a network namespace of its own, furnished. Names, pids
 //!   and inode numbers are no identity: they come back.
@@ -48,13 +50,14 @@
 //!
 //! # Who may say what
 //! `bollard` only in `engine/docker*` · `governor` only in `engine/paced*` · netlink and other namespaces only in `netns/` · `tonic` only in
-//! `api/`, `client*` and where generated code needs it · the pool knows no engine, the ledger no pool, the api no nanny, a nanny no lease.
+//! `api/`, `client*` and where generated code needs it · `hyper_rustls` only in `image/registry` · the pool knows no engine, the ledger no pool, the api no nanny, a nanny no lease.
 //! `tests/layering.rs` holds the code to it.
 //!
 //! # Reading order
 //! [`pool::state`] (the picture of a slot's life) → [`ledger`] (what survives the daemon) → [`nanny`] (the story of one slot) → [`engine`] (what an
 //! engine is asked) → [`audit`] (what must agree) → [`daemon`] (assembly and stop) → [`api`] (what callers are told) → [`process`] (sockets and signals).
-//! Images: [`image::cache`] (one fetch for all who ask, and whose image it is).
+//! Images: [`image::cache`] (one fetch for all who ask, and whose image it is) → [`image::freshness`] (whether it is still what its registry has) →
+//! [`image::gate`] (the placeholder) → [`nanny::pin`] (that it stays) → [`mod@roll`] (that all buddies come from it).
 //! Networks of our own: [`netns::networks`] (addresses and links as nannies use them) → [`netns::managed`] (bridges, links, rules) →
 //! [`engine_networks`] (those whose bridge the engine makes for us).
 //! Without a container engine: [`engine::native`] (a buddy is a folder) → [`netns::folders`] (namespaces as files, to be joined by path) →
@@ -79,6 +82,7 @@ pub mod nanny;
 pub mod observer;
 pub mod recovery;
 pub mod renewal;
+pub mod roll;
 pub mod supervisor;
 
 mod causes;

@@ -29,6 +29,7 @@ use crate::engine::discover::{self, DiscoverError};
 use crate::engine::docker::Docker;
 use crate::engine::native::Native;
 use crate::engine::{Engine, NamespaceKind};
+use crate::image::freshness::unix;
 use crate::image::gate::Source;
 use crate::ledger::{Identity, Ledger, OpenError, Replayed, boot_id};
 use crate::level;
@@ -541,6 +542,7 @@ fn set_gauges(tools: &Tools, networks: &[String], ledger_error: &level::Receiver
     metrics::gauge!(metric::CORDONED).set(u8::from(cordoned));
     metrics::gauge!(metric::ENGINE_UP).set(u8::from(tools.engine_state.borrow().is_up()));
     metrics::gauge!(metric::IMAGE_READY).set(u8::from(tools.gate.state().image().is_some()));
+    metrics::gauge!(metric::PLACEHOLDER_STALE_SINCE).set(unix(tools.gate.state().stale().map(|stale| stale.since)));
     metrics::counter!(metric::STALE_MESSAGES).absolute(stale);
     metrics::counter!(metric::MISSES).absolute(usage.misses);
     metrics::gauge!(metric::BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1);

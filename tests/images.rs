@@ -46,6 +46,7 @@ on_both_engines!(
     a_registry_that_stays_busy_is_left_alone,
     an_image_that_one_may_pull_is_not_thereby_anothers,
     a_registry_that_has_no_such_image_is_asked_once,
+    a_tag_that_moves_is_followed_by_one_question,
 );
 
 /// A registry with one image that nobody else has, behind a proxy, and a cache on the engine.
@@ -53,7 +54,7 @@ struct Bench<'e> {
     host: &'e TestEngine,
     engine: Arc<dyn Engine>,
     proxy: Proxy,
-    _registry: TestRegistry,
+    registry: TestRegistry,
     cache: Cache,
     /// By which the image is fetched through the proxy.
     name: String,
@@ -65,6 +66,10 @@ impl<'e> Bench<'e> {
     }
 
     async fn with_attempts(host: &'e TestEngine, with_password: bool, attempts: u32) -> Self {
+        Self::with(host, with_password, config::Images { attempts, ..config::Images::default() }).await
+    }
+
+    async fn with(host: &'e TestEngine, with_password: bool, settings: config::Images) -> Self {
         let registry = TestRegistry::start(with_password);
         let local = format!("localhost/nspool-test-fn-{:x}:1", unique());
         let docker = Docker::connect(&host.endpoint(), Some(host.kind)).unwrap();
@@ -73,10 +78,20 @@ impl<'e> Bench<'e> {
         host.run(&["rmi", &local]);
         let proxy = Proxy::before(&registry.host).await;
         let engine = paced(docker);
-        let settings = config::Images { attempts, ..config::Images::default() };
-        let cache = Cache::new(Arc::clone(&engine), CredentialSource::new(Vec::new(), None), settings, config::Backoff::default());
+        // Where everybody may pull, nobody asks for it.
+        let account = config::Registry { host: proxy.host.clone(), username: USER.into(), password: PASSWORD.into() };
+        let own = if settings.freshness == config::Freshness::Always { vec![account] } else { Vec::new() };
+        let cache = Cache::new(Arc::clone(&engine), CredentialSource::new(own, None), settings, config::Backoff::default());
         let name = format!("{}/team/fn:1", proxy.host);
-        Self { host, engine, proxy, _registry: registry, cache, name }
+        Self { host, engine, proxy, registry, cache, name }
+    }
+
+    /// The registry has another image under the same name from now on.
+    async fn publish_anew(&self) {
+        let local = format!("localhost/nspool-test-fn-{:x}:1", unique());
+        self.engine.load_image(random_archive(&local, LAYER)).await.unwrap();
+        self.registry.push(self.host, &local, "team/fn:1");
+        self.host.run(&["rmi", &local]);
     }
 
     async fn ensure_by(&self, name: &str, credentials: Option<Credentials>) -> Result<Ensured, Failure> {
@@ -233,5 +248,38 @@ async fn a_registry_that_has_no_such_image_is_asked_once(host: &TestEngine) {
         assert!(asked.len() <= 4, "{asked:?}");
         assert_eq!(bench.ensure_by(&missing, None).await.unwrap_err().kind, Kind::Unknown);
         assert_eq!(bench.proxy.taken(), Vec::<String>::new());
+    }
+}
+
+async fn a_tag_that_moves_is_followed_by_one_question(host: &TestEngine) {
+    for with_password in [false, true] {
+        let bench =
+            Bench::with(host, with_password, config::Images { freshness: config::Freshness::Always, ..config::Images::default() }).await;
+        let first = bench.ensure().await.unwrap();
+        bench.proxy.taken();
+        let again = bench.ensure().await.unwrap();
+        assert_eq!((&again.id, again.fetched, &again.stale), (&first.id, false, &None));
+        let asked = bench.proxy.taken();
+        // Once more with the password that it wanted.
+        let head = "HEAD /v2/team/fn/manifests/1".to_owned();
+        assert_eq!(asked, vec![head; if with_password { 2 } else { 1 }]);
+
+        bench.publish_anew().await;
+        let outcomes = join_all((0..10).map(|_| bench.ensure())).await;
+        let next = outcomes[0].clone().unwrap();
+        assert!(outcomes.iter().all(|outcome| outcome.as_ref() == Ok(&next)), "{outcomes:?}");
+        assert!(next.fetched && next.id != first.id && next.digest != first.digest, "{next:?}, before {first:?}");
+        bench.is_here(&next).await;
+        println!("{}: requests for one that has changed: {}", host.kind, bench.proxy.taken().len());
+
+        bench.proxy.always(Some(Trouble::Busy { retry_after: 3600 }));
+        let stale = bench.ensure().await.unwrap();
+        assert_eq!((&stale.id, stale.fetched), (&next.id, false));
+        assert!(stale.stale.is_some_and(|stale| stale.why.contains("too many requests")));
+        bench.proxy.taken();
+        assert!(bench.ensure().await.unwrap().stale.is_some());
+        assert_eq!(bench.proxy.taken(), Vec::<String>::new(), "it is left alone");
+        bench.forget();
+        host.run(&["rmi", first.id.as_str().trim_start_matches("sha256:")]);
     }
 }

@@ -7,6 +7,8 @@
 mod audit;
 #[path = "lives/renewals.rs"]
 mod renewals;
+#[path = "lives/rolling.rs"]
+mod rolling;
 #[path = "lives/simulation.rs"]
 mod simulation;
 #[path = "lives/story.rs"]

@@ -17,6 +17,8 @@ use super::{Shared, image_builds, validate};
 use crate::engine::Credentials;
 use crate::image::build;
 use crate::image::cache::{Cache, Ensured, Failed, Failure, ImageState, Kind, Row, Told};
+use crate::image::freshness::Stale;
+use crate::image::gate::Placeholder;
 use crate::image::reference::Reference;
 use crate::level;
 use crate::proto;
@@ -91,9 +93,10 @@ impl ImageCache for ImageService {
     async fn list_images(&self, _: Request<proto::ListImagesRequest>) -> Result<Response<proto::ListImagesResponse>, Status> {
         let cache = self.cache()?;
         let all = self.shared.is_admin(self.peer);
-        let images = cache.images().into_iter().filter(|row| all || !row.private);
+        let own = self.shared.status.borrow().placeholder.clone().map(|(reference, shown)| placeholder(reference, &shown));
+        let images = cache.images().into_iter().filter(|row| all || !row.private).map(known).chain(own);
         let failures = cache.failures().into_iter().filter(|failed| all || !failed.private);
-        let (images, failures) = (images.map(known).collect(), failures.map(failure).collect());
+        let (images, failures) = (images.collect(), failures.map(failure).collect());
         let built = self.built().await;
         let (built_unknown, built) = (built.is_none(), built.unwrap_or_default().into_iter().map(image_builds::listed).collect());
         Ok(Response::new(proto::ListImagesResponse { images, failures, built, built_unknown }))
@@ -151,13 +154,15 @@ fn progress(told: &Told) -> proto::FetchProgress {
 }
 
 fn image(reference: &Reference, ensured: Ensured) -> proto::EnsuredImage {
-    let Ensured { id, digest, fetched } = ensured;
-    proto::EnsuredImage { id: id.to_string(), digest, fetched, reference: reference.to_string() }
+    let Ensured { id, digest, fetched, stale } = ensured;
+    let stale_since = stale.map(|stale| stale.since.into());
+    proto::EnsuredImage { id: id.to_string(), digest, fetched, reference: reference.to_string(), stale_since }
 }
 
 fn known(row: Row) -> proto::KnownImage {
-    let Row { reference, private, state, since } = row;
-    let image = proto::KnownImage { reference, private, since: Some(since.into()), ..proto::KnownImage::default() };
+    let Row { reference, private, state, since, checked, stale } = row;
+    let checked = checked.map(Into::into);
+    let image = with_age(proto::KnownImage { reference, private, since: Some(since.into()), checked, ..Default::default() }, stale);
     match state {
         ImageState::Fetching => proto::KnownImage { state: "fetching".to_owned(), ..image },
         ImageState::Present(Ensured { id, digest, .. }) => {
@@ -167,6 +172,17 @@ fn known(row: Row) -> proto::KnownImage {
             proto::KnownImage { state: "failed".to_owned(), failure: kind.word().to_owned(), error: why.to_string(), ..image }
         }
     }
+}
+
+fn with_age(image: proto::KnownImage, stale: Option<Stale>) -> proto::KnownImage {
+    let Some(Stale { since, why }) = stale else { return image };
+    proto::KnownImage { stale_since: Some(since.into()), stale_why: why.to_string(), ..image }
+}
+
+fn placeholder(reference: String, shown: &Placeholder) -> proto::KnownImage {
+    let Placeholder { id, digest, since, stale } = shown.clone();
+    let (id, state, since) = (id.to_string(), "present".to_owned(), Some(since.into()));
+    with_age(proto::KnownImage { reference, id, digest, state, since, placeholder: true, ..Default::default() }, stale)
 }
 
 fn failure(failed: Failed) -> proto::ImageFailure {

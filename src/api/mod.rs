@@ -44,6 +44,7 @@ use crate::config;
 use crate::config::Builders;
 use crate::engine::{EngineInfo, NamespaceKind};
 use crate::image::Images;
+use crate::image::gate::Placeholder;
 use crate::level;
 use crate::pool::{ConnectionId, Moment, Pool, SlotIndex};
 
@@ -142,8 +143,10 @@ pub struct DaemonStatus {
     pub engine_info: Option<EngineInfo>,
     /// The placeholder's.
     pub image: ImageState,
-    /// Why there is no image; empty when nothing is wrong.
+    /// Why there is no image, or nobody can tell whether it is fresh; empty when nothing is wrong.
     pub image_error: String,
+    /// By which reference, and what it is, while it is there.
+    pub placeholder: Option<(String, Placeholder)>,
     /// Why no lease can be recorded; empty when nothing is wrong.
     pub ledger_error: String,
 }

@@ -8,7 +8,7 @@ use super::sight::{Process, Sight};
 use super::{Finding, Found, Kind, Mend};
 use crate::engine::{ContainerId, ContainerStatus, ContainerSummary};
 use crate::ledger::Table;
-use crate::nanny::buddy::{Breed, LABEL_POOL};
+use crate::nanny::buddy::{Breed, LABEL_POOL, PIN_SLOT};
 use crate::netns::NamespaceId;
 use crate::pool::state::SlotState;
 use crate::pool::{Namespace, SlotIndex, SlotView};
@@ -175,6 +175,8 @@ fn containers(sight: &Sight, breed: &Breed, found: &mut Vec<Found>) {
             continue;
         }
         match breed.owned(&container.name, &container.labels) {
+            // It keeps the placeholder image, and is in no slot.
+            Some(owner) if owner.slot == PIN_SLOT && owner.instance == breed.instance => {}
             Some(owner) if at_work.contains(&(owner.slot, owner.generation)) => {}
             Some(_) => found.push(orphan(container)),
             None => {

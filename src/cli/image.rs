@@ -83,12 +83,13 @@ struct EnsuredView {
     id: String,
     digest: String,
     fetched: bool,
+    stale_since: String,
 }
 
 impl From<proto::EnsuredImage> for EnsuredView {
     fn from(image: proto::EnsuredImage) -> Self {
-        let proto::EnsuredImage { id, digest, fetched, reference } = image;
-        Self { reference, id, digest, fetched }
+        let proto::EnsuredImage { id, digest, fetched, reference, stale_since } = image;
+        Self { reference, id, digest, fetched, stale_since: views::time(stale_since.as_ref()) }
     }
 }
 
@@ -123,8 +124,14 @@ struct ImageView {
     failure: String,
     error: String,
     private: bool,
+    placeholder: bool,
+    checked: String,
+    stale_since: String,
+    stale_why: String,
     #[serde(skip)]
     age: String,
+    #[serde(skip)]
+    stale_for: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -224,7 +231,11 @@ fn progress_text(reference: &str, progress: &proto::FetchProgress) -> String {
 
 fn images_text(images: &[EnsuredView]) -> String {
     let row = |image: &EnsuredView| {
-        let how = if image.fetched { "fetched" } else { "was here" };
+        let how = match (image.fetched, image.stale_since.is_empty()) {
+            (true, _) => "fetched",
+            (false, true) => "was here",
+            (false, false) => "was here, may be old",
+        };
         vec![image.reference.clone(), how.to_owned(), image.id.clone(), image.digest.clone()]
     };
     table(&["reference", "", "id", "digest"], images.iter().map(row).collect())
@@ -242,6 +253,11 @@ async fn list(globals: &Globals, args: &List) -> anyhow::Result<ExitCode> {
         failure: image.failure,
         error: image.error,
         private: image.private,
+        placeholder: image.placeholder,
+        checked: views::time(image.checked.as_ref()),
+        stale_since: views::time(image.stale_since.as_ref()),
+        stale_for: views::age(image.stale_since.as_ref()),
+        stale_why: image.stale_why,
     };
     let failure = |failed: proto::ImageFailure| FailureView {
         at: views::time(failed.at.as_ref()),
@@ -280,8 +296,13 @@ fn list_text(view: &ListView, args: &List) -> String {
     }
     if !args.failures {
         let row = |image: &ImageView| {
-            let note = if image.error.is_empty() { image.digest.clone() } else { image.error.clone() };
-            vec![image.reference.clone(), image.state.clone(), image.age.clone(), whose(image.private), image.id.clone(), note]
+            let note = match (image.error.is_empty(), image.stale_since.is_empty()) {
+                (false, _) => image.error.clone(),
+                (true, false) => format!("may be old, for {}: {}", image.stale_for, image.stale_why),
+                (true, true) => image.digest.clone(),
+            };
+            let whose = if image.placeholder { "the pool".to_owned() } else { whose(image.private) };
+            vec![image.reference.clone(), image.state.clone(), image.age.clone(), whose, image.id.clone(), note]
         };
         return table(&["reference", "state", "since", "for", "id", "note"], view.images.iter().map(row).collect());
     }

@@ -251,6 +251,12 @@ pub struct Images {
     pub attempts: u32,
     /// Fetches that ask registries at once.
     pub concurrent: u32,
+    /// The same while the pool has less ready than it should.
+    pub concurrent_while_filling: u32,
+    /// When a registry is asked whether what is here is still what it has.
+    pub freshness: Freshness,
+    /// With [`Freshness::Ttl`]: how long nobody asks.
+    pub fresh_for: Duration,
     /// Images that may be looked for, fetched and waited for at once.
     pub queue: u32,
     /// How long a registry is not asked again after a no that will be the same.
@@ -296,6 +302,9 @@ impl Default for Images {
             fetch_timeout: Duration::from_secs(600),
             attempts: 5,
             concurrent: 3,
+            concurrent_while_filling: 1,
+            freshness: Freshness::Ttl,
+            fresh_for: Duration::from_secs(6 * 3600),
             queue: 256,
             failed_for: Duration::from_secs(30),
             remember: 1024,
@@ -304,6 +313,38 @@ impl Default for Images {
             context_limit: 1 << 30,
             spool: PathBuf::from("/var/tmp"),
             builders: Builders::Operators,
+        }
+    }
+}
+
+/// See [`Images::freshness`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freshness {
+    /// Each time somebody asks for it.
+    Always,
+    /// When it was not asked for a while.
+    Ttl,
+    /// Never.
+    Never,
+}
+
+impl Freshness {
+    /// As it is written.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Always => "always",
+            Self::Ttl => "ttl",
+            Self::Never => "never",
+        }
+    }
+
+    /// [`Freshness::word`] read back; any other word is the default.
+    pub(crate) fn of(word: &str) -> Self {
+        match word {
+            "always" => Self::Always,
+            "never" => Self::Never,
+            _ => Self::Ttl,
         }
     }
 }

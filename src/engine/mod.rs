@@ -73,6 +73,14 @@ macro_rules! string_id {
 string_id!(ContainerId);
 string_id!(ImageId);
 
+impl ImageId {
+    /// Without `sha256:`, which Docker writes in front and podman not everywhere.
+    #[must_use]
+    pub fn bare(&self) -> &str {
+        self.0.strip_prefix("sha256:").unwrap_or(&self.0)
+    }
+}
+
 /// Which program answers behind the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EngineKind {

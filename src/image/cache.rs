@@ -5,7 +5,8 @@
 //!              │ no: a task of the cache's
 //!              ▼
 //!           look ─ here, and everybody's ─► its id and digest
-//!              │ not here, or somebody's own
+//!              │             (its time is up: the registry is asked by one HEAD, see [`freshness`](super::freshness))
+//!              │ not here, somebody's own, or the registry has another one by now
 //!              ▼
 //!           failed for good a moment ago? ─► told again
 //!              │ no
@@ -23,6 +24,8 @@
 //!   a caller's credentials, and has no other name yet, gets one more name in the engine, [`PRIVATE`]`:<id>`: as long as it has that, a call without credentials is answered after the
 //!   registry was asked by the daemon's own. So nothing has to be remembered over restarts or reboots, the operator sees it, and taking the name away
 //!   (`docker rmi`) makes the image everybody's. What is here by the operator's own doing (pulled, built or loaded) is everybody's who may call.
+//! - An image that is here and everybody's is as fresh as `[images] freshness` says; one that cannot be asked about, or whose new one cannot be had, serves on
+//!   ([`Ensured::stale`]).
 //! - Credentials are in no key, list, log, metric or error: a key holds an [`Identity`].
 //! - Failures that will be the same next time are told again for a while (`[images] failed_for`) to the same identity, without asking the registry. The last
 //!   ones are kept for the operator.
@@ -31,8 +34,7 @@
 //! · a stop (fetches are cut off, which ends the engine's pulls too) · a daemon that is killed after a pull and before the image has its name: the image
 //! is everybody's then.
 //!
-//! It deliberately does not know the placeholder's gate, leases, or who calls; never removes an image; and moves no tag for calls without credentials whose
-//! image is here.
+//! It deliberately does not know the placeholder's gate, leases, or who calls; and never removes an image.
 
 mod fetch;
 mod memory;
@@ -45,7 +47,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -55,8 +56,11 @@ pub use self::memory::{Failed, ImageState, Row};
 pub use self::progress::Progress;
 use self::whose::Identities;
 pub use self::whose::{Identity, Whose};
+use super::freshness::{Checks, Stale};
+use super::places::Places;
 use super::pull::CredentialSource;
 use super::reference::{Reference, repository_of};
+use super::registry::{Client, Registry};
 use crate::config;
 use crate::engine::{Credentials, Engine, EngineError, ErrorClass, Image, ImageId};
 use crate::level;
@@ -74,6 +78,8 @@ pub struct Ensured {
     pub digest: String,
     /// The registry was asked for it, now.
     pub fetched: bool,
+    /// It may be an old one: nobody can tell.
+    pub stale: Option<Stale>,
 }
 
 /// What became of a fetch that came to nothing.
@@ -201,13 +207,14 @@ pub struct Cache(Arc<Inner>);
 
 struct Inner {
     engine: Arc<dyn Engine>,
+    registry: Arc<dyn Registry>,
     credentials: CredentialSource,
     settings: config::Images,
     backoff: config::Backoff,
     identities: Identities,
     table: Mutex<Table>,
     /// For fetches that ask the registry.
-    places: Semaphore,
+    places: Places,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -215,6 +222,7 @@ struct Inner {
 struct Table {
     under_way: HashMap<Key, level::Receiver<Told>>,
     memory: Memory,
+    checks: Checks,
     unnamed: Unnamed,
 }
 
@@ -269,19 +277,38 @@ impl Cache {
     /// Knows nothing yet, and does nothing until it is asked. `engine` is a paced one.
     #[must_use]
     pub fn new(engine: Arc<dyn Engine>, credentials: CredentialSource, settings: config::Images, backoff: config::Backoff) -> Self {
-        let memory = Memory::new(&settings);
-        let places = Semaphore::new(settings.concurrent.max(1) as usize);
+        Self::asking(Arc::new(Client::default()), engine, credentials, settings, backoff)
+    }
+
+    /// The same with somebody else than the registries themselves to ask what they have.
+    #[must_use]
+    pub fn asking(
+        registry: Arc<dyn Registry>,
+        engine: Arc<dyn Engine>,
+        credentials: CredentialSource,
+        settings: config::Images,
+        backoff: config::Backoff,
+    ) -> Self {
+        let (memory, checks) = (Memory::new(&settings), Checks::new(&settings));
+        let places = Places::new(settings.concurrent, settings.concurrent_while_filling);
         Self(Arc::new(Inner {
             engine,
+            registry,
             credentials,
             settings,
             backoff,
             identities: Identities::new(),
-            table: Mutex::new(Table { under_way: HashMap::default(), memory, unnamed: Unnamed::default() }),
+            table: Mutex::new(Table { under_way: HashMap::default(), memory, checks, unnamed: Unnamed::default() }),
             places,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         }))
+    }
+
+    /// Those that its fetches have, for all else that is as heavy.
+    #[must_use]
+    pub fn places(&self) -> &Places {
+        &self.0.places
     }
 
     /// Sees to it that an image is here and may be used by whoever has these credentials; `None`: the daemon's own. What comes back follows the fetch, which
@@ -305,16 +332,17 @@ impl Cache {
         following
     }
 
-    /// Among the fetches that ask registries: a turn for something that burdens the engine as much. Cancel safe.
-    pub(super) async fn place(&self) -> Option<SemaphorePermit<'_>> {
-        // The semaphore is never closed, so there always is one.
-        self.0.places.acquire().await.ok()
-    }
-
     /// What is known of each image that was asked for, in the order of references; bounded by `[images] remember`.
     #[must_use]
     pub fn images(&self) -> Vec<Row> {
-        self.0.table.lock().memory.rows()
+        let table = self.0.table.lock();
+        let mut rows = table.memory.rows();
+        // What callers ask for by their own credentials is asked for each time.
+        for row in rows.iter_mut().filter(|row| !row.private && matches!(row.state, ImageState::Present(_))) {
+            let check = Reference::parse(&row.reference).ok().and_then(|reference| table.checks.of(&reference).cloned());
+            (row.checked, row.stale) = check.map_or((None, None), |check| (check.checked, check.stale));
+        }
+        rows
     }
 
     /// The last failures, the latest first; bounded by `[images] keep_failures`.

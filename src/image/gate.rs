@@ -5,29 +5,39 @@
 //!
 //! ```text
 //! Unknown ─► Preparing ─there─► Ready ─image_gone─► Preparing
-//!              │    ▲             └─ nudge: looked up, still there: stays Ready
-//!          failed   │ after a jittered backoff, or at once on a nudge
-//!              ▼    │
-//!              Failed
+//!              │    ▲             ├─ nudge: looked up, still there: stays Ready
+//!          failed   │ after a     └─ its time is up (`freshness`): the registry is asked; it has another one: Ready, with that
+//!              ▼    │ jittered
+//!              Failed backoff, or at once on a nudge
 //! ```
 //!
+//! An image that only lost its name (`docker rmi` of a tag) gets it back, without a pull. One that the registry has anew is pulled beside the old
+//! one, which the gate stays open with until then; who keeps slots sees the other id and rolls.
+//!
 //! What can go wrong: the engine is away, the registry says no, the disk is full, the deadline passes. None of it is fatal. The gate stays
-//! closed, keeps the words for health and usage, and tries again for as long as the daemon lives.
+//! closed, keeps the words for health and usage, and tries again for as long as the daemon lives. Of an open one's freshness nothing closes it.
 //!
 //! It deliberately does not know nannies or slots, and never removes an image: one that nobody needs any more is the operator's.
 
+mod fresh;
+
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::fresh::KeptFresh;
+use super::freshness::{Policy, Stale};
 use super::placeholder::Archive;
 use super::pull::{self, CredentialSource};
+use super::reference::Reference;
+use super::registry::Registry;
 use crate::config;
-use crate::engine::{Engine, EngineError, ErrorClass, ImageId};
+use crate::engine::{Engine, EngineError, ErrorClass, Image, ImageId};
 use crate::level;
 
 /// Where the placeholder image comes from.
@@ -35,7 +45,7 @@ use crate::level;
 pub enum Source {
     /// Loaded from nspool itself.
     Embedded(Archive),
-    /// Pulled when the engine has it not. What the engine has is never replaced by something newer.
+    /// Pulled when the engine has it not, and as often as [`Gate::kept_fresh`] says.
     Reference {
         /// e.g. `busybox:1.36`.
         reference: String,
@@ -78,8 +88,8 @@ pub enum GateState {
         /// The failure before this attempt, so that what is told does not flicker.
         after: Option<Failure>,
     },
-    /// There, under this id. Exits: Preparing, and Failed when a look at it fails.
-    Ready(ImageId),
+    /// There. Exits: Preparing, and Failed when a look at it fails.
+    Ready(Placeholder),
     /// Not to be had; tried again. Exit: Preparing.
     Failed(Failure),
 }
@@ -98,10 +108,32 @@ impl GateState {
     #[must_use]
     pub fn image(&self) -> Option<&ImageId> {
         match self {
-            Self::Ready(image) => Some(image),
+            Self::Ready(placeholder) => Some(&placeholder.id),
             Self::Unknown | Self::Preparing { .. } | Self::Failed(_) => None,
         }
     }
+
+    /// Since when nobody can tell whether the open gate's image is still what the registry has.
+    #[must_use]
+    pub fn stale(&self) -> Option<&Stale> {
+        match self {
+            Self::Ready(placeholder) => placeholder.stale.as_ref(),
+            Self::Unknown | Self::Preparing { .. } | Self::Failed(_) => None,
+        }
+    }
+}
+
+/// The image of an open gate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placeholder {
+    /// By which buddies are created.
+    pub id: ImageId,
+    /// Of its manifest in the reference's repository; empty if it never was in one.
+    pub digest: String,
+    /// Since when the gate is open with it.
+    pub since: SystemTime,
+    /// Since when the registry could not be asked, though it was time to.
+    pub stale: Option<Stale>,
 }
 
 impl fmt::Display for GateState {
@@ -135,6 +167,9 @@ pub struct Gate {
     backoff: config::Backoff,
     prepare_timeout: Duration,
     state: level::Sender<GateState>,
+    /// What it was open with last: to be found again when it has lost its name.
+    had: Mutex<Option<Image>>,
+    fresh: Option<KeptFresh>,
     /// Kept until the gate is open again, where it means one more look.
     gone: Notify,
     nudged: Notify,
@@ -145,7 +180,20 @@ impl Gate {
     #[must_use]
     pub fn new(engine: Arc<dyn Engine>, source: Source, backoff: config::Backoff, prepare_timeout: Duration) -> Self {
         let state = level::Sender::new(GateState::Unknown);
-        Self { engine, source, backoff, prepare_timeout, state, gone: Notify::new(), nudged: Notify::new() }
+        let (gone, nudged) = (Notify::new(), Notify::new());
+        Self { engine, source, backoff, prepare_timeout, state, had: Mutex::default(), fresh: None, gone, nudged }
+    }
+
+    /// Asks the registry by `policy` whether the image that is here is still what it has. Before this: never.
+    #[must_use]
+    pub fn kept_fresh(mut self, policy: Policy, registry: Arc<dyn Registry>) -> Self {
+        self.fresh = match &self.source {
+            Source::Embedded(_) => None,
+            Source::Reference { reference, credentials } => {
+                Reference::parse(reference).ok().and_then(|reference| KeptFresh::new(reference, credentials.clone(), registry, policy))
+            }
+        };
+        self
     }
 
     /// The image's reference, for logs and labels.
@@ -181,7 +229,7 @@ impl Gate {
     /// gate if it stands open for that image, until the engine was looked at. Another image's id does nothing.
     pub fn image_gone(&self, id: &str) {
         let closed = self.state.send_if_modified(|state| {
-            let ours = state.image().is_some_and(|image| digest(image.as_str()) == digest(id));
+            let ours = state.image().is_some_and(|image| image.bare() == ImageId::from(id).bare());
             if ours {
                 *state = GateState::Preparing { after: None };
             }
@@ -201,35 +249,49 @@ impl Gate {
     /// Keeps the image there until `stop`, which cuts off a pull under way. One task runs this, once per gate: this is what makes the
     /// preparation single.
     pub async fn run(&self, stop: CancellationToken) {
+        stop.run_until_cancelled(self.keep()).await;
+    }
+
+    async fn keep(&self) {
         let mut failures = 0;
         self.state.send_replace(GateState::Preparing { after: None });
         loop {
-            let prepared = tokio::select! {
-                biased;
-                () = stop.cancelled() => return,
-                prepared = self.prepare_in_time() => prepared,
-            };
-            let wait = match prepared {
+            match self.prepare_in_time().await {
                 Ok(image) => {
                     failures = 0;
                     self.open(image);
-                    None
+                    self.rest().await;
                 }
                 Err(error) => {
                     failures += 1;
                     let wait = super::jittered(self.backoff.first, self.backoff.longest, failures);
                     self.fail(&error, wait);
-                    Some(wait)
+                    tokio::select! {
+                        biased;
+                        () = self.nudged.notified() => {}
+                        () = tokio::time::sleep(wait) => {}
+                    }
                 }
-            };
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => return,
-                () = self.nudged.notified() => {}
-                () = self.gone.notified(), if wait.is_none() => {}
-                () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {}
             }
             self.begin();
+        }
+    }
+
+    /// Open, until there is reason for another look.
+    async fn rest(&self) {
+        loop {
+            tokio::select! {
+                biased;
+                () = self.nudged.notified() => return,
+                () = self.gone.notified() => return,
+                () = async { match &self.fresh { Some(fresh) => fresh.due().await, None => std::future::pending().await } } => {}
+            }
+            tokio::select! {
+                biased;
+                // Those who wait need what there was, at once: a new one has time.
+                () = self.gone.notified() => return,
+                changed = self.freshen() => if changed { return },
+            }
         }
     }
 
@@ -244,14 +306,33 @@ impl Gate {
         });
     }
 
-    fn open(&self, image: ImageId) {
+    fn open(&self, mut image: Image) {
+        {
+            let mut had = self.had.lock();
+            // With a repository's last tag Docker forgets the digest as well, and the gate would not know any more that it came from there.
+            let before = had.take().filter(|before| before.id == image.id);
+            let lost = before.into_iter().flat_map(|before| before.digests).filter(|digest| !image.digests.contains(digest));
+            let lost: Vec<String> = lost.collect();
+            image.digests.extend(lost);
+            *had = Some(image.clone());
+        }
+        let digest = Reference::parse(self.reference()).map(|reference| reference.digest_of(&image)).unwrap_or_default();
+        let id = image.id.clone();
+        if let Some(fresh) = &self.fresh {
+            fresh.sees(image);
+        }
         let opened = self.state.send_if_modified(|state| {
-            let differs = state.image() != Some(&image);
-            *state = GateState::Ready(image.clone());
+            let differs = state.image() != Some(&id);
+            // Another one was asked for just now.
+            let (since, stale) = match state {
+                GateState::Ready(same) if !differs => (same.since, same.stale.clone()),
+                GateState::Ready(_) | GateState::Unknown | GateState::Preparing { .. } | GateState::Failed(_) => (SystemTime::now(), None),
+            };
+            *state = GateState::Ready(Placeholder { id: id.clone(), digest: digest.clone(), since, stale });
             differs
         });
         if opened {
-            tracing::info!(reference = self.reference(), %image, "the placeholder image is ready");
+            tracing::info!(reference = self.reference(), image = %id, digest, "the placeholder image is ready");
         }
     }
 
@@ -266,15 +347,15 @@ impl Gate {
         });
     }
 
-    async fn prepare_in_time(&self) -> Result<ImageId, EngineError> {
+    async fn prepare_in_time(&self) -> Result<Image, EngineError> {
         let answer = tokio::time::timeout(self.prepare_timeout, self.prepare()).await;
         answer.unwrap_or_else(|_| Err(EngineError::deadline("prepare", self.reference(), self.prepare_timeout)))
     }
 
-    /// Looks the image up; not there: gets it, and looks again.
-    async fn prepare(&self) -> Result<ImageId, EngineError> {
+    /// Looks the image up; not there: gives it its name back, or gets it, and looks again.
+    async fn prepare(&self) -> Result<Image, EngineError> {
         let reference = self.reference();
-        if let Some(image) = self.engine.image_id(reference).await? {
+        if let Some(image) = self.engine.image(reference).await? {
             return Ok(image);
         }
         self.state.send_if_modified(|state| {
@@ -284,11 +365,19 @@ impl Gate {
             }
             open
         });
+        if let Some(image) = self.named_again().await? {
+            return Ok(image);
+        }
         match &self.source {
             Source::Embedded(archive) => self.engine.load_image(archive.bytes().to_vec()).await?,
-            Source::Reference { credentials, .. } => pull::by_source(&*self.engine, reference, credentials, &|_| {}).await?,
+            Source::Reference { credentials, .. } => {
+                pull::by_source(&*self.engine, reference, credentials, &|_| {}).await?;
+                if let Some(fresh) = &self.fresh {
+                    fresh.asked();
+                }
+            }
         }
-        self.engine.image_id(reference).await?.ok_or_else(|| EngineError {
+        self.engine.image(reference).await?.ok_or_else(|| EngineError {
             operation: "prepare",
             class: ErrorClass::ImageMissing,
             subject: reference.to_owned(),
@@ -296,11 +385,24 @@ impl Gate {
             status: None,
         })
     }
-}
 
-/// Docker writes `sha256:` in front, podman does not everywhere.
-fn digest(id: &str) -> &str {
-    id.strip_prefix("sha256:").unwrap_or(id)
+    /// The image that the gate was open with, if all that is missing is its name. A digest is no name that could be given.
+    async fn named_again(&self) -> Result<Option<Image>, EngineError> {
+        let Some(id) = self.had.lock().as_ref().map(|image| image.id.clone()) else { return Ok(None) };
+        let reference = Reference::parse(self.reference()).ok();
+        let Some((repository, tag)) = reference.as_ref().and_then(Reference::tagged) else { return Ok(None) };
+        if self.engine.image(id.as_str()).await?.is_none() {
+            return Ok(None);
+        }
+        let named = self.engine.tag_image(&id, repository, tag).await;
+        let (reference, image) = (self.reference(), &id);
+        match named {
+            Ok(()) => tracing::info!(reference, %image, "the placeholder image had lost its name, and has it again"),
+            // It may have gone for good meanwhile: got anew, then.
+            Err(error) => tracing::warn!(reference, %image, %error, "the placeholder image has lost its name"),
+        }
+        self.engine.image(reference).await
+    }
 }
 
 #[cfg(test)]

@@ -1,25 +1,27 @@
 //! Images: the placeholder, prepared once for all slots behind a gate that closes again, and those that callers ask for, fetched once for all who ask.
 //!
 //! [`placeholder`] makes the embedded image; [`gate`] sees to it that an image is there before a nanny creates from it, and that only one
-//! preparation runs, whoever waits (I5); [`cache`] does the same for any image, asked for by a [`mod@reference`]; [`build`] builds them; [`pull`] finds the credentials that a pull
-//! needs. None of them knows slots, leases or nannies.
+//! preparation runs, whoever waits (I5); [`cache`] does the same for any image, asked for by a [`mod@reference`]; [`freshness`] says when a [`registry`] is asked
+//! whether that is still what it has; [`build`] builds them; [`pull`] finds the credentials that a pull needs. None of them knows slots, leases or nannies.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use self::build::Builds;
 use self::cache::Cache;
-use self::pull::CredentialSource;
 use crate::config;
 use crate::engine::Engine;
 use crate::random;
 
 pub mod build;
 pub mod cache;
+pub mod freshness;
 pub mod gate;
 pub mod placeholder;
+pub mod places;
 pub mod pull;
 pub mod reference;
+pub mod registry;
 
 /// Those that callers ask for, fetched and built. Clones share everything.
 #[derive(Clone)]
@@ -33,9 +35,8 @@ pub struct Images {
 impl Images {
     /// `engine` is a paced one.
     #[must_use]
-    pub fn new(engine: &Arc<dyn Engine>, credentials: CredentialSource, settings: &config::Images, backoff: config::Backoff) -> Self {
-        let cache = Cache::new(Arc::clone(engine), credentials, settings.clone(), backoff);
-        let builds = Builds::new(Arc::clone(engine), cache.clone(), settings.clone());
+    pub fn new(cache: Cache, engine: Arc<dyn Engine>, settings: &config::Images) -> Self {
+        let builds = Builds::new(engine, cache.clone(), settings.clone());
         Self { cache, builds }
     }
 

@@ -82,15 +82,60 @@ impl Reference {
         repository_of(&self.0)
     }
 
+    /// What stands behind the repository: the digest, if there is one, else the tag.
+    #[must_use]
+    pub fn version(&self) -> &str {
+        match self.0.split_once('@') {
+            Some((_, digest)) => digest,
+            None => split_tag(&self.0).1.unwrap_or_default(),
+        }
+    }
+
+    /// It names one image for ever.
+    #[must_use]
+    pub fn is_pinned(&self) -> bool {
+        self.0.contains('@')
+    }
+
+    /// Repository and tag, as they are written; `None` where there is no tag, or a digest beside it.
+    #[must_use]
+    pub fn tagged(&self) -> Option<(&str, &str)> {
+        if self.is_pinned() {
+            return None;
+        }
+        let (name, tag) = split_tag(&self.0);
+        tag.map(|tag| (name, tag))
+    }
+
+    /// The same repository's image of that digest.
+    #[must_use]
+    pub fn at(&self, digest: &str) -> Self {
+        let named = self.0.split('@').next().unwrap_or_default();
+        Self(format!("{}@{digest}", split_tag(named).0).into())
+    }
+
+    /// The image came from this reference's repository, by a manifest of this digest among others.
+    #[must_use]
+    pub fn has(&self, image: &Image, digest: &str) -> bool {
+        self.digests(image).any(|known| known == digest)
+    }
+
+    /// The image came from this reference's repository.
+    #[must_use]
+    pub fn is_origin_of(&self, image: &Image) -> bool {
+        self.digests(image).next().is_some()
+    }
+
+    fn digests<'a>(&self, image: &'a Image) -> impl Iterator<Item = &'a str> {
+        let here = image.digests.iter().filter(|digest| repository_of(digest) == self.repository());
+        here.filter_map(|digest| digest.split_once('@').map(|(_, digest)| digest))
+    }
+
     /// The digest by which that image is known under this reference; empty if it is not known by any.
     #[must_use]
     pub fn digest_of(&self, image: &Image) -> String {
         let own = self.0.split_once('@').map(|(_, digest)| digest);
-        let known = || {
-            let here = image.digests.iter().find(|digest| repository_of(digest) == self.repository())?;
-            here.split_once('@').map(|(_, digest)| digest)
-        };
-        own.or_else(known).unwrap_or_default().to_owned()
+        own.or_else(|| self.digests(image).next()).unwrap_or_default().to_owned()
     }
 }
 
@@ -172,6 +217,24 @@ mod tests {
         ] {
             let reference = Reference::parse(text).unwrap();
             assert_eq!((reference.as_str(), reference.repository()), (complete, repository), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_may_move_and_what_may_not_is_told_apart() {
+        let pinned = format!("q.io:5000/a:1@{DIGEST}");
+        for (text, version, tagged) in [
+            ("busybox", "latest", Some(("busybox", "latest"))),
+            ("q.io:5000/a/b:1", "1", Some(("q.io:5000/a/b", "1"))),
+            (&*pinned, DIGEST, None),
+            (&*format!("a@{DIGEST}"), DIGEST, None),
+        ] {
+            let reference = Reference::parse(text).unwrap();
+            assert_eq!((reference.version(), reference.tagged()), (version, tagged), "{text}");
+            assert_eq!(reference.is_pinned(), tagged.is_none(), "{text}");
+        }
+        for text in ["q.io:5000/a:1", "q.io:5000/a", &pinned] {
+            assert_eq!(Reference::parse(text).unwrap().at(DIGEST).as_str(), format!("q.io:5000/a@{DIGEST}"));
         }
     }
 

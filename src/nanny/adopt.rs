@@ -104,9 +104,14 @@ impl Nanny {
             slot = self.slot, generation = key.generation, use_number = key.use_number, namespace_id = buddy.name, container = %buddy.id,
             inside = inside.join(", "), "buddy adopted"
         );
+        let image = buddy.facts.image.clone();
         self.buddy = Some(buddy);
         self.tools.trust.earn();
-        self.tools.pool.with(|state, now| state.proven(now, key, inside.is_empty()));
+        self.tools.pool.with(|state, now| {
+            state.made_of(self.slot, image.bare());
+            state.proven(now, key, inside.is_empty());
+        });
+        self.tools.made.notify_one();
     }
 
     async fn ask_again(&mut self, order: &Order, error: String) {

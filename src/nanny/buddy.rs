@@ -23,6 +23,8 @@ pub const LABEL_SLOT: &str = "nspool.slot";
 pub const LABEL_GENERATION: &str = "nspool.generation";
 /// The version that made it.
 pub const LABEL_VERSION: &str = "nspool.version";
+/// The slot that a container says which is in none: it keeps the placeholder image ([`super::pin`]).
+pub const PIN_SLOT: u32 = u32::MAX;
 /// On a function's container: which namespace it was started for.
 pub const LABEL_NAMESPACE_ID: &str = "nspool.namespace_id";
 
@@ -128,6 +130,15 @@ impl Breed {
             Afterwards::Renew => spec.renewable(),
             Afterwards::Retire | Afterwards::Verify | Afterwards::Reuse => spec,
         }
+    }
+
+    /// How to create a container that only keeps the image: it is never started.
+    #[must_use]
+    pub fn pin(&self, random: u32, image: &ImageId) -> BuddySpec {
+        let name = self.name(PIN_SLOT, 0, 1, random);
+        let (network, user) = ("none".to_owned(), self.user.clone());
+        let namespaces = vec![NamespaceKind::Net];
+        BuddySpec { network, user, namespaces, ipv6: false, flavour: Flavour::Fixed, ..self.spec(PIN_SLOT, 0, 0, &name, image) }
     }
 
     /// Whose a container is; `None`: not this pool's, and not to be touched.
@@ -251,6 +262,17 @@ mod tests {
             .map(|(key, value)| (format!("nspool.{key}"), value.to_owned()));
         let ours = Ownership { instance: "i".into(), slot: 7, generation: 1042 };
         assert_eq!(breed().owned("nspool-a-b-7-1042-3-00000abc", &labels.into()), Some(ours));
+    }
+
+    #[test]
+    fn a_pin_is_ours_and_may_do_nothing() {
+        let mut breed = breed();
+        breed.networks[0] = Wiring { furnished: true, ipv6: true, afterwards: Afterwards::Renew, name: "own".into() };
+        let pin = breed.pin(7, &ImageId::from("sha256:1"));
+        let ours = Some(Ownership { instance: "i".into(), slot: PIN_SLOT, generation: 0 });
+        assert_eq!(breed.owned(&pin.name, &pin.labels), ours);
+        assert_eq!((pin.flavour, pin.network.as_str(), pin.user.as_str()), (Flavour::Fixed, "none", "1:1"));
+        assert!(Breed { pool: "p".repeat(20), ..breed }.name(PIN_SLOT, 0, 1, u32::MAX).len() <= 63);
     }
 
     #[test]

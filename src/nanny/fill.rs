@@ -122,7 +122,11 @@ impl Nanny {
                 );
                 metrics::histogram!(crate::telemetry::metric::FILL).record(took);
                 self.buddy = Some(buddy);
-                tools.pool.with(|state, now| state.registered(now, self.slot, generation, Arc::new(namespace)));
+                tools.pool.with(|state, now| {
+                    state.made_of(self.slot, image.bare());
+                    state.registered(now, self.slot, generation, Arc::new(namespace));
+                });
+                tools.made.notify_one();
             }
             // What was cut short by the stop, or failed when nobody wanted it any more, is nothing to look after.
             Err(error) if self.tools.pool.read(|state| state.is_stopping()) => {

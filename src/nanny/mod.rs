@@ -26,6 +26,7 @@ pub mod fitness;
 pub mod leftovers;
 pub mod looks;
 pub mod minder;
+pub mod pin;
 mod renew;
 pub mod shelf;
 mod vacate;
@@ -107,6 +108,10 @@ pub struct Tools {
     pub snapshots: Arc<verify::Snapshots>,
     /// What becomes of a buddy that somebody was in of whom it is not known that they are bounded; only where it is to be verified.
     pub unbounded: config::Unbounded,
+    /// A buddy was made or adopted: it may be of another image than the present one.
+    pub made: Notify,
+    /// Whether a container keeps the placeholder image, or may.
+    pub pinned: pin::Pinned,
     /// To the minder; as many places as buddies may be detached.
     pub detached: mpsc::Sender<Detached>,
     /// Random ends of names; seeded in simulations.

@@ -103,6 +103,7 @@ impl State {
                 had: Had::default(),
                 unbounded: false,
                 namespace: None,
+                image: None,
                 lease: None,
                 doom: None,
                 failures: 0,
@@ -138,7 +139,11 @@ impl State {
         let count = |state| self.networks[network as usize].count(state);
         let networks = self.rules.networks;
         Demand {
-            ready_target: if self.stopping { 0 } else { share(self.rules.ready, network, networks) },
+            ready_target: if self.stopping {
+                0
+            } else {
+                share(self.rules.ready, network, networks) + self.networks[network as usize].ahead
+            },
             max: if self.stopping { 0 } else { share(self.rules.max, network, networks) },
             ready: count(SlotState::Ready),
             // One that is being adopted is on its way to ready as well.

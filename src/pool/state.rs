@@ -15,7 +15,7 @@
 //! At the start of a daemon, slots that its predecessor left Ready are Adopting until their nannies have proven the buddies again, and leased ones
 //! are Leased, unproven.
 //!
-//! Beside this file: `sizing` (what is wanted against what is there), `leases`, `joiners`, `waiters`, `doors` (what operators say).
+//! Beside this file: `sizing` (what is wanted against what is there), `roll` (one image for all), `leases`, `joiners`, `waiters`, `doors` (what operators say).
 //!
 //! What it promises: I1 (one state each, all counts follow from [`State::set_state`], the only place that changes one), I2 (a use has at most one
 //! lease; a stale [`UseKey`] changes nothing and is counted), constant time for every operation on the way of an Allocate, a Release or a
@@ -216,6 +216,8 @@ pub(super) struct Slot {
     /// Somebody who can do more than root with NET_ADMIN was in the present use, or may have been.
     pub unbounded: bool,
     pub namespace: Option<Arc<Namespace>>,
+    /// What its buddy was made from, as its nanny says it.
+    pub image: Option<Arc<str>>,
     pub lease: Option<LeaseIndex>,
     /// Why its buddy is not to be used again after this.
     pub doom: Option<Words>,
@@ -250,6 +252,8 @@ pub(super) struct Network {
     pub idle: List,
     pub counts: [u32; STATES.len()],
     pub surplus_since: Option<Moment>,
+    /// Ready ones beyond the target, so that others can go: see `roll`.
+    pub ahead: u32,
 }
 
 impl Network {
@@ -754,7 +758,7 @@ impl State {
         if let Some(namespace) = place.namespace.take() {
             self.by_container.remove(&namespace.container_id);
         }
-        place.doom = None;
+        (place.doom, place.image) = (None, None);
         place.occupants = Arc::new([]);
         let network = u32::from(place.network);
         let tired = std::mem::take(&mut place.died_young) && !self.stopping;

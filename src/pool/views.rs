@@ -122,6 +122,12 @@ impl State {
         }
     }
 
+    /// Slots are on their way, and fewer are ready than should be.
+    #[must_use]
+    pub fn is_short(&self) -> bool {
+        (0..self.rules.networks).map(|network| self.network_usage(network)).any(|usage| usage.filling > 0 && usage.ready < usage.target)
+    }
+
     /// One row per slot, by number: all up to `max`, and those beyond that still have a buddy.
     #[must_use]
     pub fn slot_views(&self) -> Vec<SlotView> {

@@ -81,6 +81,14 @@ pub const IMAGE_FETCH: &str = "nspool_image_fetch_seconds";
 pub const IMAGE_BUILDS: &str = "nspool_image_builds_total";
 /// Histogram of seconds.
 pub const IMAGE_BUILD: &str = "nspool_image_build_seconds";
+/// Counter, label `outcome`: questions to registries whether an image is still what they have (`fresh`, `changed`, `unknown`).
+pub const IMAGE_CHECKS: &str = "nspool_image_checks_total";
+/// Gauge: images that callers asked for and of which nobody can tell whether they are still what the registry has.
+pub const IMAGES_STALE: &str = "nspool_images_stale";
+/// Gauge: since when that is so of the first of them, in seconds since 1970; 0: none.
+pub const IMAGES_STALE_SINCE: &str = "nspool_images_stale_since";
+/// Gauge: the same of the placeholder.
+pub const PLACEHOLDER_STALE_SINCE: &str = "nspool_placeholder_stale_since";
 /// Counter, label `reason`: watchers that were cut off.
 pub const WATCHERS_CUT: &str = "nspool_watchers_cut_total";
 
@@ -160,6 +168,10 @@ pub const ALL: &[(&str, Kind, &str)] = &[
     (IMAGE_RETRIES, Kind::Counter, "Attempts to fetch an image after the first."),
     (IMAGE_BUILDS, Kind::Counter, "Builds of images by outcome."),
     (IMAGE_BUILD, Kind::Histogram, "From the first wait for a turn until an image is built or given up."),
+    (IMAGE_CHECKS, Kind::Counter, "Questions whether an image is still what its registry has, by outcome."),
+    (IMAGES_STALE, Kind::Gauge, "Images that callers asked for and whose registry could not be asked in time whether they changed."),
+    (IMAGES_STALE_SINCE, Kind::Gauge, "Since when the first of them is stale, in seconds since 1970; 0: none is."),
+    (PLACEHOLDER_STALE_SINCE, Kind::Gauge, "Since when the placeholder's registry could not be asked, in seconds since 1970; 0: it could."),
     (IMAGE_FETCH, Kind::Histogram, "From the first wait for a turn until an image is fetched or given up."),
     (STALE_MESSAGES, Kind::Counter, "Messages about an earlier generation or use, dropped."),
     (WATCHERS_CUT, Kind::Counter, "Watch streams that were cut off, by reason."),

@@ -1,20 +1,27 @@
 //! Images by the command line: fetched once, for whoever's credentials are good for them, whatever becomes of those who ask.
 
 use std::io::Write as _;
-use std::process::{Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use nspool::engine::Engine as _;
 use nspool::engine::docker::Docker;
+use nspool::engine::{Engine as _, EngineKind};
 
 use super::seen::{listener, metrics, sum};
-use crate::support::daemon::{NSPOOL, TestDaemon, text};
+use crate::support::daemon::{LIMIT, NSPOOL, TestDaemon, text};
 use crate::support::engines::{TestEngine, native, unique};
-use crate::support::image::{busybox_archive, random_archive};
+use crate::support::eventually;
+use crate::support::image::{busybox_archive, labelled_archive, random_archive};
 use crate::support::proxy::{Proxy, Trouble};
 use crate::support::registry::{PASSWORD, TestRegistry, USER};
 
-on_both_engines!(ten_programs_are_one_fetch, a_fetch_outlives_who_asked, what_came_by_a_password_is_not_everybodys_after_a_restart);
+on_both_engines!(
+    ten_programs_are_one_fetch,
+    a_fetch_outlives_who_asked,
+    what_came_by_a_password_is_not_everybodys_after_a_restart,
+    the_placeholder_follows_its_tag_and_stays_whoever_prunes,
+    a_restart_with_the_same_image_rolls_nothing,
+);
 
 /// In the registry, and no longer in the engine.
 async fn pushed(engine: &TestEngine, registry: &TestRegistry, archive: impl Fn(&str) -> Vec<u8>) {
@@ -119,4 +126,102 @@ async fn without_a_container_engine_there_are_no_images() {
         assert_eq!(refused.status.code(), Some(1), "{refused:?}");
         assert!(text(&refused.stderr).contains("without a container engine"), "{refused:?}");
     }
+}
+
+/// The image's id as the engine writes it for that container, or for that name.
+fn image_of(engine: &TestEngine, what: &[&str]) -> String {
+    engine.run(what).trim().trim_start_matches("sha256:").to_owned()
+}
+
+async fn the_placeholder_follows_its_tag_and_stays_whoever_prunes(engine: &TestEngine) {
+    let registry = TestRegistry::start(false);
+    let mark = format!("{:x}", unique());
+    let publish = |version: &'static str| {
+        let mark = mark.clone();
+        let registry = &registry;
+        async move {
+            let local = format!("localhost/nspool-test-idle-{mark}:{version}");
+            let archive = labelled_archive(&local, &[("nspool-test", &mark), ("version", version)]);
+            Docker::connect(&engine.endpoint(), Some(engine.kind)).unwrap().load_image(archive).await.unwrap();
+            registry.push(engine, &local, "team/idle:1");
+            engine.run(&["rmi", &local]);
+        }
+    };
+    publish("1").await;
+    // By another name than that by which it is pushed.
+    let proxy = Proxy::before(&registry.host).await;
+    let reference = format!("{}/team/idle:1", proxy.host);
+    let prune = || {
+        let words = ["image", "prune", "-a", "-f", "--filter", &format!("label=nspool-test={mark}")];
+        if engine.kind == EngineKind::Docker {
+            return drop(engine.run(&words));
+        }
+        // Docker's client says more than podman's API takes.
+        let pruned = Command::new("podman").args(["--url", &engine.endpoint()]).args(words).output().unwrap();
+        assert!(pruned.status.success(), "{pruned:?}");
+    };
+    let image = || image_of(engine, &["image", "inspect", "-f", "{{.Id}}", &reference]);
+    let config =
+        [format!("placeholder.image = {reference:?}"), "images.fresh_for = \"2s\"".to_owned(), "stop.policy = \"remove\"".to_owned()];
+    let mut daemon = TestDaemon::start(engine, &config.each_ref().map(String::as_str)).await;
+    daemon.settled(2).await;
+    let first = image();
+    prune();
+    assert_eq!(image(), first, "buddies use it");
+
+    // Its name is lost, and comes back.
+    engine.run(&["tag", &reference, &format!("localhost/kept-{mark}:1")]);
+    engine.run(&["rmi", &reference]);
+    let named = || async { engine.client(&["image", "inspect", &reference]).status.success().then_some(()) };
+    eventually("the name to be given back", LIMIT, named).await;
+    assert_eq!(image(), first);
+    engine.run(&["rmi", &format!("localhost/kept-{mark}:1")]);
+
+    publish("2").await;
+    let rolled = || async {
+        let ready = daemon.client().usage().await.unwrap().total.unwrap().ready;
+        assert!(ready >= 2, "{ready} ready, of two");
+        let next = image();
+        // One that was listed may be gone by now.
+        let made_of = |buddy: &str| text(&engine.client(&["inspect", "-f", "{{.Image}}", buddy]).stdout);
+        let of_next = |buddy: &String| made_of(buddy).trim_start_matches("sha256:") == next;
+        (next != first && ready == 2 && daemon.buddies().iter().all(of_next)).then_some(())
+    };
+    eventually("all buddies to be of the new image", LIMIT, rolled).await;
+    daemon.settled(2).await;
+
+    daemon.json(&["resize", "--ready", "0", "--max", "4"]);
+    daemon.settled(0).await;
+    let pinned = || async { (daemon.buddies().len() == 1).then_some(()) };
+    eventually("a container to keep the image", LIMIT, pinned).await;
+    let second = image();
+    prune();
+    assert_eq!(image(), second, "a container that never ran keeps it");
+    let audit = daemon.cli(&["audit"]);
+    assert!(audit.status.success(), "{audit:?}");
+
+    drop(proxy);
+    let stale = || async {
+        let images = daemon.json(&["image", "list"])["images"].clone();
+        let own = images.as_array().unwrap().iter().find(|image| image["placeholder"] == true).cloned().unwrap();
+        own["stale_why"].as_str().filter(|why| why.contains("cannot be reached")).map(str::to_owned)
+    };
+    eventually("the list to say since when", LIMIT, stale).await;
+    assert_eq!(daemon.stop().await, 0, "{}", daemon.log());
+    assert_eq!(daemon.buddies(), Vec::<String>::new(), "nothing is left");
+    prune();
+    assert!(!engine.client(&["image", "inspect", &reference]).status.success(), "nobody keeps it any more");
+}
+
+async fn a_restart_with_the_same_image_rolls_nothing(engine: &TestEngine) {
+    let mut daemon = TestDaemon::start(engine, &[]).await;
+    daemon.settled(2).await;
+    let before = daemon.buddies();
+    daemon.kill();
+    daemon.launch().await;
+    daemon.json(&["resize", "--ready", "4", "--max", "8"]);
+    daemon.settled(4).await;
+    let now = daemon.buddies();
+    assert!(now.len() == 4 && before.iter().all(|buddy| now.contains(buddy)), "{before:?}, then {now:?}");
+    assert!(!daemon.log().contains("makes way"), "{}", daemon.log());
 }

@@ -167,7 +167,7 @@ async fn nothing_is_filled_while_the_networks_cannot_be_set_up() {
     let rig = Rig::start(one_slot(), Arc::clone(&world));
     tokio::time::sleep(Duration::from_secs(60)).await;
     let slot = rig.pool.read(|state| state.slot_view(0));
-    assert!(slot.last_error.is_some_and(|why| why.contains("not ours")) && world.count(Operation::Create) == 0);
+    assert!(slot.last_error.is_some_and(|why| why.contains("not ours")) && world.count(Operation::Start) == 0);
     world.set_network_trouble(None);
     rig.settled(1).await;
     ended(&world, rig, "trouble").await;

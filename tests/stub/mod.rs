@@ -411,7 +411,13 @@ impl ImageCache for Stub {
         }
         let progress =
             FetchProgress { attempt: 1, layers: 3, layers_done: 1, bytes: 5 << 20, bytes_total: 20 << 20, ..FetchProgress::default() };
-        let image = EnsuredImage { id: "sha256:1d".into(), digest: "sha256:d1".into(), fetched: true, reference: reference.clone() };
+        let image = EnsuredImage {
+            id: "sha256:1d".into(),
+            digest: "sha256:d1".into(),
+            fetched: true,
+            reference: reference.clone(),
+            stale_since: None,
+        };
         let mut events =
             stream::iter([Event::Progress(progress), Event::Image(image)].map(Some).map(|event| Ok(EnsureImageResponse { event }))).boxed();
         if reference == "slow:1" {
@@ -471,6 +477,18 @@ impl ImageCache for Stub {
                 since: timestamp(0),
                 id: "sha256:1d".into(),
                 digest: "sha256:d1".into(),
+                ..KnownImage::default()
+            },
+            KnownImage {
+                reference: "busybox:1.37".into(),
+                state: "present".into(),
+                since: timestamp(0),
+                id: "sha256:2d".into(),
+                digest: "sha256:d2".into(),
+                checked: timestamp(0),
+                stale_since: timestamp(0),
+                stale_why: "docker.io cannot be reached: no route to host".into(),
+                placeholder: true,
                 ..KnownImage::default()
             },
             KnownImage {

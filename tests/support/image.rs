@@ -14,7 +14,12 @@ pub async fn busybox_image(engine: &dyn Engine) -> ImageId {
 
 /// A `docker save` tar with busybox as `/bin/busybox`, `/bin/sh` and a few more, tagged `reference`.
 pub fn busybox_archive(reference: &str) -> Vec<u8> {
-    archive_of(reference, &busybox_layer())
+    archive_of(reference, &busybox_layer(), serde_json::json!({}))
+}
+
+/// The same with labels of its own, which make it another image.
+pub fn labelled_archive(reference: &str, labels: &[(&str, &str)]) -> Vec<u8> {
+    archive_of(reference, &busybox_layer(), labels.iter().map(|(key, value)| (*key, *value)).collect())
 }
 
 /// One with so many random bytes: no engine has any part of it, and no registry makes it smaller.
@@ -23,16 +28,16 @@ pub fn random_archive(reference: &str, bytes: usize) -> Vec<u8> {
     nspool::random::fill(&mut data);
     let mut layer = tar::Builder::new(Vec::new());
     add_file(&mut layer, "data", 0o644, &data);
-    archive_of(reference, &layer.into_inner().unwrap())
+    archive_of(reference, &layer.into_inner().unwrap(), serde_json::json!({}))
 }
 
-fn archive_of(reference: &str, layer: &[u8]) -> Vec<u8> {
+fn archive_of(reference: &str, layer: &[u8], labels: serde_json::Value) -> Vec<u8> {
     let digest = |bytes: &[u8]| Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect::<String>();
     let layer_digest = digest(layer);
     let config = serde_json::json!({
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
         "os": "linux",
-        "config": {"Cmd": ["/bin/sleep", "1000000"], "Env": ["PATH=/bin"]},
+        "config": {"Cmd": ["/bin/sleep", "1000000"], "Env": ["PATH=/bin"], "Labels": labels},
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{layer_digest}")]},
         "history": [{"created_by": "nspool tests"}],
     })

@@ -13,6 +13,7 @@ use nspool::config;
 use nspool::engine::fake::FakeWorld;
 use nspool::engine::{EngineInfo, EngineKind};
 use nspool::image::Images;
+use nspool::image::cache::Cache;
 use nspool::image::pull::CredentialSource;
 use nspool::level;
 use nspool::pool::state::{Afterwards, Rules, State};
@@ -171,7 +172,11 @@ impl Served {
                 Box::pin(async move { Ok(audit) })
             }),
             inspect: inspections(),
-            images: Some(Images::new(&images.engine(), CredentialSource::new(Vec::new(), None), &config.images, config.backoff.clone())),
+            images: Some(Images::new(
+                Cache::new(images.engine(), CredentialSource::new(Vec::new(), None), config.images.clone(), config.backoff.clone()),
+                images.engine(),
+                &config.images,
+            )),
             builders: config.images.builders,
             max_message: config.api.max_message,
             max_streams: config.api.max_streams,

@@ -28,8 +28,8 @@ const _ = proto.ProtoPackageIsVersion3 // please upgrade the proto package
 type EnsureImageRequest struct {
 	// As it is pulled, e.g. "busybox:1.36" or "registry:5000/team/fn@sha256:…"; not an image's id.
 	Reference string `protobuf:"bytes,1,opt,name=reference,proto3" json:"reference,omitempty"`
-	// The registry is asked by these, also when the image is here already. Absent: the daemon's own, and only when it is not here, or is here because
-	// somebody else's credentials were good for it.
+	// The registry is asked by these, also when the image is here already. Absent: the daemon's own, and only when it is not here, is here because
+	// somebody else's credentials were good for it, or was not asked for in a while ([images] freshness).
 	Auth                 *RegistryAuth `protobuf:"bytes,2,opt,name=auth,proto3" json:"auth,omitempty"`
 	XXX_NoUnkeyedLiteral struct{}      `json:"-"`
 	XXX_unrecognized     []byte        `json:"-"`
@@ -305,10 +305,12 @@ type EnsuredImage struct {
 	// The registry was asked for it now; false: it was here.
 	Fetched bool `protobuf:"varint,3,opt,name=fetched,proto3" json:"fetched,omitempty"`
 	// As it was asked for, with its tag written out.
-	Reference            string   `protobuf:"bytes,4,opt,name=reference,proto3" json:"reference,omitempty"`
-	XXX_NoUnkeyedLiteral struct{} `json:"-"`
-	XXX_unrecognized     []byte   `json:"-"`
-	XXX_sizecache        int32    `json:"-"`
+	Reference string `protobuf:"bytes,4,opt,name=reference,proto3" json:"reference,omitempty"`
+	// It was time to ask the registry whether this is still what it has ([images] freshness), and since then nobody could tell. Absent: it is fresh.
+	StaleSince           *timestamp.Timestamp `protobuf:"bytes,5,opt,name=stale_since,json=staleSince,proto3" json:"stale_since,omitempty"`
+	XXX_NoUnkeyedLiteral struct{}             `json:"-"`
+	XXX_unrecognized     []byte               `json:"-"`
+	XXX_sizecache        int32                `json:"-"`
 }
 
 func (m *EnsuredImage) Reset()         { *m = EnsuredImage{} }
@@ -364,408 +366,9 @@ func (m *EnsuredImage) GetReference() string {
 	return ""
 }
 
-type BuildImageRequest struct {
-	// Types that are valid to be assigned to Part:
-	//
-	//	*BuildImageRequest_Definition
-	//	*BuildImageRequest_Context
-	Part                 isBuildImageRequest_Part `protobuf_oneof:"part"`
-	XXX_NoUnkeyedLiteral struct{}                 `json:"-"`
-	XXX_unrecognized     []byte                   `json:"-"`
-	XXX_sizecache        int32                    `json:"-"`
-}
-
-func (m *BuildImageRequest) Reset()         { *m = BuildImageRequest{} }
-func (m *BuildImageRequest) String() string { return proto.CompactTextString(m) }
-func (*BuildImageRequest) ProtoMessage()    {}
-func (*BuildImageRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_3b66bf870e1363dd, []int{5}
-}
-
-func (m *BuildImageRequest) XXX_Unmarshal(b []byte) error {
-	return xxx_messageInfo_BuildImageRequest.Unmarshal(m, b)
-}
-func (m *BuildImageRequest) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
-	return xxx_messageInfo_BuildImageRequest.Marshal(b, m, deterministic)
-}
-func (m *BuildImageRequest) XXX_Merge(src proto.Message) {
-	xxx_messageInfo_BuildImageRequest.Merge(m, src)
-}
-func (m *BuildImageRequest) XXX_Size() int {
-	return xxx_messageInfo_BuildImageRequest.Size(m)
-}
-func (m *BuildImageRequest) XXX_DiscardUnknown() {
-	xxx_messageInfo_BuildImageRequest.DiscardUnknown(m)
-}
-
-var xxx_messageInfo_BuildImageRequest proto.InternalMessageInfo
-
-type isBuildImageRequest_Part interface {
-	isBuildImageRequest_Part()
-}
-
-type BuildImageRequest_Definition struct {
-	Definition *BuildDefinition `protobuf:"bytes,1,opt,name=definition,proto3,oneof"`
-}
-
-type BuildImageRequest_Context struct {
-	Context []byte `protobuf:"bytes,2,opt,name=context,proto3,oneof"`
-}
-
-func (*BuildImageRequest_Definition) isBuildImageRequest_Part() {}
-
-func (*BuildImageRequest_Context) isBuildImageRequest_Part() {}
-
-func (m *BuildImageRequest) GetPart() isBuildImageRequest_Part {
+func (m *EnsuredImage) GetStaleSince() *timestamp.Timestamp {
 	if m != nil {
-		return m.Part
-	}
-	return nil
-}
-
-func (m *BuildImageRequest) GetDefinition() *BuildDefinition {
-	if x, ok := m.GetPart().(*BuildImageRequest_Definition); ok {
-		return x.Definition
-	}
-	return nil
-}
-
-func (m *BuildImageRequest) GetContext() []byte {
-	if x, ok := m.GetPart().(*BuildImageRequest_Context); ok {
-		return x.Context
-	}
-	return nil
-}
-
-// XXX_OneofWrappers is for the internal use of the proto package.
-func (*BuildImageRequest) XXX_OneofWrappers() []interface{} {
-	return []interface{}{
-		(*BuildImageRequest_Definition)(nil),
-		(*BuildImageRequest_Context)(nil),
-	}
-}
-
-type BuildDefinition struct {
-	// A folder on the daemon's host, absolute. For operators only: it is read by the daemon's rights. CONTEXT_UNREADABLE: send it as a tar.
-	ContextFolder string `protobuf:"bytes,1,opt,name=context_folder,json=contextFolder,proto3" json:"context_folder,omitempty"`
-	// Where the Dockerfile is in the context; empty: "Dockerfile".
-	Dockerfile string `protobuf:"bytes,2,opt,name=dockerfile,proto3" json:"dockerfile,omitempty"`
-	// The Dockerfile itself, if it is not in the context.
-	DockerfileContent string `protobuf:"bytes,3,opt,name=dockerfile_content,json=dockerfileContent,proto3" json:"dockerfile_content,omitempty"`
-	// The stage that is wanted; empty: the last one.
-	Target    string            `protobuf:"bytes,4,opt,name=target,proto3" json:"target,omitempty"`
-	BuildArgs map[string]string `protobuf:"bytes,5,rep,name=build_args,json=buildArgs,proto3" json:"build_args,omitempty" protobuf_key:"bytes,1,opt,name=key,proto3" protobuf_val:"bytes,2,opt,name=value,proto3"`
-	// "os/arch[/variant]"; empty: the engine's own.
-	Platform string `protobuf:"bytes,6,opt,name=platform,proto3" json:"platform,omitempty"`
-	// Build it though there is an image of it, and without the engine's build cache.
-	Anew bool `protobuf:"varint,7,opt,name=anew,proto3" json:"anew,omitempty"`
-	// Device and inode of the folder, as the caller sees it: where the daemon sees another one under that path, it is CONTEXT_UNREADABLE. 0: not looked at.
-	ContextDevice        uint64   `protobuf:"varint,8,opt,name=context_device,json=contextDevice,proto3" json:"context_device,omitempty"`
-	ContextInode         uint64   `protobuf:"varint,9,opt,name=context_inode,json=contextInode,proto3" json:"context_inode,omitempty"`
-	XXX_NoUnkeyedLiteral struct{} `json:"-"`
-	XXX_unrecognized     []byte   `json:"-"`
-	XXX_sizecache        int32    `json:"-"`
-}
-
-func (m *BuildDefinition) Reset()         { *m = BuildDefinition{} }
-func (m *BuildDefinition) String() string { return proto.CompactTextString(m) }
-func (*BuildDefinition) ProtoMessage()    {}
-func (*BuildDefinition) Descriptor() ([]byte, []int) {
-	return fileDescriptor_3b66bf870e1363dd, []int{6}
-}
-
-func (m *BuildDefinition) XXX_Unmarshal(b []byte) error {
-	return xxx_messageInfo_BuildDefinition.Unmarshal(m, b)
-}
-func (m *BuildDefinition) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
-	return xxx_messageInfo_BuildDefinition.Marshal(b, m, deterministic)
-}
-func (m *BuildDefinition) XXX_Merge(src proto.Message) {
-	xxx_messageInfo_BuildDefinition.Merge(m, src)
-}
-func (m *BuildDefinition) XXX_Size() int {
-	return xxx_messageInfo_BuildDefinition.Size(m)
-}
-func (m *BuildDefinition) XXX_DiscardUnknown() {
-	xxx_messageInfo_BuildDefinition.DiscardUnknown(m)
-}
-
-var xxx_messageInfo_BuildDefinition proto.InternalMessageInfo
-
-func (m *BuildDefinition) GetContextFolder() string {
-	if m != nil {
-		return m.ContextFolder
-	}
-	return ""
-}
-
-func (m *BuildDefinition) GetDockerfile() string {
-	if m != nil {
-		return m.Dockerfile
-	}
-	return ""
-}
-
-func (m *BuildDefinition) GetDockerfileContent() string {
-	if m != nil {
-		return m.DockerfileContent
-	}
-	return ""
-}
-
-func (m *BuildDefinition) GetTarget() string {
-	if m != nil {
-		return m.Target
-	}
-	return ""
-}
-
-func (m *BuildDefinition) GetBuildArgs() map[string]string {
-	if m != nil {
-		return m.BuildArgs
-	}
-	return nil
-}
-
-func (m *BuildDefinition) GetPlatform() string {
-	if m != nil {
-		return m.Platform
-	}
-	return ""
-}
-
-func (m *BuildDefinition) GetAnew() bool {
-	if m != nil {
-		return m.Anew
-	}
-	return false
-}
-
-func (m *BuildDefinition) GetContextDevice() uint64 {
-	if m != nil {
-		return m.ContextDevice
-	}
-	return 0
-}
-
-func (m *BuildDefinition) GetContextInode() uint64 {
-	if m != nil {
-		return m.ContextInode
-	}
-	return 0
-}
-
-type BuildImageResponse struct {
-	// Types that are valid to be assigned to Event:
-	//
-	//	*BuildImageResponse_Log
-	//	*BuildImageResponse_Image
-	Event                isBuildImageResponse_Event `protobuf_oneof:"event"`
-	XXX_NoUnkeyedLiteral struct{}                   `json:"-"`
-	XXX_unrecognized     []byte                     `json:"-"`
-	XXX_sizecache        int32                      `json:"-"`
-}
-
-func (m *BuildImageResponse) Reset()         { *m = BuildImageResponse{} }
-func (m *BuildImageResponse) String() string { return proto.CompactTextString(m) }
-func (*BuildImageResponse) ProtoMessage()    {}
-func (*BuildImageResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_3b66bf870e1363dd, []int{7}
-}
-
-func (m *BuildImageResponse) XXX_Unmarshal(b []byte) error {
-	return xxx_messageInfo_BuildImageResponse.Unmarshal(m, b)
-}
-func (m *BuildImageResponse) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
-	return xxx_messageInfo_BuildImageResponse.Marshal(b, m, deterministic)
-}
-func (m *BuildImageResponse) XXX_Merge(src proto.Message) {
-	xxx_messageInfo_BuildImageResponse.Merge(m, src)
-}
-func (m *BuildImageResponse) XXX_Size() int {
-	return xxx_messageInfo_BuildImageResponse.Size(m)
-}
-func (m *BuildImageResponse) XXX_DiscardUnknown() {
-	xxx_messageInfo_BuildImageResponse.DiscardUnknown(m)
-}
-
-var xxx_messageInfo_BuildImageResponse proto.InternalMessageInfo
-
-type isBuildImageResponse_Event interface {
-	isBuildImageResponse_Event()
-}
-
-type BuildImageResponse_Log struct {
-	Log *BuildLog `protobuf:"bytes,1,opt,name=log,proto3,oneof"`
-}
-
-type BuildImageResponse_Image struct {
-	Image *BuiltImage `protobuf:"bytes,2,opt,name=image,proto3,oneof"`
-}
-
-func (*BuildImageResponse_Log) isBuildImageResponse_Event() {}
-
-func (*BuildImageResponse_Image) isBuildImageResponse_Event() {}
-
-func (m *BuildImageResponse) GetEvent() isBuildImageResponse_Event {
-	if m != nil {
-		return m.Event
-	}
-	return nil
-}
-
-func (m *BuildImageResponse) GetLog() *BuildLog {
-	if x, ok := m.GetEvent().(*BuildImageResponse_Log); ok {
-		return x.Log
-	}
-	return nil
-}
-
-func (m *BuildImageResponse) GetImage() *BuiltImage {
-	if x, ok := m.GetEvent().(*BuildImageResponse_Image); ok {
-		return x.Image
-	}
-	return nil
-}
-
-// XXX_OneofWrappers is for the internal use of the proto package.
-func (*BuildImageResponse) XXX_OneofWrappers() []interface{} {
-	return []interface{}{
-		(*BuildImageResponse_Log)(nil),
-		(*BuildImageResponse_Image)(nil),
-	}
-}
-
-// A slow reader misses lines, never the outcome.
-type BuildLog struct {
-	Lines []string `protobuf:"bytes,1,rep,name=lines,proto3" json:"lines,omitempty"`
-	// Lines before these that were missed.
-	Missed               uint64   `protobuf:"varint,2,opt,name=missed,proto3" json:"missed,omitempty"`
-	XXX_NoUnkeyedLiteral struct{} `json:"-"`
-	XXX_unrecognized     []byte   `json:"-"`
-	XXX_sizecache        int32    `json:"-"`
-}
-
-func (m *BuildLog) Reset()         { *m = BuildLog{} }
-func (m *BuildLog) String() string { return proto.CompactTextString(m) }
-func (*BuildLog) ProtoMessage()    {}
-func (*BuildLog) Descriptor() ([]byte, []int) {
-	return fileDescriptor_3b66bf870e1363dd, []int{8}
-}
-
-func (m *BuildLog) XXX_Unmarshal(b []byte) error {
-	return xxx_messageInfo_BuildLog.Unmarshal(m, b)
-}
-func (m *BuildLog) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
-	return xxx_messageInfo_BuildLog.Marshal(b, m, deterministic)
-}
-func (m *BuildLog) XXX_Merge(src proto.Message) {
-	xxx_messageInfo_BuildLog.Merge(m, src)
-}
-func (m *BuildLog) XXX_Size() int {
-	return xxx_messageInfo_BuildLog.Size(m)
-}
-func (m *BuildLog) XXX_DiscardUnknown() {
-	xxx_messageInfo_BuildLog.DiscardUnknown(m)
-}
-
-var xxx_messageInfo_BuildLog proto.InternalMessageInfo
-
-func (m *BuildLog) GetLines() []string {
-	if m != nil {
-		return m.Lines
-	}
-	return nil
-}
-
-func (m *BuildLog) GetMissed() uint64 {
-	if m != nil {
-		return m.Missed
-	}
-	return 0
-}
-
-type BuiltImage struct {
-	// Containers are created by it.
-	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// SHA-256 of all that went in, in hexadecimal digits.
-	Key string `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
-	// Its name in the engine.
-	Reference string `protobuf:"bytes,3,opt,name=reference,proto3" json:"reference,omitempty"`
-	// Nothing was built for it now.
-	Reused bool `protobuf:"varint,4,opt,name=reused,proto3" json:"reused,omitempty"`
-	// In lists.
-	Built *timestamp.Timestamp `protobuf:"bytes,5,opt,name=built,proto3" json:"built,omitempty"`
-	// By a call since the daemon's start; in lists.
-	Used                 *timestamp.Timestamp `protobuf:"bytes,6,opt,name=used,proto3" json:"used,omitempty"`
-	XXX_NoUnkeyedLiteral struct{}             `json:"-"`
-	XXX_unrecognized     []byte               `json:"-"`
-	XXX_sizecache        int32                `json:"-"`
-}
-
-func (m *BuiltImage) Reset()         { *m = BuiltImage{} }
-func (m *BuiltImage) String() string { return proto.CompactTextString(m) }
-func (*BuiltImage) ProtoMessage()    {}
-func (*BuiltImage) Descriptor() ([]byte, []int) {
-	return fileDescriptor_3b66bf870e1363dd, []int{9}
-}
-
-func (m *BuiltImage) XXX_Unmarshal(b []byte) error {
-	return xxx_messageInfo_BuiltImage.Unmarshal(m, b)
-}
-func (m *BuiltImage) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
-	return xxx_messageInfo_BuiltImage.Marshal(b, m, deterministic)
-}
-func (m *BuiltImage) XXX_Merge(src proto.Message) {
-	xxx_messageInfo_BuiltImage.Merge(m, src)
-}
-func (m *BuiltImage) XXX_Size() int {
-	return xxx_messageInfo_BuiltImage.Size(m)
-}
-func (m *BuiltImage) XXX_DiscardUnknown() {
-	xxx_messageInfo_BuiltImage.DiscardUnknown(m)
-}
-
-var xxx_messageInfo_BuiltImage proto.InternalMessageInfo
-
-func (m *BuiltImage) GetId() string {
-	if m != nil {
-		return m.Id
-	}
-	return ""
-}
-
-func (m *BuiltImage) GetKey() string {
-	if m != nil {
-		return m.Key
-	}
-	return ""
-}
-
-func (m *BuiltImage) GetReference() string {
-	if m != nil {
-		return m.Reference
-	}
-	return ""
-}
-
-func (m *BuiltImage) GetReused() bool {
-	if m != nil {
-		return m.Reused
-	}
-	return false
-}
-
-func (m *BuiltImage) GetBuilt() *timestamp.Timestamp {
-	if m != nil {
-		return m.Built
-	}
-	return nil
-}
-
-func (m *BuiltImage) GetUsed() *timestamp.Timestamp {
-	if m != nil {
-		return m.Used
+		return m.StaleSince
 	}
 	return nil
 }
@@ -780,7 +383,7 @@ func (m *ListImagesRequest) Reset()         { *m = ListImagesRequest{} }
 func (m *ListImagesRequest) String() string { return proto.CompactTextString(m) }
 func (*ListImagesRequest) ProtoMessage()    {}
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_3b66bf870e1363dd, []int{10}
+	return fileDescriptor_3b66bf870e1363dd, []int{5}
 }
 
 func (m *ListImagesRequest) XXX_Unmarshal(b []byte) error {
@@ -804,21 +407,17 @@ var xxx_messageInfo_ListImagesRequest proto.InternalMessageInfo
 type ListImagesResponse struct {
 	Images []*KnownImage `protobuf:"bytes,1,rep,name=images,proto3" json:"images,omitempty"`
 	// The last ones, the latest first.
-	Failures []*ImageFailure `protobuf:"bytes,2,rep,name=failures,proto3" json:"failures,omitempty"`
-	// What was built here and is there, the oldest first.
-	Built []*BuiltImage `protobuf:"bytes,3,rep,name=built,proto3" json:"built,omitempty"`
-	// The engine cannot be asked for it now.
-	BuiltUnknown         bool     `protobuf:"varint,4,opt,name=built_unknown,json=builtUnknown,proto3" json:"built_unknown,omitempty"`
-	XXX_NoUnkeyedLiteral struct{} `json:"-"`
-	XXX_unrecognized     []byte   `json:"-"`
-	XXX_sizecache        int32    `json:"-"`
+	Failures             []*ImageFailure `protobuf:"bytes,2,rep,name=failures,proto3" json:"failures,omitempty"`
+	XXX_NoUnkeyedLiteral struct{}        `json:"-"`
+	XXX_unrecognized     []byte          `json:"-"`
+	XXX_sizecache        int32           `json:"-"`
 }
 
 func (m *ListImagesResponse) Reset()         { *m = ListImagesResponse{} }
 func (m *ListImagesResponse) String() string { return proto.CompactTextString(m) }
 func (*ListImagesResponse) ProtoMessage()    {}
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_3b66bf870e1363dd, []int{11}
+	return fileDescriptor_3b66bf870e1363dd, []int{6}
 }
 
 func (m *ListImagesResponse) XXX_Unmarshal(b []byte) error {
@@ -853,20 +452,6 @@ func (m *ListImagesResponse) GetFailures() []*ImageFailure {
 	return nil
 }
 
-func (m *ListImagesResponse) GetBuilt() []*BuiltImage {
-	if m != nil {
-		return m.Built
-	}
-	return nil
-}
-
-func (m *ListImagesResponse) GetBuiltUnknown() bool {
-	if m != nil {
-		return m.BuiltUnknown
-	}
-	return false
-}
-
 type KnownImage struct {
 	Reference string `protobuf:"bytes,1,opt,name=reference,proto3" json:"reference,omitempty"`
 	// "fetching", "present" or "failed".
@@ -879,7 +464,14 @@ type KnownImage struct {
 	Failure string `protobuf:"bytes,6,opt,name=failure,proto3" json:"failure,omitempty"`
 	Error   string `protobuf:"bytes,7,opt,name=error,proto3" json:"error,omitempty"`
 	// Asked for by credentials that a caller brought.
-	Private              bool     `protobuf:"varint,8,opt,name=private,proto3" json:"private,omitempty"`
+	Private bool `protobuf:"varint,8,opt,name=private,proto3" json:"private,omitempty"`
+	// Of a present one: when the registry said last that it is still what it has; absent: not since the daemon's start.
+	Checked *timestamp.Timestamp `protobuf:"bytes,9,opt,name=checked,proto3" json:"checked,omitempty"`
+	// See EnsuredImage, and why nobody can tell.
+	StaleSince *timestamp.Timestamp `protobuf:"bytes,10,opt,name=stale_since,json=staleSince,proto3" json:"stale_since,omitempty"`
+	StaleWhy   string               `protobuf:"bytes,11,opt,name=stale_why,json=staleWhy,proto3" json:"stale_why,omitempty"`
+	// What the pool's buddies run, which nobody has to ask for. There is one at most, while it is present.
+	Placeholder          bool     `protobuf:"varint,12,opt,name=placeholder,proto3" json:"placeholder,omitempty"`
 	XXX_NoUnkeyedLiteral struct{} `json:"-"`
 	XXX_unrecognized     []byte   `json:"-"`
 	XXX_sizecache        int32    `json:"-"`
@@ -889,7 +481,7 @@ func (m *KnownImage) Reset()         { *m = KnownImage{} }
 func (m *KnownImage) String() string { return proto.CompactTextString(m) }
 func (*KnownImage) ProtoMessage()    {}
 func (*KnownImage) Descriptor() ([]byte, []int) {
-	return fileDescriptor_3b66bf870e1363dd, []int{12}
+	return fileDescriptor_3b66bf870e1363dd, []int{7}
 }
 
 func (m *KnownImage) XXX_Unmarshal(b []byte) error {
@@ -966,6 +558,34 @@ func (m *KnownImage) GetPrivate() bool {
 	return false
 }
 
+func (m *KnownImage) GetChecked() *timestamp.Timestamp {
+	if m != nil {
+		return m.Checked
+	}
+	return nil
+}
+
+func (m *KnownImage) GetStaleSince() *timestamp.Timestamp {
+	if m != nil {
+		return m.StaleSince
+	}
+	return nil
+}
+
+func (m *KnownImage) GetStaleWhy() string {
+	if m != nil {
+		return m.StaleWhy
+	}
+	return ""
+}
+
+func (m *KnownImage) GetPlaceholder() bool {
+	if m != nil {
+		return m.Placeholder
+	}
+	return false
+}
+
 type ImageFailure struct {
 	Reference string               `protobuf:"bytes,1,opt,name=reference,proto3" json:"reference,omitempty"`
 	At        *timestamp.Timestamp `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"`
@@ -982,7 +602,7 @@ func (m *ImageFailure) Reset()         { *m = ImageFailure{} }
 func (m *ImageFailure) String() string { return proto.CompactTextString(m) }
 func (*ImageFailure) ProtoMessage()    {}
 func (*ImageFailure) Descriptor() ([]byte, []int) {
-	return fileDescriptor_3b66bf870e1363dd, []int{13}
+	return fileDescriptor_3b66bf870e1363dd, []int{8}
 }
 
 func (m *ImageFailure) XXX_Unmarshal(b []byte) error {
@@ -1044,12 +664,6 @@ func init() {
 	proto.RegisterType((*EnsureImageResponse)(nil), "nspool.v1.EnsureImageResponse")
 	proto.RegisterType((*FetchProgress)(nil), "nspool.v1.FetchProgress")
 	proto.RegisterType((*EnsuredImage)(nil), "nspool.v1.EnsuredImage")
-	proto.RegisterType((*BuildImageRequest)(nil), "nspool.v1.BuildImageRequest")
-	proto.RegisterType((*BuildDefinition)(nil), "nspool.v1.BuildDefinition")
-	proto.RegisterMapType((map[string]string)(nil), "nspool.v1.BuildDefinition.BuildArgsEntry")
-	proto.RegisterType((*BuildImageResponse)(nil), "nspool.v1.BuildImageResponse")
-	proto.RegisterType((*BuildLog)(nil), "nspool.v1.BuildLog")
-	proto.RegisterType((*BuiltImage)(nil), "nspool.v1.BuiltImage")
 	proto.RegisterType((*ListImagesRequest)(nil), "nspool.v1.ListImagesRequest")
 	proto.RegisterType((*ListImagesResponse)(nil), "nspool.v1.ListImagesResponse")
 	proto.RegisterType((*KnownImage)(nil), "nspool.v1.KnownImage")
@@ -1061,74 +675,54 @@ func init() {
 }
 
 var fileDescriptor_3b66bf870e1363dd = []byte{
-	// 1057 bytes of a gzipped FileDescriptorProto
-	0x1f, 0x8b, 0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0xff, 0x84, 0x55, 0xdd, 0x6e, 0x1b, 0x45,
-	0x14, 0xce, 0xfa, 0x2f, 0xf6, 0x89, 0x5d, 0xe8, 0xa4, 0x2d, 0x2b, 0xab, 0x69, 0xa3, 0xad, 0x50,
-	0x53, 0xaa, 0xd8, 0x49, 0x2a, 0xa1, 0x0a, 0x7a, 0xd3, 0x34, 0x89, 0x1c, 0x51, 0x10, 0x5a, 0x85,
-	0x1b, 0x6e, 0xac, 0x8d, 0xf7, 0x78, 0x33, 0xca, 0x7a, 0xc6, 0xcc, 0xcc, 0x3a, 0xf8, 0x09, 0x78,
-	0x0f, 0x78, 0x09, 0x9e, 0x80, 0x0b, 0x9e, 0x83, 0x67, 0xe0, 0x1a, 0xcd, 0xcf, 0xda, 0xbb, 0x76,
-	0x4d, 0xee, 0xe6, 0xfb, 0xce, 0x99, 0x33, 0xe7, 0x7f, 0xe0, 0x31, 0x93, 0x53, 0xce, 0xd3, 0xfe,
-	0xec, 0xb8, 0x4f, 0x27, 0x51, 0x82, 0xbd, 0xa9, 0xe0, 0x8a, 0x93, 0x96, 0xa5, 0x7b, 0xb3, 0xe3,
-	0xee, 0xf3, 0x84, 0xf3, 0x24, 0xc5, 0xbe, 0x11, 0x5c, 0x67, 0xe3, 0xbe, 0xa2, 0x13, 0x94, 0x2a,
-	0x9a, 0x4c, 0xad, 0x6e, 0x30, 0x04, 0x72, 0xce, 0x64, 0x26, 0xf0, 0x52, 0x1b, 0x08, 0xf1, 0x97,
-	0x0c, 0xa5, 0x22, 0x4f, 0xa1, 0x25, 0x70, 0x8c, 0x02, 0xd9, 0x08, 0x7d, 0x6f, 0xdf, 0x3b, 0x68,
-	0x85, 0x4b, 0x82, 0xbc, 0x86, 0x5a, 0x94, 0xa9, 0x1b, 0xbf, 0xb2, 0xef, 0x1d, 0xec, 0x9c, 0x7c,
-	0xd1, 0x5b, 0x3c, 0xd7, 0x0b, 0x31, 0xa1, 0x52, 0x89, 0xf9, 0xfb, 0x4c, 0xdd, 0x84, 0x46, 0x29,
-	0x98, 0x40, 0xbb, 0xc8, 0x92, 0x2e, 0x34, 0x33, 0x89, 0x82, 0x45, 0x93, 0xdc, 0xf2, 0x02, 0x6b,
-	0xd9, 0x34, 0x92, 0xf2, 0x8e, 0x8b, 0xd8, 0x18, 0x6f, 0x85, 0x0b, 0x4c, 0xbe, 0x84, 0x07, 0x34,
-	0x46, 0xa6, 0xa8, 0x9a, 0x0f, 0x15, 0xbf, 0x45, 0xe6, 0x57, 0x8d, 0x46, 0x27, 0x67, 0xaf, 0x34,
-	0x19, 0xfc, 0xe6, 0xc1, 0x6e, 0x29, 0x20, 0x39, 0xe5, 0x4c, 0x22, 0xf9, 0x1a, 0x9a, 0x53, 0xc1,
-	0x13, 0x81, 0x52, 0x9a, 0x67, 0x77, 0x4e, 0xfc, 0x82, 0xdf, 0x17, 0xa8, 0x46, 0x37, 0x3f, 0x3a,
-	0xf9, 0x60, 0x2b, 0x5c, 0xe8, 0x92, 0x3e, 0xd4, 0x4d, 0x6a, 0x3f, 0x11, 0xac, 0x7d, 0x26, 0x36,
-	0xef, 0x0c, 0xb6, 0x42, 0xab, 0x77, 0xba, 0x0d, 0x75, 0x9c, 0x21, 0x53, 0xc1, 0x9f, 0x1e, 0x74,
-	0x4a, 0x76, 0x89, 0x0f, 0xdb, 0x91, 0x52, 0x38, 0x99, 0x2a, 0xe3, 0x42, 0x27, 0xcc, 0x21, 0x79,
-	0x02, 0x8d, 0x34, 0x9a, 0xa3, 0x90, 0xe6, 0x99, 0x4e, 0xe8, 0x10, 0x79, 0x0e, 0x3b, 0xf6, 0x34,
-	0x8c, 0x39, 0x43, 0x13, 0x71, 0x27, 0x04, 0x4b, 0x9d, 0x71, 0x86, 0xe4, 0x11, 0xd4, 0xaf, 0xe7,
-	0x0a, 0xa5, 0x5f, 0xdb, 0xf7, 0x0e, 0x6a, 0xa1, 0x05, 0xfa, 0x9a, 0x39, 0x0c, 0x15, 0x57, 0x51,
-	0xea, 0xd7, 0x8d, 0x0c, 0x0c, 0x75, 0xa5, 0x19, 0xb2, 0x07, 0x90, 0x46, 0x52, 0x0d, 0x51, 0x08,
-	0x2e, 0xfc, 0x86, 0x2d, 0xb0, 0x66, 0xce, 0x35, 0x11, 0x30, 0x68, 0x17, 0x83, 0x23, 0x0f, 0xa0,
-	0x42, 0x63, 0x57, 0xad, 0x0a, 0x8d, 0xb5, 0xbb, 0x31, 0x4d, 0x50, 0x2a, 0x57, 0x25, 0x87, 0x74,
-	0x80, 0x63, 0x1d, 0x31, 0xc6, 0xc6, 0xd5, 0x66, 0x98, 0xc3, 0x72, 0x43, 0xd5, 0x56, 0x1a, 0x2a,
-	0xc8, 0xe0, 0xe1, 0x69, 0x46, 0xd3, 0xb8, 0xd4, 0x83, 0xef, 0x00, 0x62, 0x1c, 0x53, 0x46, 0x15,
-	0xe5, 0xcc, 0xd5, 0xac, 0x5b, 0x48, 0xbf, 0xb9, 0x71, 0xb6, 0xd0, 0x18, 0x6c, 0x85, 0x05, 0x7d,
-	0xd2, 0x85, 0xed, 0x11, 0x67, 0x0a, 0x7f, 0xb5, 0x3e, 0xb6, 0x07, 0x5b, 0x61, 0x4e, 0x9c, 0x36,
-	0xa0, 0x36, 0x8d, 0x84, 0x0a, 0xfe, 0xa8, 0xc2, 0x67, 0x2b, 0x56, 0x74, 0x9b, 0x39, 0xb5, 0xe1,
-	0x98, 0xa7, 0x31, 0x0a, 0x17, 0x76, 0xc7, 0xb1, 0x17, 0x86, 0x24, 0xcf, 0x00, 0x62, 0x3e, 0xba,
-	0x45, 0x31, 0xa6, 0x29, 0xba, 0x2c, 0x14, 0x18, 0x72, 0x08, 0x64, 0x89, 0x86, 0xe6, 0x2e, 0x53,
-	0xae, 0x63, 0x1f, 0x2e, 0x25, 0x1f, 0xac, 0x40, 0x27, 0x54, 0x45, 0x22, 0x41, 0xe5, 0x72, 0xe3,
-	0x10, 0x19, 0x00, 0x5c, 0x6b, 0x07, 0x87, 0x91, 0x48, 0xa4, 0x5f, 0xdf, 0xaf, 0x1e, 0xec, 0x9c,
-	0xbc, 0xda, 0x9c, 0x03, 0x8b, 0xdf, 0x8b, 0x44, 0x9e, 0x33, 0x25, 0xe6, 0x61, 0xeb, 0x3a, 0xc7,
-	0x66, 0xb4, 0xd2, 0x48, 0x8d, 0xb9, 0x98, 0xb8, 0x7a, 0x2f, 0x30, 0x21, 0x50, 0x8b, 0x18, 0xde,
-	0xf9, 0xdb, 0xa6, 0x66, 0xe6, 0x5c, 0xcc, 0x43, 0x8c, 0x33, 0x3a, 0x42, 0xbf, 0x69, 0xba, 0x28,
-	0xcf, 0xc3, 0x99, 0x21, 0xc9, 0x0b, 0xc8, 0x89, 0x21, 0x65, 0x3c, 0x46, 0xbf, 0x65, 0xb4, 0xda,
-	0x8e, 0xbc, 0xd4, 0x5c, 0xf7, 0x1d, 0x3c, 0x28, 0x3b, 0x46, 0x3e, 0x87, 0xea, 0x2d, 0xce, 0x5d,
-	0x6a, 0xf5, 0x51, 0x37, 0xf2, 0x2c, 0x4a, 0xb3, 0x3c, 0x97, 0x16, 0x7c, 0x53, 0x79, 0xeb, 0x05,
-	0x19, 0x90, 0x62, 0x73, 0xb8, 0x79, 0x7e, 0x09, 0xd5, 0x94, 0x27, 0xae, 0x2d, 0x76, 0x57, 0x53,
-	0xf2, 0x91, 0x27, 0x83, 0xad, 0x50, 0x6b, 0x90, 0xc3, 0xf2, 0x00, 0x3f, 0x5e, 0x51, 0x55, 0x9b,
-	0xc6, 0xf7, 0x2d, 0x34, 0x73, 0x53, 0xda, 0xb9, 0x94, 0x32, 0xd4, 0x9b, 0xa3, 0xaa, 0x9d, 0x33,
-	0x40, 0x17, 0x6d, 0x42, 0xa5, 0x44, 0xbb, 0xab, 0x6a, 0xa1, 0x43, 0xc1, 0x5f, 0x1e, 0xc0, 0xd2,
-	0xf4, 0xda, 0xf0, 0xb8, 0xd8, 0x2b, 0xcb, 0xd8, 0x4b, 0xc3, 0x51, 0x5d, 0xdd, 0xb6, 0x4f, 0xa0,
-	0x21, 0x30, 0xd3, 0xcf, 0xd4, 0x4c, 0x7d, 0x1c, 0x22, 0x47, 0x50, 0xd7, 0xe5, 0x55, 0x66, 0xbc,
-	0xf5, 0x68, 0xd8, 0x55, 0xdf, 0xcb, 0x57, 0x7d, 0xef, 0x2a, 0x5f, 0xf5, 0xa1, 0x55, 0x24, 0x3d,
-	0xa8, 0x19, 0x3b, 0x8d, 0x7b, 0x2f, 0x18, 0xbd, 0x60, 0x17, 0x1e, 0x7e, 0xa4, 0xd2, 0x86, 0x21,
-	0xdd, 0x58, 0x06, 0x7f, 0x7b, 0x40, 0x8a, 0xac, 0xab, 0xc7, 0x21, 0x34, 0x4c, 0x02, 0x6d, 0x8e,
-	0xca, 0x79, 0xfe, 0x8e, 0xf1, 0x3b, 0x66, 0xcb, 0xe7, 0x94, 0xc8, 0x1b, 0x68, 0x8e, 0x23, 0x9a,
-	0x66, 0x02, 0xf5, 0xca, 0xab, 0xae, 0x6c, 0x56, 0xa3, 0x7b, 0x61, 0xe5, 0xe1, 0x42, 0x91, 0xbc,
-	0xce, 0x23, 0xae, 0xae, 0x3d, 0xb1, 0xcc, 0x77, 0x1e, 0xec, 0x0b, 0xe8, 0x98, 0xc3, 0x30, 0x63,
-	0xb7, 0xfa, 0x7d, 0x97, 0xbd, 0xb6, 0x21, 0x7f, 0xb2, 0x5c, 0xf0, 0x8f, 0x07, 0xb0, 0xf4, 0xee,
-	0x9e, 0x6f, 0xef, 0x11, 0xd4, 0xa5, 0x8a, 0xd4, 0xa2, 0x45, 0x0d, 0xd0, 0x65, 0x90, 0x34, 0x2f,
-	0xdc, 0x3d, 0x65, 0x30, 0x8a, 0xae, 0x21, 0x6a, 0x9f, 0xd8, 0xa6, 0xf5, 0xb5, 0x6d, 0x6a, 0x43,
-	0x77, 0x13, 0x9b, 0x43, 0xed, 0x89, 0xdd, 0xdc, 0xdb, 0xd6, 0x13, 0x03, 0xb4, 0xfe, 0x54, 0xd0,
-	0x99, 0xf6, 0xb0, 0x69, 0xb7, 0xaf, 0x83, 0xc1, 0xef, 0x1e, 0xb4, 0x8b, 0x39, 0xbd, 0x27, 0xd0,
-	0xaf, 0xa0, 0x12, 0x29, 0x37, 0x2f, 0xff, 0x17, 0x4f, 0x25, 0x2a, 0x39, 0x59, 0xdd, 0xe0, 0x64,
-	0x6d, 0x83, 0x93, 0xf5, 0x92, 0x93, 0x27, 0xff, 0x7a, 0x00, 0xc6, 0xc9, 0x0f, 0xd1, 0xe8, 0x06,
-	0xc9, 0x0f, 0xb0, 0x53, 0xf8, 0xc7, 0xc9, 0xde, 0xda, 0xc7, 0x5b, 0xfc, 0x2c, 0xba, 0xcf, 0x36,
-	0x89, 0x6d, 0x7b, 0x1e, 0x79, 0xe4, 0x7b, 0x3b, 0x94, 0xee, 0x47, 0x7b, 0xba, 0xba, 0x31, 0x4a,
-	0xd6, 0xf6, 0x36, 0x48, 0xad, 0xb1, 0x03, 0xef, 0xc8, 0x23, 0x97, 0x00, 0xcb, 0x29, 0x28, 0x99,
-	0x5b, 0x1b, 0x99, 0x92, 0xb9, 0xf5, 0xd1, 0x39, 0x7d, 0xf5, 0xf3, 0x4b, 0x27, 0x8f, 0x71, 0xd6,
-	0x1f, 0xa5, 0x14, 0x99, 0x92, 0xfd, 0x84, 0xf7, 0x2d, 0x3b, 0x3b, 0xfe, 0x36, 0x3f, 0x5c, 0x37,
-	0x4c, 0x15, 0xde, 0xfc, 0x17, 0x00, 0x00, 0xff, 0xff, 0x79, 0x2d, 0xc2, 0x6f, 0xf9, 0x09, 0x00,
-	0x00,
+	// 750 bytes of a gzipped FileDescriptorProto
+	0x1f, 0x8b, 0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0xff, 0x94, 0x54, 0xcd, 0x6e, 0xe3, 0x36,
+	0x10, 0x8e, 0x6c, 0xcb, 0x3f, 0x23, 0x3b, 0x40, 0x99, 0xa4, 0x15, 0xdc, 0xa4, 0x31, 0x04, 0x14,
+	0x75, 0x5b, 0xd4, 0x4a, 0x9c, 0xa2, 0x97, 0x9c, 0x9a, 0x36, 0x41, 0x82, 0x16, 0x45, 0xa1, 0x06,
+	0x28, 0xd0, 0x8b, 0xc1, 0x58, 0x63, 0x4b, 0x88, 0x2c, 0xaa, 0x24, 0xed, 0xac, 0x9f, 0x60, 0xdf,
+	0x60, 0x1f, 0x60, 0x2f, 0x7b, 0xd8, 0x17, 0xd8, 0xc7, 0x5b, 0x90, 0x94, 0x1c, 0x39, 0x89, 0xd7,
+	0xd8, 0x9b, 0xe6, 0x9b, 0x4f, 0xc3, 0x6f, 0xe6, 0x1b, 0x12, 0x0e, 0x52, 0x91, 0x31, 0x96, 0xf8,
+	0x8b, 0x53, 0x3f, 0x9e, 0xd1, 0x29, 0x0e, 0x32, 0xce, 0x24, 0x23, 0x2d, 0x03, 0x0f, 0x16, 0xa7,
+	0xdd, 0xe3, 0x29, 0x63, 0xd3, 0x04, 0x7d, 0x9d, 0xb8, 0x9b, 0x4f, 0x7c, 0x19, 0xcf, 0x50, 0x48,
+	0x3a, 0xcb, 0x0c, 0xd7, 0x1b, 0x01, 0xb9, 0x4c, 0xc5, 0x9c, 0xe3, 0x8d, 0x2a, 0x10, 0xe0, 0xff,
+	0x73, 0x14, 0x92, 0x1c, 0x42, 0x8b, 0xe3, 0x04, 0x39, 0xa6, 0x63, 0x74, 0xad, 0x9e, 0xd5, 0x6f,
+	0x05, 0x8f, 0x00, 0xf9, 0x11, 0x6a, 0x74, 0x2e, 0x23, 0xb7, 0xd2, 0xb3, 0xfa, 0xce, 0xf0, 0xab,
+	0xc1, 0xea, 0xb8, 0x41, 0x80, 0xd3, 0x58, 0x48, 0xbe, 0xfc, 0x75, 0x2e, 0xa3, 0x40, 0x93, 0xbc,
+	0x19, 0xb4, 0xcb, 0x28, 0xe9, 0x42, 0x73, 0x2e, 0x90, 0xa7, 0x74, 0x56, 0x54, 0x5e, 0xc5, 0x2a,
+	0x97, 0x51, 0x21, 0x1e, 0x18, 0x0f, 0x75, 0xf1, 0x56, 0xb0, 0x8a, 0xc9, 0xb7, 0xb0, 0x1b, 0x87,
+	0x98, 0xca, 0x58, 0x2e, 0x47, 0x92, 0xdd, 0x63, 0xea, 0x56, 0x35, 0xa3, 0x53, 0xa0, 0xb7, 0x0a,
+	0xf4, 0x5e, 0x5b, 0xb0, 0xb7, 0xd6, 0x90, 0xc8, 0x58, 0x2a, 0x90, 0xfc, 0x02, 0xcd, 0x8c, 0xb3,
+	0x29, 0x47, 0x21, 0xf4, 0xb1, 0xce, 0xd0, 0x2d, 0xe9, 0xbe, 0x42, 0x39, 0x8e, 0xfe, 0xce, 0xf3,
+	0xd7, 0x3b, 0xc1, 0x8a, 0x4b, 0x7c, 0xb0, 0xf5, 0x68, 0x5f, 0x68, 0xd6, 0x1c, 0x13, 0xea, 0x73,
+	0xae, 0x77, 0x02, 0xc3, 0xbb, 0x68, 0x80, 0x8d, 0x0b, 0x4c, 0xa5, 0xf7, 0xc1, 0x82, 0xce, 0x5a,
+	0x5d, 0xe2, 0x42, 0x83, 0x4a, 0x89, 0xb3, 0x4c, 0x6a, 0x09, 0x9d, 0xa0, 0x08, 0xc9, 0x97, 0x50,
+	0x4f, 0xe8, 0x12, 0xb9, 0xd0, 0xc7, 0x74, 0x82, 0x3c, 0x22, 0xc7, 0xe0, 0x98, 0xaf, 0x51, 0xc8,
+	0x52, 0xd4, 0x1d, 0x77, 0x02, 0x30, 0xd0, 0xef, 0x2c, 0x45, 0xb2, 0x0f, 0xf6, 0xdd, 0x52, 0xa2,
+	0x70, 0x6b, 0x3d, 0xab, 0x5f, 0x0b, 0x4c, 0xa0, 0x7e, 0xd3, 0x1f, 0x23, 0xc9, 0x24, 0x4d, 0x5c,
+	0x5b, 0xe7, 0x40, 0x43, 0xb7, 0x0a, 0x21, 0x47, 0x00, 0x09, 0x15, 0x72, 0x84, 0x9c, 0x33, 0xee,
+	0xd6, 0x8d, 0xc1, 0x0a, 0xb9, 0x54, 0x80, 0xf7, 0xde, 0x82, 0x76, 0xb9, 0x3b, 0xb2, 0x0b, 0x95,
+	0x38, 0xcc, 0xed, 0xaa, 0xc4, 0xa1, 0xd2, 0x1b, 0xc6, 0x53, 0x14, 0x32, 0xb7, 0x29, 0x8f, 0x54,
+	0x87, 0x13, 0xd5, 0x32, 0x86, 0x5a, 0x6b, 0x33, 0x28, 0xc2, 0xf5, 0x8d, 0xaa, 0x3d, 0xdd, 0xa8,
+	0x73, 0x70, 0x84, 0xa4, 0x09, 0x8e, 0x44, 0xac, 0xf2, 0xb6, 0x9e, 0x75, 0x77, 0x60, 0x96, 0x77,
+	0x50, 0x2c, 0xef, 0xe0, 0xb6, 0x58, 0xde, 0x00, 0x34, 0xfd, 0x1f, 0xc5, 0xf6, 0xf6, 0xe0, 0x8b,
+	0x3f, 0x63, 0x21, 0xb5, 0x52, 0x91, 0x6f, 0xb0, 0xf7, 0x0a, 0x48, 0x19, 0xcc, 0xb7, 0xe0, 0x27,
+	0xa8, 0x6b, 0x97, 0xd4, 0x0e, 0x54, 0xfb, 0xce, 0xf0, 0xa0, 0x64, 0xe7, 0x1f, 0x29, 0x7b, 0x48,
+	0xcd, 0xd2, 0xe4, 0x24, 0x72, 0x06, 0xcd, 0x09, 0x8d, 0x93, 0x39, 0x47, 0x65, 0x4c, 0xf5, 0x89,
+	0xff, 0x9a, 0x7b, 0x65, 0xf2, 0xc1, 0x8a, 0xe8, 0xbd, 0xa9, 0x02, 0x3c, 0xd6, 0xda, 0x72, 0x95,
+	0xf6, 0xc1, 0x16, 0x92, 0x4a, 0xcc, 0xe7, 0x68, 0x02, 0x72, 0x02, 0xb6, 0x19, 0x44, 0x75, 0xeb,
+	0x20, 0x0c, 0x31, 0x37, 0xa8, 0xf6, 0x82, 0x41, 0xf6, 0x33, 0x83, 0x8c, 0xd0, 0xdc, 0xf5, 0x22,
+	0x54, 0x4a, 0xcc, 0x36, 0x34, 0x8c, 0x12, 0x1d, 0x28, 0x7e, 0xc6, 0xe3, 0x85, 0x52, 0xd8, 0x34,
+	0x86, 0xe6, 0x21, 0xf9, 0x19, 0x1a, 0xe3, 0x08, 0xc7, 0xf7, 0x18, 0xba, 0xad, 0xad, 0x2a, 0x0b,
+	0xea, 0x53, 0xa3, 0xe1, 0x73, 0x8c, 0x26, 0x5f, 0x43, 0xcb, 0xfc, 0xfc, 0x10, 0x2d, 0x5d, 0xc7,
+	0xbc, 0x0f, 0x1a, 0xf8, 0x37, 0x5a, 0x92, 0x1e, 0x38, 0x59, 0x42, 0xc7, 0x18, 0xb1, 0x24, 0x44,
+	0xee, 0xb6, 0xb5, 0xda, 0x32, 0xe4, 0xbd, 0xb5, 0xa0, 0x5d, 0xf6, 0x6c, 0x8b, 0x35, 0x3f, 0x40,
+	0x85, 0xca, 0xfc, 0xda, 0x7f, 0x4a, 0x61, 0x85, 0xae, 0x8d, 0xb5, 0xba, 0x61, 0xac, 0xb5, 0x0d,
+	0x63, 0xb5, 0xd7, 0xc6, 0x3a, 0x7c, 0x67, 0x01, 0x68, 0x91, 0xbf, 0xd1, 0x71, 0x84, 0xe4, 0x2f,
+	0x70, 0x4a, 0xaf, 0x19, 0x39, 0x7a, 0xf6, 0xfc, 0x94, 0x9f, 0xed, 0xee, 0x37, 0x9b, 0xd2, 0x66,
+	0xfd, 0x4f, 0x2c, 0x72, 0x03, 0xf0, 0x78, 0x2d, 0xc8, 0x61, 0x89, 0xff, 0xec, 0x0a, 0x75, 0x8f,
+	0x36, 0x64, 0x4d, 0xb1, 0x8b, 0xef, 0xff, 0xfb, 0x2e, 0xcf, 0x87, 0xb8, 0xf0, 0xc7, 0x49, 0x8c,
+	0xa9, 0x14, 0xfe, 0x94, 0xf9, 0x06, 0x5d, 0x9c, 0x9e, 0x17, 0x1f, 0x77, 0x75, 0x3d, 0xb6, 0xb3,
+	0x8f, 0x01, 0x00, 0x00, 0xff, 0xff, 0x1a, 0xb9, 0x88, 0x45, 0xb0, 0x06, 0x00, 0x00,
 }
 
 // Reference imports to suppress errors if they are not otherwise used.
@@ -1146,11 +740,7 @@ type ImageCacheClient interface {
 	// Sees to it that an image is here, and may be used by whoever has these credentials; fetches it if need be. The last message has the image. A fetch
 	// is the daemon's: a caller's deadline or disconnect ends its own wait only, and who asks again follows the same fetch.
 	EnsureImage(ctx context.Context, in *EnsureImageRequest, opts ...grpc.CallOption) (ImageCache_EnsureImageClient, error)
-	// An image of a Dockerfile and its context: the one that was built from the same before, else a new one; one build, however many ask. The first message
-	// has the definition, those that follow the context's tar, unless the definition names a folder. The last answer has the image; those before it, what the
-	// build prints. A build is the daemon's, as a fetch is.
-	BuildImage(ctx context.Context, opts ...grpc.CallOption) (ImageCache_BuildImageClient, error)
-	// What the daemon knows of images that were asked for since its start. Who is not an operator does not see those that were asked for by credentials.
+	// What the daemon knows of images that were asked for since its start, and of the placeholder. Who is not an operator does not see those that were asked for by credentials.
 	ListImages(ctx context.Context, in *ListImagesRequest, opts ...grpc.CallOption) (*ListImagesResponse, error)
 }
 
@@ -1194,37 +784,6 @@ func (x *imageCacheEnsureImageClient) Recv() (*EnsureImageResponse, error) {
 	return m, nil
 }
 
-func (c *imageCacheClient) BuildImage(ctx context.Context, opts ...grpc.CallOption) (ImageCache_BuildImageClient, error) {
-	stream, err := c.cc.NewStream(ctx, &_ImageCache_serviceDesc.Streams[1], "/nspool.v1.ImageCache/BuildImage", opts...)
-	if err != nil {
-		return nil, err
-	}
-	x := &imageCacheBuildImageClient{stream}
-	return x, nil
-}
-
-type ImageCache_BuildImageClient interface {
-	Send(*BuildImageRequest) error
-	Recv() (*BuildImageResponse, error)
-	grpc.ClientStream
-}
-
-type imageCacheBuildImageClient struct {
-	grpc.ClientStream
-}
-
-func (x *imageCacheBuildImageClient) Send(m *BuildImageRequest) error {
-	return x.ClientStream.SendMsg(m)
-}
-
-func (x *imageCacheBuildImageClient) Recv() (*BuildImageResponse, error) {
-	m := new(BuildImageResponse)
-	if err := x.ClientStream.RecvMsg(m); err != nil {
-		return nil, err
-	}
-	return m, nil
-}
-
 func (c *imageCacheClient) ListImages(ctx context.Context, in *ListImagesRequest, opts ...grpc.CallOption) (*ListImagesResponse, error) {
 	out := new(ListImagesResponse)
 	err := c.cc.Invoke(ctx, "/nspool.v1.ImageCache/ListImages", in, out, opts...)
@@ -1239,11 +798,7 @@ type ImageCacheServer interface {
 	// Sees to it that an image is here, and may be used by whoever has these credentials; fetches it if need be. The last message has the image. A fetch
 	// is the daemon's: a caller's deadline or disconnect ends its own wait only, and who asks again follows the same fetch.
 	EnsureImage(*EnsureImageRequest, ImageCache_EnsureImageServer) error
-	// An image of a Dockerfile and its context: the one that was built from the same before, else a new one; one build, however many ask. The first message
-	// has the definition, those that follow the context's tar, unless the definition names a folder. The last answer has the image; those before it, what the
-	// build prints. A build is the daemon's, as a fetch is.
-	BuildImage(ImageCache_BuildImageServer) error
-	// What the daemon knows of images that were asked for since its start. Who is not an operator does not see those that were asked for by credentials.
+	// What the daemon knows of images that were asked for since its start, and of the placeholder. Who is not an operator does not see those that were asked for by credentials.
 	ListImages(context.Context, *ListImagesRequest) (*ListImagesResponse, error)
 }
 
@@ -1253,9 +808,6 @@ type UnimplementedImageCacheServer struct {
 
 func (*UnimplementedImageCacheServer) EnsureImage(req *EnsureImageRequest, srv ImageCache_EnsureImageServer) error {
 	return status.Errorf(codes.Unimplemented, "method EnsureImage not implemented")
-}
-func (*UnimplementedImageCacheServer) BuildImage(srv ImageCache_BuildImageServer) error {
-	return status.Errorf(codes.Unimplemented, "method BuildImage not implemented")
 }
 func (*UnimplementedImageCacheServer) ListImages(ctx context.Context, req *ListImagesRequest) (*ListImagesResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method ListImages not implemented")
@@ -1284,32 +836,6 @@ type imageCacheEnsureImageServer struct {
 
 func (x *imageCacheEnsureImageServer) Send(m *EnsureImageResponse) error {
 	return x.ServerStream.SendMsg(m)
-}
-
-func _ImageCache_BuildImage_Handler(srv interface{}, stream grpc.ServerStream) error {
-	return srv.(ImageCacheServer).BuildImage(&imageCacheBuildImageServer{stream})
-}
-
-type ImageCache_BuildImageServer interface {
-	Send(*BuildImageResponse) error
-	Recv() (*BuildImageRequest, error)
-	grpc.ServerStream
-}
-
-type imageCacheBuildImageServer struct {
-	grpc.ServerStream
-}
-
-func (x *imageCacheBuildImageServer) Send(m *BuildImageResponse) error {
-	return x.ServerStream.SendMsg(m)
-}
-
-func (x *imageCacheBuildImageServer) Recv() (*BuildImageRequest, error) {
-	m := new(BuildImageRequest)
-	if err := x.ServerStream.RecvMsg(m); err != nil {
-		return nil, err
-	}
-	return m, nil
 }
 
 func _ImageCache_ListImages_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
@@ -1344,12 +870,6 @@ var _ImageCache_serviceDesc = grpc.ServiceDesc{
 			StreamName:    "EnsureImage",
 			Handler:       _ImageCache_EnsureImage_Handler,
 			ServerStreams: true,
-		},
-		{
-			StreamName:    "BuildImage",
-			Handler:       _ImageCache_BuildImage_Handler,
-			ServerStreams: true,
-			ClientStreams: true,
 		},
 	},
 	Metadata: "nspool/v1/image.proto",

@@ -1268,7 +1268,8 @@ type GetUsageResponse struct {
 	// What is wrong, in the engine's words; empty when nothing is.
 	EngineError string `protobuf:"bytes,4,opt,name=engine_error,json=engineError,proto3" json:"engine_error,omitempty"`
 	// "ready", "preparing", "failed" or "unknown".
-	ImageState string  `protobuf:"bytes,5,opt,name=image_state,json=imageState,proto3" json:"image_state,omitempty"`
+	ImageState string `protobuf:"bytes,5,opt,name=image_state,json=imageState,proto3" json:"image_state,omitempty"`
+	// Why it is not there; of one that is there, since when nobody can tell whether it is fresh. Empty when nothing is wrong.
 	ImageError string  `protobuf:"bytes,6,opt,name=image_error,json=imageError,proto3" json:"image_error,omitempty"`
 	Cordoned   bool    `protobuf:"varint,7,opt,name=cordoned,proto3" json:"cordoned,omitempty"`
 	Draining   bool    `protobuf:"varint,8,opt,name=draining,proto3" json:"draining,omitempty"`

@@ -7,7 +7,7 @@ use super::Key;
 #[cfg(doc)]
 use crate::config::Config;
 use crate::config::value::{Kind, Value};
-use crate::config::{AcrossTenants, Builders, EngineChoice, LogFormat, PlaceholderImage, Reuse, StopPolicy, Unbounded, checks};
+use crate::config::{AcrossTenants, Builders, EngineChoice, Freshness, LogFormat, PlaceholderImage, Reuse, StopPolicy, Unbounded, checks};
 use crate::engine::NamespaceKind;
 
 const fn secs(seconds: u64) -> Duration {
@@ -315,6 +315,37 @@ pub const KEYS: &[Key] = &[
         1..64,
         |c| c.images.concurrent,
         "Images that are fetched at once; the others wait."
+    ),
+    key!(
+        "images",
+        "concurrent_while_filling",
+        "image-concurrent-while-filling",
+        restart,
+        1..256,
+        |c| c.images.concurrent_while_filling,
+        "The same while fewer slots are ready than should be: beside a large fetch a container is created slowly. Those under way go on."
+    ),
+    key!(
+        "images",
+        "freshness",
+        "image-freshness",
+        restart,
+        Kind::Choice { allowed: &["always", "ttl", "never"], refused: &[] },
+        None,
+        get | c | Value::Text(c.images.freshness.word().to_owned()),
+        set | c,
+        value | c.images.freshness = Freshness::of(value.text()),
+        "When a registry is asked whether an image that is here, by a tag, is still what it has: each time somebody asks for the image, when \
+         fresh_for has passed, or never. The placeholder is asked about once a minute with always."
+    ),
+    key!(
+        "images",
+        "fresh_for",
+        "image-fresh-for",
+        restart,
+        time secs(1), secs(365 * 24 * 3600),
+        |c| c.images.fresh_for,
+        "With freshness = ttl: for how long nobody asks. Of what was here before nspool, counted from when it was first asked for."
     ),
     key!(
         "images",

@@ -17,6 +17,7 @@ fn other_value(key: &Key) -> (String, String) {
         "pool.networks" => "a,b",
         "pool.namespaces" => "net,ipc",
         "pool.reuse" => "always",
+        "images.freshness" => "never",
         "pool.privileged_joiners" => "inspect",
         "pool.across_tenants" => "retire",
         "placeholder.image" => "busybox:1.36",

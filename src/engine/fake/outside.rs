@@ -224,6 +224,21 @@ impl FakeWorld {
         self.model.lock().images.publish(reference, credentials);
     }
 
+    /// The registry has another image under this name from now on. Answers its digest, which is its id here once it is pulled.
+    pub fn publish_anew(&self, reference: &str) -> ImageId {
+        self.model.lock().images.publish_anew(reference)
+    }
+
+    /// A local image loses this tag and stays, as one does that a container uses.
+    pub fn image_untagged(&self, reference: &str) {
+        self.model.lock().untag_image(reference);
+    }
+
+    /// `docker image prune -a`: all images go that no container was made from.
+    pub fn images_pruned(&self) {
+        self.model.lock().prune_images();
+    }
+
     /// A local image loses this tag; without another one it is gone. By id: gone with all its tags.
     pub fn image_removed(&self, reference: &str) {
         self.model.lock().remove_image(reference);

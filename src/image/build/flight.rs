@@ -104,7 +104,9 @@ impl Flight {
     }
 
     async fn carry_out(&self, surveyed: Surveyed) -> Result<Built, Ended> {
-        let _place = self.builds.cache.place().await;
+        // Among the fetches: both burden the engine.
+        let deadline = Instant::now() + self.builds.settings.build_timeout;
+        let _place = self.builds.cache.places().acquire(deadline).await;
         // Another may have come to its end between the look and this.
         if !self.definition.anew
             && let Some(built) = self.builds.known(self.key).await?

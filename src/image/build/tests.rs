@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use tempfile::TempDir;
+use tokio::time::Instant;
 
 use super::*;
 use crate::engine::ErrorClass;
@@ -198,14 +199,15 @@ async fn a_base_that_moves_while_it_is_built_upon_begins_anew() {
 async fn a_context_that_never_holds_still_is_given_up() {
     let host = host_with(&config::Images { concurrent: 1, ..settings() });
     host.has_base().await;
-    let mut place = host.cache.place().await;
+    let place_soon = async || host.cache.places().acquire(Instant::now() + BUILD).await;
+    let mut place = place_soon().await;
     let change = async {
         for number in 0..ATTEMPTS {
             // It was surveyed, and waits for its turn to be packed.
             tokio::time::sleep(Duration::from_secs(1)).await;
             host.write("a", &format!("changed {number}"));
             drop(place.take());
-            place = host.cache.place().await;
+            place = place_soon().await;
         }
     };
     let (outcome, ()) = tokio::join!(host.build(), change);

@@ -11,6 +11,8 @@ use super::progress::Tally;
 use super::{Ensured, Failure, Inner, Key, Kind, PRIVATE, Told, Whose};
 use crate::config;
 use crate::engine::{Credentials, EngineError, ErrorClass, Image, ImageId, PullStep};
+use crate::image::freshness::{Verdict, ask, can_change, take_over};
+use crate::image::reference::Reference;
 use crate::image::{jittered, pull};
 use crate::level;
 use crate::random;
@@ -77,7 +79,7 @@ impl Fetch {
 
     async fn carry_out(&self, credentials: Option<Credentials>) -> End {
         let before = match self.answer_from_here().await {
-            Ok(Here::Usable(ensured)) => return End::Outcome(Ok(ensured)),
+            Ok(Here::Usable(image)) => return End::Outcome(Ok(self.freshened(image).await)),
             Ok(Here::NotUsable(before)) => before,
             Err(error) => return End::Outcome(Err(error.into())),
         };
@@ -88,8 +90,53 @@ impl Fetch {
             }
             table.memory.fetching(&self.key);
         }
+        let fetched = self.fetch_and_tell(before.as_ref(), credentials.as_ref(), None).await;
+        if fetched.is_ok() && self.key.whose == Whose::Daemons {
+            self.cache.table.lock().checks.fresh(&self.key.reference);
+        }
+        End::Outcome(fetched)
+    }
+
+    /// What is here, or what the registry has instead by now.
+    async fn freshened(&self, image: Image) -> Ensured {
+        let (cache, reference) = (&self.cache, &self.key.reference);
+        let known = |stale| Ensured { stale, ..self.ensured(image.clone(), false) };
+        if !can_change(reference, &image) {
+            return known(None);
+        }
+        {
+            let mut table = cache.table.lock();
+            if !table.checks.is_due(reference) {
+                return known(table.checks.of(reference).and_then(|check| check.stale.clone()));
+            }
+        }
+        let (why, retry_after) = match ask(&*cache.registry, &cache.credentials, reference, &image).await {
+            Verdict::Fresh => {
+                cache.table.lock().checks.fresh(reference);
+                return known(None);
+            }
+            Verdict::Changed(digest) => match self.fetch_and_tell(Some(&image.id), None, Some(&digest)).await {
+                Ok(anew) => {
+                    cache.table.lock().checks.fresh(reference);
+                    return anew;
+                }
+                Err(failure) => (failure.why, failure.retry_after),
+            },
+            Verdict::Unknown(why, retry_after) => (why, retry_after),
+        };
+        known(Some(cache.table.lock().checks.in_vain(reference, &why, retry_after)))
+    }
+
+    /// `digest`: by that, and then under the reference.
+    async fn fetch_and_tell(
+        &self,
+        before: Option<&ImageId>,
+        credentials: Option<&Credentials>,
+        digest: Option<&str>,
+    ) -> Result<Ensured, Failure> {
         let began = Instant::now();
-        let fetched = self.fetch(before.as_ref(), credentials.as_ref(), began + self.cache.settings.fetch_timeout).await;
+        let wanted = Wanted { before, credentials, digest };
+        let fetched = self.fetch(wanted, began + self.cache.settings.fetch_timeout).await;
         metrics::histogram!(metric::IMAGE_FETCH).record(began.elapsed());
         let outcome = fetched.as_ref().map_or_else(|failure| failure.kind.word(), |_| "fetched");
         metrics::counter!(metric::IMAGE_FETCHES, "outcome" => outcome).increment(1);
@@ -98,7 +145,7 @@ impl Fetch {
             Ok(Ensured { id, digest, .. }) => tracing::info!(%reference, image = %id, digest, ?took, "an image was fetched"),
             Err(Failure { why, .. }) => tracing::warn!(%reference, outcome, %why, ?took, "an image cannot be had"),
         }
-        End::Outcome(fetched)
+        fetched
     }
 
     /// Whether the engine has it, and everybody may use it.
@@ -108,28 +155,27 @@ impl Fetch {
         let image = self.cache.engine.image(self.key.reference.as_str()).await?;
         let quiet = !others && seen() == (false, before);
         Ok(match image {
-            Some(image) if self.key.whose == Whose::Daemons && quiet && !is_named(&image) => Here::Usable(self.ensured(image, false)),
+            Some(image) if self.key.whose == Whose::Daemons && quiet && !is_named(&image) => Here::Usable(image),
             image => Here::NotUsable(image.map(|image| image.id)),
         })
     }
 
     fn ensured(&self, image: Image, fetched: bool) -> Ensured {
-        Ensured { digest: self.key.reference.digest_of(&image), id: image.id, fetched }
+        Ensured { digest: self.key.reference.digest_of(&image), id: image.id, fetched, stale: None }
     }
 
-    /// In its place and time. `before` is what the reference stood for.
-    async fn fetch(&self, before: Option<&ImageId>, credentials: Option<&Credentials>, deadline: Instant) -> Result<Ensured, Failure> {
+    /// In its place and time.
+    async fn fetch(&self, wanted: Wanted<'_>, deadline: Instant) -> Result<Ensured, Failure> {
         let settings = &self.cache.settings;
-        // The semaphore is never closed, so there always is a place.
-        let Ok(_place) = tokio::time::timeout_at(deadline, self.cache.places.acquire()).await else {
+        let Some(_place) = self.cache.places.acquire(deadline).await else {
             let why = format!("no place among {} fetches within {:?}", settings.concurrent, settings.fetch_timeout);
             return Err(Failure::new(Kind::Crowded, &why));
         };
-        let repository = credentials.map(|_| self.key.reference.repository());
+        let repository = wanted.credentials.map(|_| self.key.reference.repository());
         if let Some(repository) = repository {
             self.cache.table.lock().unnamed.enter(repository);
         }
-        let fetched = self.attempts(before, credentials, deadline).await;
+        let fetched = self.attempts(wanted, deadline).await;
         // Cut off before this, or in doubt: nobody knows what has come, and the repository stays marked.
         if let Some(repository) = repository
             && (fetched.is_ok() || !self.doubtful.load(Ordering::Relaxed))
@@ -139,11 +185,11 @@ impl Fetch {
         fetched
     }
 
-    async fn attempts(&self, before: Option<&ImageId>, credentials: Option<&Credentials>, deadline: Instant) -> Result<Ensured, Failure> {
+    async fn attempts(&self, wanted: Wanted<'_>, deadline: Instant) -> Result<Ensured, Failure> {
         let settings = &self.cache.settings;
         let mut attempt = 1;
         loop {
-            let attempted = tokio::time::timeout_at(deadline, self.attempt(attempt, before, credentials)).await;
+            let attempted = tokio::time::timeout_at(deadline, self.attempt(attempt, wanted)).await;
             let failure = match attempted {
                 Ok(Ok(image)) => return Ok(self.ensured(image, true)),
                 Ok(Err(error)) => Failure::from(error),
@@ -170,7 +216,7 @@ impl Fetch {
         }
     }
 
-    async fn attempt(&self, attempt: u32, before: Option<&ImageId>, credentials: Option<&Credentials>) -> Result<Image, EngineError> {
+    async fn attempt(&self, attempt: u32, wanted: Wanted<'_>) -> Result<Image, EngineError> {
         let (engine, reference) = (&*self.cache.engine, self.key.reference.as_str());
         let tally = Mutex::new(Tally::of_attempt(attempt));
         let show = |progress| self.told.send_modify(|told| told.progress = progress);
@@ -180,8 +226,12 @@ impl Fetch {
             tally.hear(step);
             show(tally.progress());
         };
-        let Some(credentials) = credentials else {
-            pull::by_source(engine, reference, &self.cache.credentials, &hear).await?;
+        let Some(credentials) = wanted.credentials else {
+            let anew = wanted.digest.map(|digest| self.key.reference.at(digest));
+            pull::by_source(engine, anew.as_ref().map_or(reference, Reference::as_str), &self.cache.credentials, &hear).await?;
+            if let Some(digest) = wanted.digest {
+                take_over(engine, &self.key.reference, digest).await?;
+            }
             return self.brought().await;
         };
         let doubtful = self.doubtful.swap(true, Ordering::Relaxed);
@@ -191,9 +241,9 @@ impl Fetch {
         }
         pulled?;
         let image = self.brought().await?;
-        let is_new = before != Some(&image.id) && !is_named(&image);
+        let is_new = wanted.before != Some(&image.id) && !is_named(&image);
         if is_new && !self.cache.table.lock().unnamed.knows_as_everybodys(&image) {
-            engine.tag_image(&image.id, PRIVATE, hex(&image.id)).await?;
+            engine.tag_image(&image.id, PRIVATE, image.id.bare()).await?;
         }
         Ok(image)
     }
@@ -210,10 +260,21 @@ impl Fetch {
     }
 }
 
+/// What is to be fetched.
+#[derive(Clone, Copy)]
+struct Wanted<'a> {
+    /// What the reference stood for.
+    before: Option<&'a ImageId>,
+    /// A caller's.
+    credentials: Option<&'a Credentials>,
+    /// What the registry has under the reference, as it said just now.
+    digest: Option<&'a str>,
+}
+
 /// What the engine has under a reference.
 enum Here {
     /// For whoever asks.
-    Usable(Ensured),
+    Usable(Image),
     /// Nothing, or something that the registry has to be asked about.
     NotUsable(Option<ImageId>),
 }
@@ -221,11 +282,6 @@ enum Here {
 /// Whether it came by a caller's credentials.
 fn is_named(image: &Image) -> bool {
     image.tags.iter().any(|tag| tag.strip_prefix(PRIVATE).is_some_and(|rest| rest.starts_with(':')))
-}
-
-/// Docker writes `sha256:` in front, podman does not everywhere.
-fn hex(id: &ImageId) -> &str {
-    id.as_str().strip_prefix("sha256:").unwrap_or(id.as_str())
 }
 
 /// Never shorter than the registry says.

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::{Ensured, Failure, Key, Kind, Whose};
 use crate::config;
+use crate::image::freshness::Stale;
 use crate::random::HashMap;
 
 /// What is known of one image under one identity.
@@ -22,6 +23,10 @@ pub struct Row {
     pub state: ImageState,
     /// Since when it is so.
     pub since: SystemTime,
+    /// Of one that is here and everybody's: when the registry said last that it has the same; `None`: not since the daemon's start.
+    pub checked: Option<SystemTime>,
+    /// … and since when it does not say.
+    pub stale: Option<Stale>,
 }
 
 /// See [`Row::state`].
@@ -115,7 +120,7 @@ impl Memory {
             (ImageState::Present(_) | ImageState::Fetching | ImageState::Failed(_), _) => false,
         });
         let since = same.map_or_else(SystemTime::now, |before| before.row.since);
-        let row = Row { reference: key.reference.to_string(), private: is_private(key), state, since };
+        let row = Row { reference: key.reference.to_string(), private: is_private(key), state, since, checked: None, stale: None };
         if self.known.len() >= self.most
             && let Some(oldest) = self.known.iter().min_by_key(|(_, known)| known.number).map(|(key, _)| key.clone())
         {

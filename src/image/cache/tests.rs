@@ -81,7 +81,7 @@ async fn an_image_that_is_here_is_answered_without_the_registry() {
     let host = host();
     let id = host.world.put_image("local/built:1");
     let ensured = host.ensure("local/built:1", None).await.unwrap();
-    assert_eq!(ensured, Ensured { id, digest: String::new(), fetched: false });
+    assert_eq!(ensured, Ensured { id, digest: String::new(), fetched: false, stale: None });
     assert_eq!(host.pulls(), 0);
     let [row] = &host.cache.images()[..] else { panic!("{:?}", host.cache.images()) };
     assert_eq!((row.reference.as_str(), row.private, &row.state), ("local/built:1", false, &ImageState::Present(ensured)));
@@ -393,6 +393,23 @@ async fn fetches_wait_for_places_and_images_that_are_here_do_not() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn while_slots_are_filled_fetches_have_fewer_places() {
+    let host = host();
+    host.world.publish_image("b:1", None);
+    let filled = Instant::now() + PULL + PULL / 2;
+    host.cache.places().spare_while(move || Instant::now() < filled);
+    let began = Instant::now();
+    let both = join_all([host.ensure(NAME, None), host.ensure("b:1", None)]).await;
+    assert!(both.iter().all(Result::is_ok));
+    assert_eq!(began.elapsed(), 2 * PULL, "one after the other");
+    host.world.image_removed(NAME);
+    host.world.image_removed("b:1");
+    let began = Instant::now();
+    join_all([host.ensure(NAME, None), host.ensure("b:1", None)]).await;
+    assert_eq!(began.elapsed(), PULL, "side by side");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stop_ends_fetches_and_those_to_come() {
     let host = host();
     let following = host.cache.ensure(&reference(NAME), None);
@@ -437,4 +454,150 @@ fn too_many_repositories_in_doubt_are_all_in_doubt() {
         unnamed.enter(&number.to_string());
     }
     assert!(unnamed.seen("b").0);
+}
+
+/// Images that are here, and registries that have another by now.
+mod freshness {
+    use super::*;
+    use crate::config::Freshness;
+    use crate::image::registry::RegistryError;
+    use crate::image::registry::scripted::{Scripted, away};
+
+    const TTL: Duration = Duration::from_secs(6 * 3600);
+
+    /// Its image is here, and its registry says that it has the same.
+    async fn asking(freshness: Freshness) -> (Host, Arc<Scripted>, Ensured) {
+        let world = FakeWorld::new(1);
+        world.set_latency(Operation::PullImage, PULL);
+        world.publish_image(NAME, None);
+        let registry = Arc::new(Scripted::default());
+        let settings = config::Images { freshness, ..settings() };
+        let credentials = CredentialSource::new(Vec::new(), None);
+        let cache = Cache::asking(registry.clone(), world.engine(), credentials, settings, config::Backoff::default());
+        let host = Host { world, cache };
+        let first = host.ensure(NAME, None).await.unwrap();
+        registry.will_say(Ok(first.digest.clone()));
+        (host, registry, Ensured { fetched: false, ..first })
+    }
+
+    fn row(host: &Host) -> Row {
+        host.cache.images().into_iter().find(|row| row.reference == NAME).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_registry_is_asked_when_the_time_is_up_and_once_for_all() {
+        let (host, registry, first) = asking(Freshness::Ttl).await;
+        assert!(row(&host).checked.is_some(), "it came from there just now");
+        tokio::time::sleep(TTL - Duration::from_secs(1)).await;
+        assert_eq!(host.ensure(NAME, None).await, Ok(first.clone()));
+        assert!(registry.taken().is_empty());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        registry.takes(Duration::from_secs(1));
+        let outcomes = join_all((0..10).map(|_| host.ensure(NAME, None))).await;
+        assert!(outcomes.iter().all(|outcome| outcome.as_ref() == Ok(&first)), "{outcomes:?}");
+        assert_eq!(registry.taken(), [(NAME.to_owned(), None)]);
+        assert_eq!(host.ensure(NAME, None).await, Ok(first));
+        assert!(registry.taken().is_empty());
+        assert_eq!(host.pulls(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_here_before_counts_from_when_it_was_first_asked_for() {
+        let (host, _, first) = asking(Freshness::Ttl).await;
+        let registry = Arc::new(Scripted::default());
+        let credentials = CredentialSource::new(Vec::new(), None);
+        let cache = Cache::asking(registry.clone(), host.world.engine(), credentials, settings(), config::Backoff::default());
+        let next = Host { world: Arc::clone(&host.world), cache };
+        assert_eq!(next.ensure(NAME, None).await, Ok(first.clone()));
+        assert_eq!((row(&next).checked, registry.taken().len()), (None, 0));
+        registry.will_say(Ok(first.digest));
+        tokio::time::sleep(TTL).await;
+        assert!(next.ensure(NAME, None).await.is_ok());
+        assert_eq!((row(&next).checked.is_some(), registry.taken().len()), (true, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_changed_one_is_pulled_by_its_digest_and_has_the_tag_then() {
+        let (host, registry, first) = asking(Freshness::Always).await;
+        let next = host.world.publish_anew(NAME);
+        registry.will_say(Ok(next.to_string()));
+        let began = Instant::now();
+        let outcomes = join_all((0..10).map(|_| host.ensure(NAME, None))).await;
+        let anew = Ensured { id: next.clone(), digest: next.to_string(), fetched: true, stale: None };
+        assert!(outcomes.iter().all(|outcome| outcome.as_ref() == Ok(&anew)), "{outcomes:?}");
+        assert_eq!((host.pulls(), began.elapsed()), (2, PULL));
+        let last = host.world.calls().into_iter().rfind(|call| call.operation == Operation::PullImage).unwrap();
+        assert_eq!(last.subject, format!("reg:5000/team/fn@{next}"));
+        let engine = host.world.engine();
+        assert_eq!(engine.image_id(NAME).await.unwrap(), Some(next));
+        assert!(engine.image_id(first.id.as_str()).await.unwrap().is_some(), "nothing is removed");
+        assert_eq!(host.ensure(NAME, None).await, Ok(Ensured { fetched: false, ..anew }));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_registry_that_is_away_does_not_stop_what_is_here() {
+        let (host, registry, first) = asking(Freshness::Always).await;
+        registry.will_say(Err(away()));
+        let stale = host.ensure(NAME, None).await.unwrap();
+        let since = stale.stale.clone().expect("nobody could tell");
+        assert!(since.why.contains("no route to host"), "{since:?}");
+        assert_eq!(Ensured { stale: None, ..stale.clone() }, first);
+        assert_eq!(row(&host).stale, Some(since.clone()));
+        assert_eq!(host.ensure(NAME, None).await, Ok(stale));
+        assert_eq!(registry.taken().len(), 1, "it is left alone for a while");
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        let again = host.ensure(NAME, None).await.unwrap();
+        assert_eq!((again.stale.unwrap().since, registry.taken().len()), (since.since, 1));
+        registry.will_say(Ok(first.digest.clone()));
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert_eq!(host.ensure(NAME, None).await, Ok(first));
+        assert_eq!((row(&host).stale, host.pulls(), host.cache.failures().len()), (None, 1, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_busy_registry_is_not_asked_before_it_says() {
+        let (host, registry, _) = asking(Freshness::Always).await;
+        registry.will_say(Err(RegistryError::Busy { host: "reg:5000".into(), retry_after: Some(Duration::from_secs(3600)) }));
+        assert!(host.ensure(NAME, None).await.unwrap().stale.is_some());
+        tokio::time::sleep(Duration::from_secs(3599)).await;
+        assert!(host.ensure(NAME, None).await.is_ok());
+        assert_eq!(registry.taken().len(), 1);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(host.ensure(NAME, None).await.is_ok());
+        assert_eq!(registry.taken().len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_one_that_cannot_be_had_leaves_the_old_one() {
+        let (host, registry, first) = asking(Freshness::Always).await;
+        let next = host.world.publish_anew(NAME);
+        registry.will_say(Ok(next.to_string()));
+        host.refuse(ErrorClass::DiskFull, "no space left on device");
+        let stale = host.ensure(NAME, None).await.unwrap();
+        assert!(stale.id == first.id && stale.stale.is_some_and(|stale| stale.why.contains("no space left")));
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert_eq!(host.ensure(NAME, None).await.unwrap().id, next);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_digest_what_was_built_here_and_never_ask_nobody() {
+        let (host, registry, first) = asking(Freshness::Always).await;
+        host.world.put_image("local/built:1");
+        assert!(host.ensure("local/built:1", None).await.unwrap().stale.is_none());
+        assert!(host.ensure(&format!("reg:5000/team/fn@{}", first.digest), None).await.is_ok());
+        assert!(registry.taken().is_empty());
+        let (host, registry, _) = asking(Freshness::Never).await;
+        tokio::time::sleep(100 * TTL).await;
+        assert!(host.ensure(NAME, None).await.is_ok() && registry.taken().is_empty());
+    }
+
+    /// A pull by the caller's credentials is the question, each time.
+    #[tokio::test(start_paused = true)]
+    async fn callers_credentials_are_asked_by_pulls_as_ever() {
+        let (host, registry, _) = asking(Freshness::Always).await;
+        assert!(host.ensure(NAME, Some(ann())).await.unwrap().fetched);
+        assert!(registry.taken().is_empty());
+        let private = host.cache.images().into_iter().find(|row| row.private).unwrap();
+        assert_eq!((private.checked, private.stale), (None, None));
+    }
 }

@@ -413,3 +413,217 @@ async fn an_image_that_a_load_did_not_bring_is_a_failure() {
     *bench.engine.brings_nothing.lock() = false;
     bench.gate.ready().await;
 }
+
+/// Of the fake world, with a registry that says what it has.
+mod kept_fresh {
+    use super::*;
+    use crate::config::Freshness;
+    use crate::engine::fake::{FakeWorld, Fault, Operation};
+    use crate::image::registry::scripted::{Scripted, away};
+
+    const NAME: &str = "reg:5000/team/idle:1";
+    const TTL: Duration = Duration::from_secs(3600);
+
+    struct Host {
+        world: Arc<FakeWorld>,
+        registry: Arc<Scripted>,
+        gate: Arc<Gate>,
+        _tasks: JoinSet<()>,
+    }
+
+    async fn host(freshness: Freshness) -> Host {
+        let world = FakeWorld::new(1);
+        world.publish_image(NAME, None);
+        let registry = Arc::new(Scripted::default());
+        let source = Source::Reference { reference: NAME.into(), credentials: CredentialSource::new(Vec::new(), None) };
+        let gate = Gate::new(world.engine(), source, BACKOFF, PREPARE_TIMEOUT);
+        let gate = Arc::new(gate.kept_fresh(Policy { freshness, fresh_for: TTL }, registry.clone()));
+        let mut tasks = JoinSet::new();
+        let running = gate.clone();
+        tasks.spawn(async move { running.run(CancellationToken::new()).await });
+        gate.ready().await;
+        settle().await;
+        Host { world, registry, gate, _tasks: tasks }
+    }
+
+    impl Host {
+        fn placeholder(&self) -> Placeholder {
+            let GateState::Ready(placeholder) = self.gate.state() else { panic!("{}", self.gate.state()) };
+            placeholder
+        }
+
+        async fn until(&self, what: impl FnMut(&GateState) -> bool) {
+            let mut changes = self.gate.subscribe();
+            tokio::time::timeout(Duration::from_secs(100_000), changes.wait_for(what)).await.unwrap().unwrap();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_its_time_one_question_settles_it() {
+        let host = host(Freshness::Ttl).await;
+        let before = host.placeholder();
+        assert_eq!((before.digest.as_str(), &before.stale), (before.id.as_str(), &None));
+        host.registry.will_say(Ok(before.digest.clone()));
+        tokio::time::sleep(TTL - Duration::from_secs(1)).await;
+        assert!(host.registry.taken().is_empty());
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(host.registry.taken(), [(NAME.to_owned(), None)]);
+        tokio::time::sleep(TTL).await;
+        assert_eq!(host.registry.taken().len(), 1);
+        assert_eq!((host.placeholder(), host.world.count(Operation::PullImage)), (before, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_one_is_pulled_by_its_digest_while_the_old_one_serves() {
+        let host = host(Freshness::Ttl).await;
+        let before = host.placeholder();
+        let next = host.world.publish_anew(NAME);
+        host.registry.will_say(Ok(next.to_string()));
+        host.world.set_latency(Operation::PullImage, Duration::from_secs(100));
+        tokio::time::sleep(TTL + Duration::from_secs(50)).await;
+        assert_eq!((host.placeholder(), host.gate.ready().now_or_never()), (before.clone(), Some(before.id)), "it is on its way");
+        host.until(|state| state.image() == Some(&next)).await;
+        let pulls: Vec<String> =
+            host.world.calls().into_iter().filter(|call| call.operation == Operation::PullImage).map(|call| call.subject).collect();
+        assert_eq!(pulls, [NAME.to_owned(), format!("reg:5000/team/idle@{next}")]);
+        assert_eq!(host.world.engine().image_id(NAME).await.unwrap(), Some(next.clone()), "the engine's tag has moved");
+        let now = host.placeholder();
+        assert_eq!((&now.id, now.digest.as_str(), now.stale), (&next, next.as_str(), None));
+        host.registry.taken();
+        tokio::time::sleep(TTL / 2).await;
+        assert!(host.registry.taken().is_empty(), "its time begins anew");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_registry_that_is_away_takes_nothing_away_and_is_told_since_when() {
+        let host = host(Freshness::Ttl).await;
+        let before = host.placeholder();
+        let mut changes = host.gate.subscribe();
+        host.registry.will_say(Err(away()));
+        tokio::time::sleep(TTL + Duration::from_secs(1)).await;
+        let first = host.placeholder().stale.expect("nobody knows");
+        assert!(first.why.contains("no route to host"), "{first:?}");
+        assert!(changes.has_changed().unwrap(), "followers hear of it");
+        drop(changes.borrow_and_update());
+        tokio::time::sleep(Duration::from_secs(1000)).await;
+        let asked = host.registry.taken().len();
+        assert!((4..12).contains(&asked), "{asked} questions in a quarter of an hour");
+        assert_eq!(host.placeholder().stale.unwrap().since, first.since);
+        assert_eq!(host.gate.ready().now_or_never(), Some(before.id.clone()));
+        host.registry.will_say(Ok(before.digest.clone()));
+        host.until(|state| state.stale().is_none()).await;
+        assert_eq!(host.placeholder(), before);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_one_that_cannot_be_pulled_leaves_the_old_one() {
+        let host = host(Freshness::Ttl).await;
+        let before = host.placeholder();
+        let next = host.world.publish_anew(NAME);
+        host.registry.will_say(Ok(next.to_string()));
+        host.world.script(Operation::PullImage, Fault::Error(ErrorClass::DiskFull, "no space left on device".into()));
+        host.until(|state| state.stale().is_some()).await;
+        assert_eq!(host.placeholder().id, before.id);
+        assert!(host.placeholder().stale.unwrap().why.contains("no space left"));
+        host.until(|state| state.image() == Some(&next)).await;
+        assert_eq!(host.placeholder().stale, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_image_that_goes_while_a_new_one_is_pulled_is_not_waited_for() {
+        let host = host(Freshness::Ttl).await;
+        let next = host.world.publish_anew(NAME);
+        host.registry.will_say(Ok(next.to_string()));
+        host.registry.takes(Duration::from_secs(1000));
+        tokio::time::sleep(TTL + Duration::from_secs(1)).await;
+        let id = host.placeholder().id;
+        host.world.image_removed(NAME);
+        let began = Instant::now();
+        host.gate.image_gone(id.as_str());
+        assert_eq!((host.gate.ready().await, began.elapsed()), (next, Duration::ZERO), "the tag stands for that now");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn always_has_a_pace_and_never_is_never() {
+        let always = host(Freshness::Always).await;
+        always.registry.will_say(Ok(always.placeholder().digest));
+        tokio::time::sleep(Duration::from_secs(601)).await;
+        assert_eq!(always.registry.taken().len(), 10);
+        let never = host(Freshness::Never).await;
+        tokio::time::sleep(100 * TTL).await;
+        assert!(never.registry.taken().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_never_came_from_a_registry_is_never_asked_for() {
+        let world = FakeWorld::new(1);
+        let id = world.put_image("local/built:1");
+        let registry = Arc::new(Scripted::default());
+        let source = Source::Reference { reference: "local/built:1".into(), credentials: CredentialSource::new(Vec::new(), None) };
+        let gate = Gate::new(world.engine(), source, BACKOFF, PREPARE_TIMEOUT);
+        let gate = gate.kept_fresh(Policy { freshness: Freshness::Always, fresh_for: TTL }, registry.clone());
+        let stop = CancellationToken::new();
+        let look = async {
+            gate.ready().await;
+            tokio::time::sleep(TTL).await;
+            stop.cancel();
+        };
+        tokio::join!(gate.run(stop.clone()), look);
+        let GateState::Ready(now) = gate.state() else { panic!("{}", gate.state()) };
+        assert_eq!((now.id, now.digest.as_str(), now.stale), (id, "", None));
+        assert!(registry.taken().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lost_name_is_given_back_without_a_pull() {
+        let host = host(Freshness::Never).await;
+        let before = host.placeholder();
+        host.world.image_untagged(NAME);
+        host.gate.image_gone(before.id.as_str());
+        assert!(host.gate.ready().now_or_never().is_none());
+        assert_eq!(host.gate.ready().await, before.id);
+        assert_eq!(host.world.engine().image_id(NAME).await.unwrap(), Some(before.id));
+        assert_eq!((host.world.count(Operation::PullImage), host.world.count(Operation::TagImage)), (1, 1));
+    }
+
+    /// Docker forgets by which digest it came, with the last tag of its repository.
+    #[tokio::test(start_paused = true)]
+    async fn one_that_had_lost_its_name_is_still_asked_for() {
+        let host = host(Freshness::Ttl).await;
+        let digest = format!("reg:5000/team/idle@{}", host.placeholder().digest);
+        let forgotten = Image { digests: Vec::new(), ..host.world.engine().image(NAME).await.unwrap().unwrap() };
+        host.gate.open(forgotten);
+        assert_eq!(format!("reg:5000/team/idle@{}", host.placeholder().digest), digest);
+        let next = host.world.publish_anew(NAME);
+        host.registry.will_say(Ok(next.to_string()));
+        host.until(|state| state.image() == Some(&next)).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_that_cannot_be_given_back_is_pulled_again() {
+        let host = host(Freshness::Never).await;
+        let before = host.placeholder();
+        host.world.script(Operation::TagImage, Fault::Error(ErrorClass::NotFound, "No such image".into()));
+        host.world.image_untagged(NAME);
+        host.gate.image_gone(before.id.as_str());
+        assert_ne!(host.gate.ready().await, before.id);
+        assert_eq!(host.world.count(Operation::PullImage), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_embedded_one_gets_its_name_back_without_a_load() {
+        let world = FakeWorld::new(1);
+        let gate = Gate::new(world.engine(), Source::Embedded(Archive::embedded().unwrap()), BACKOFF, PREPARE_TIMEOUT);
+        let stop = CancellationToken::new();
+        let look = async {
+            let id = gate.ready().await;
+            world.image_untagged(gate.reference());
+            gate.image_gone(id.as_str());
+            assert_eq!(gate.ready().await, id);
+            assert_eq!(world.engine().image_id(gate.reference()).await.unwrap(), Some(id));
+            assert_eq!(world.count(Operation::LoadImage), 1);
+            stop.cancel();
+        };
+        tokio::join!(gate.run(stop.clone()), look);
+    }
+}

@@ -13,8 +13,18 @@ pub(in crate::engine::fake) struct Images {
     tags: BTreeMap<String, ImageId>,
     ids: BTreeSet<ImageId>,
     labels: BTreeMap<ImageId, Labels>,
-    registry: BTreeMap<String, Option<Credentials>>,
+    /// Repository and image: those that were pulled by their digest.
+    by_digest: BTreeSet<(String, ImageId)>,
+    registry: BTreeMap<String, Published>,
     next: u64,
+}
+
+/// What a registry has under a name. An image's digest is its id here.
+#[derive(Debug)]
+struct Published {
+    wants: Option<Credentials>,
+    /// `None`: whatever was, or will be, pulled first.
+    newest: Option<ImageId>,
 }
 
 #[derive(serde::Deserialize)]
@@ -37,7 +47,15 @@ impl Images {
 
     pub(in crate::engine::fake) fn find(&self, reference: &str) -> Option<ImageId> {
         let id = ImageId::from(reference);
-        if self.ids.contains(&id) { Some(id) } else { self.tags.get(&full(reference)).cloned() }
+        if self.ids.contains(&id) {
+            return Some(id);
+        }
+        if let Some((repository, digest)) = reference.split_once('@') {
+            let id = ImageId::from(digest);
+            let known = self.look(digest)?.digests.contains(&format!("{repository}@{digest}"));
+            return known.then_some(id);
+        }
+        self.tags.get(&full(reference)).cloned()
     }
 
     /// All its names; those that it was pulled by have a digest, too.
@@ -45,7 +63,10 @@ impl Images {
         let id = self.find(reference)?;
         let tags: Vec<String> = self.tags.iter().filter(|(_, other)| **other == id).map(|(tag, _)| tag.clone()).collect();
         let pulled = tags.iter().filter(|tag| self.registry.contains_key(*tag));
-        let digests = pulled.filter_map(|tag| Some(format!("{}@{id}", tag.rsplit_once(':')?.0))).collect();
+        let by_tag = pulled.filter_map(|tag| Some(tag.rsplit_once(':')?.0.to_owned()));
+        let by_digest = self.by_digest.iter().filter(|(_, other)| *other == id).map(|(repository, _)| repository.clone());
+        let repositories: BTreeSet<String> = by_tag.chain(by_digest).collect();
+        let digests = repositories.into_iter().map(|repository| format!("{repository}@{id}")).collect();
         let labels = self.labels.get(&id).cloned().unwrap_or_default();
         Some(Image { id, tags, digests, labels })
     }
@@ -58,9 +79,13 @@ impl Images {
         Ok(())
     }
 
-    pub(in crate::engine::fake) fn put(&mut self, reference: &str) -> ImageId {
+    fn new_id(&mut self) -> ImageId {
         self.next += 1;
-        let id = ImageId::from(format!("sha256:{:064x}", self.next));
+        ImageId::from(format!("sha256:{:064x}", self.next))
+    }
+
+    pub(in crate::engine::fake) fn put(&mut self, reference: &str) -> ImageId {
+        let id = self.new_id();
         self.tag(reference, id.clone());
         id
     }
@@ -71,21 +96,39 @@ impl Images {
     }
 
     pub(in crate::engine::fake) fn publish(&mut self, reference: &str, credentials: Option<Credentials>) {
-        self.registry.insert(full(reference), credentials);
+        self.registry.insert(full(reference), Published { wants: credentials, newest: None });
+    }
+
+    pub(in crate::engine::fake) fn publish_anew(&mut self, reference: &str) -> ImageId {
+        let id = self.new_id();
+        let published = self.registry.entry(full(reference)).or_insert(Published { wants: None, newest: None });
+        published.newest = Some(id.clone());
+        id
     }
 
     pub(in crate::engine::fake) fn pull(&mut self, reference: &str, credentials: Option<&Credentials>) -> Result<(), EngineError> {
         let refuse = |class, message: &str| Err(fail(Operation::PullImage, class, reference, message, Some(500)));
-        match self.registry.get(&full(reference)) {
-            None => refuse(ErrorClass::RegistryUnknown, "manifest unknown"),
-            Some(Some(wanted)) if credentials != Some(wanted) => refuse(ErrorClass::RegistryDenied, "no basic auth credentials"),
-            Some(_) => {
-                if self.find(reference).is_none() {
-                    self.put(reference);
-                }
-                Ok(())
-            }
+        let published = match reference.split_once('@') {
+            None => self.registry.get(&full(reference)),
+            Some((repository, digest)) => self.registry.iter().find_map(|(name, published)| {
+                let is_it = name.rsplit_once(':')?.0 == repository && published.newest.as_ref()?.as_str() == digest;
+                is_it.then_some(published)
+            }),
+        };
+        let Some(Published { wants, newest }) = published else { return refuse(ErrorClass::RegistryUnknown, "manifest unknown") };
+        if wants.is_some() && credentials != wants.as_ref() {
+            return refuse(ErrorClass::RegistryDenied, "no basic auth credentials");
         }
+        match (newest.clone(), reference.split_once('@')) {
+            (Some(id), Some((repository, _))) => {
+                self.ids.insert(id.clone());
+                self.by_digest.insert((repository.to_owned(), id));
+            }
+            (Some(id), None) => self.tag(reference, id),
+            (None, _) if self.find(reference).is_none() => drop(self.put(reference)),
+            (None, _) => {}
+        }
+        Ok(())
     }
 
     pub(in crate::engine::fake) fn with_label(&self, label: &str) -> Vec<Image> {
@@ -126,6 +169,7 @@ impl Images {
         }
         if !self.tags.values().any(|other| *other == id) {
             self.ids.remove(&id);
+            self.by_digest.retain(|(_, other)| *other != id);
         }
         Some(id)
     }
@@ -144,13 +188,34 @@ fn manifests(archive: &[u8]) -> std::io::Result<Vec<Manifest>> {
 }
 
 impl Model {
-    /// The image loses this tag; without another one it is gone. By id: gone with all its tags.
-    pub(in crate::engine::fake) fn remove_image(&mut self, reference: &str) {
-        if let Some(id) = self.images.remove(reference)
-            && self.hearing
-        {
+    /// The image loses this tag and stays, as one does that a container uses.
+    pub(in crate::engine::fake) fn untag_image(&mut self, reference: &str) {
+        let name = full(reference);
+        let Some(id) = self.images.tags.remove(&name) else { return };
+        let repository = name.rsplit_once(':').map(|(repository, _)| repository.to_owned());
+        self.images.by_digest.retain(|(known, other)| *other != id || Some(known) != repository.as_ref());
+        self.image_is_gone(&id);
+    }
+
+    /// Those that no container was made from, whatever their names.
+    pub(in crate::engine::fake) fn prune_images(&mut self) {
+        let used: BTreeSet<ImageId> = self.containers.values().map(|item| item.image.clone()).collect();
+        for id in self.images.ids.difference(&used).cloned().collect::<Vec<_>>() {
+            self.remove_image(id.as_str());
+        }
+    }
+
+    fn image_is_gone(&mut self, id: &ImageId) {
+        if self.hearing {
             let attributes = Labels::new();
             self.send(&EngineEvent { action: EventAction::ImageGone, id: id.to_string(), name: String::new(), attributes });
+        }
+    }
+
+    /// The image loses this tag; without another one it is gone. By id: gone with all its tags.
+    pub(in crate::engine::fake) fn remove_image(&mut self, reference: &str) {
+        if let Some(id) = self.images.remove(reference) {
+            self.image_is_gone(&id);
         }
     }
 }

@@ -49,16 +49,18 @@ class FetchProgress(_message.Message):
     def __init__(self, attempt: _Optional[int] = ..., layers: _Optional[int] = ..., layers_done: _Optional[int] = ..., bytes: _Optional[int] = ..., bytes_total: _Optional[int] = ..., last_error: _Optional[str] = ...) -> None: ...
 
 class EnsuredImage(_message.Message):
-    __slots__ = ("id", "digest", "fetched", "reference")
+    __slots__ = ("id", "digest", "fetched", "reference", "stale_since")
     ID_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     FETCHED_FIELD_NUMBER: _ClassVar[int]
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    STALE_SINCE_FIELD_NUMBER: _ClassVar[int]
     id: str
     digest: str
     fetched: bool
     reference: str
-    def __init__(self, id: _Optional[str] = ..., digest: _Optional[str] = ..., fetched: bool = ..., reference: _Optional[str] = ...) -> None: ...
+    stale_since: _timestamp_pb2.Timestamp
+    def __init__(self, id: _Optional[str] = ..., digest: _Optional[str] = ..., fetched: bool = ..., reference: _Optional[str] = ..., stale_since: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class BuildImageRequest(_message.Message):
     __slots__ = ("definition", "context")
@@ -146,7 +148,7 @@ class ListImagesResponse(_message.Message):
     def __init__(self, images: _Optional[_Iterable[_Union[KnownImage, _Mapping]]] = ..., failures: _Optional[_Iterable[_Union[ImageFailure, _Mapping]]] = ..., built: _Optional[_Iterable[_Union[BuiltImage, _Mapping]]] = ..., built_unknown: bool = ...) -> None: ...
 
 class KnownImage(_message.Message):
-    __slots__ = ("reference", "state", "since", "id", "digest", "failure", "error", "private")
+    __slots__ = ("reference", "state", "since", "id", "digest", "failure", "error", "private", "checked", "stale_since", "stale_why", "placeholder")
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     SINCE_FIELD_NUMBER: _ClassVar[int]
@@ -155,6 +157,10 @@ class KnownImage(_message.Message):
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     PRIVATE_FIELD_NUMBER: _ClassVar[int]
+    CHECKED_FIELD_NUMBER: _ClassVar[int]
+    STALE_SINCE_FIELD_NUMBER: _ClassVar[int]
+    STALE_WHY_FIELD_NUMBER: _ClassVar[int]
+    PLACEHOLDER_FIELD_NUMBER: _ClassVar[int]
     reference: str
     state: str
     since: _timestamp_pb2.Timestamp
@@ -163,7 +169,11 @@ class KnownImage(_message.Message):
     failure: str
     error: str
     private: bool
-    def __init__(self, reference: _Optional[str] = ..., state: _Optional[str] = ..., since: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., id: _Optional[str] = ..., digest: _Optional[str] = ..., failure: _Optional[str] = ..., error: _Optional[str] = ..., private: bool = ...) -> None: ...
+    checked: _timestamp_pb2.Timestamp
+    stale_since: _timestamp_pb2.Timestamp
+    stale_why: str
+    placeholder: bool
+    def __init__(self, reference: _Optional[str] = ..., state: _Optional[str] = ..., since: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., id: _Optional[str] = ..., digest: _Optional[str] = ..., failure: _Optional[str] = ..., error: _Optional[str] = ..., private: bool = ..., checked: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., stale_since: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., stale_why: _Optional[str] = ..., placeholder: bool = ...) -> None: ...
 
 class ImageFailure(_message.Message):
     __slots__ = ("reference", "at", "failure", "error", "private")

@@ -74,7 +74,7 @@ class ImageCacheServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListImages(self, request, context):
-        """What the daemon knows of images that were asked for since its start. Who is not an operator does not see those that were asked for by credentials.
+        """What the daemon knows of images that were asked for since its start, and of the placeholder. Who is not an operator does not see those that were asked for by credentials.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
