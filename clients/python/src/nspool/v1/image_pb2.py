@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15nspool/v1/image.proto\x12\tnspool.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"N\n\x12\x45nsureImageRequest\x12\x11\n\treference\x18\x01 \x01(\t\x12%\n\x04\x61uth\x18\x02 \x01(\x0b\x32\x17.nspool.v1.RegistryAuth\"J\n\x0cRegistryAuth\x12\x10\n\x08username\x18\x01 \x01(\t\x12\x10\n\x08password\x18\x02 \x01(\t\x12\x16\n\x0eidentity_token\x18\x03 \x01(\t\"v\n\x13\x45nsureImageResponse\x12,\n\x08progress\x18\x01 \x01(\x0b\x32\x18.nspool.v1.FetchProgressH\x00\x12(\n\x05image\x18\x02 \x01(\x0b\x32\x17.nspool.v1.EnsuredImageH\x00\x42\x07\n\x05\x65vent\"}\n\rFetchProgress\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\r\x12\x0e\n\x06layers\x18\x02 \x01(\r\x12\x13\n\x0blayers_done\x18\x03 \x01(\r\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x05 \x01(\x04\x12\x12\n\nlast_error\x18\x06 \x01(\t\"\x7f\n\x0c\x45nsuredImage\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0f\n\x07\x66\x65tched\x18\x03 \x01(\x08\x12\x11\n\treference\x18\x04 \x01(\t\x12/\n\x0bstale_since\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x13\n\x11ListImagesRequest\"f\n\x12ListImagesResponse\x12%\n\x06images\x18\x01 \x03(\x0b\x32\x15.nspool.v1.KnownImage\x12)\n\x08\x66\x61ilures\x18\x02 \x03(\x0b\x32\x17.nspool.v1.ImageFailure\"\xac\x02\n\nKnownImage\x12\x11\n\treference\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12)\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\n\n\x02id\x18\x04 \x01(\t\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\x0f\n\x07\x66\x61ilure\x18\x06 \x01(\t\x12\r\n\x05\x65rror\x18\x07 \x01(\t\x12\x0f\n\x07private\x18\x08 \x01(\x08\x12+\n\x07\x63hecked\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bstale_since\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tstale_why\x18\x0b \x01(\t\x12\x13\n\x0bplaceholder\x18\x0c \x01(\x08\"z\n\x0cImageFailure\x12\x11\n\treference\x18\x01 \x01(\t\x12&\n\x02\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x66\x61ilure\x18\x03 \x01(\t\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12\x0f\n\x07private\x18\x05 \x01(\x08\x32\xa7\x01\n\nImageCache\x12N\n\x0b\x45nsureImage\x12\x1d.nspool.v1.EnsureImageRequest\x1a\x1e.nspool.v1.EnsureImageResponse0\x01\x12I\n\nListImages\x12\x1c.nspool.v1.ListImagesRequest\x1a\x1d.nspool.v1.ListImagesResponseB\x1fZ\x1dnspool.dev/nspool/v1;nspoolv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15nspool/v1/image.proto\x12\tnspool.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"N\n\x12\x45nsureImageRequest\x12\x11\n\treference\x18\x01 \x01(\t\x12%\n\x04\x61uth\x18\x02 \x01(\x0b\x32\x17.nspool.v1.RegistryAuth\"J\n\x0cRegistryAuth\x12\x10\n\x08username\x18\x01 \x01(\t\x12\x10\n\x08password\x18\x02 \x01(\t\x12\x16\n\x0eidentity_token\x18\x03 \x01(\t\"v\n\x13\x45nsureImageResponse\x12,\n\x08progress\x18\x01 \x01(\x0b\x32\x18.nspool.v1.FetchProgressH\x00\x12(\n\x05image\x18\x02 \x01(\x0b\x32\x17.nspool.v1.EnsuredImageH\x00\x42\x07\n\x05\x65vent\"}\n\rFetchProgress\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\r\x12\x0e\n\x06layers\x18\x02 \x01(\r\x12\x13\n\x0blayers_done\x18\x03 \x01(\r\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x05 \x01(\x04\x12\x12\n\nlast_error\x18\x06 \x01(\t\"\x7f\n\x0c\x45nsuredImage\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0f\n\x07\x66\x65tched\x18\x03 \x01(\x08\x12\x11\n\treference\x18\x04 \x01(\t\x12/\n\x0bstale_since\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"`\n\x11\x42uildImageRequest\x12\x30\n\ndefinition\x18\x01 \x01(\x0b\x32\x1a.nspool.v1.BuildDefinitionH\x00\x12\x11\n\x07\x63ontext\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\xa9\x02\n\x0f\x42uildDefinition\x12\x16\n\x0e\x63ontext_folder\x18\x01 \x01(\t\x12\x12\n\ndockerfile\x18\x02 \x01(\t\x12\x1a\n\x12\x64ockerfile_content\x18\x03 \x01(\t\x12\x0e\n\x06target\x18\x04 \x01(\t\x12=\n\nbuild_args\x18\x05 \x03(\x0b\x32).nspool.v1.BuildDefinition.BuildArgsEntry\x12\x10\n\x08platform\x18\x06 \x01(\t\x12\x0c\n\x04\x61new\x18\x07 \x01(\x08\x12\x16\n\x0e\x63ontext_device\x18\x08 \x01(\x04\x12\x15\n\rcontext_inode\x18\t \x01(\x04\x1a\x30\n\x0e\x42uildArgsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"i\n\x12\x42uildImageResponse\x12\"\n\x03log\x18\x01 \x01(\x0b\x32\x13.nspool.v1.BuildLogH\x00\x12&\n\x05image\x18\x02 \x01(\x0b\x32\x15.nspool.v1.BuiltImageH\x00\x42\x07\n\x05\x65vent\")\n\x08\x42uildLog\x12\r\n\x05lines\x18\x01 \x03(\t\x12\x0e\n\x06missed\x18\x02 \x01(\x04\"\x9d\x01\n\nBuiltImage\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x11\n\treference\x18\x03 \x01(\t\x12\x0e\n\x06reused\x18\x04 \x01(\x08\x12)\n\x05\x62uilt\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x04used\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x13\n\x11ListImagesRequest\"\xa3\x01\n\x12ListImagesResponse\x12%\n\x06images\x18\x01 \x03(\x0b\x32\x15.nspool.v1.KnownImage\x12)\n\x08\x66\x61ilures\x18\x02 \x03(\x0b\x32\x17.nspool.v1.ImageFailure\x12$\n\x05\x62uilt\x18\x03 \x03(\x0b\x32\x15.nspool.v1.BuiltImage\x12\x15\n\rbuilt_unknown\x18\x04 \x01(\x08\"\xac\x02\n\nKnownImage\x12\x11\n\treference\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12)\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\n\n\x02id\x18\x04 \x01(\t\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\x0f\n\x07\x66\x61ilure\x18\x06 \x01(\t\x12\r\n\x05\x65rror\x18\x07 \x01(\t\x12\x0f\n\x07private\x18\x08 \x01(\x08\x12+\n\x07\x63hecked\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bstale_since\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tstale_why\x18\x0b \x01(\t\x12\x13\n\x0bplaceholder\x18\x0c \x01(\x08\"z\n\x0cImageFailure\x12\x11\n\treference\x18\x01 \x01(\t\x12&\n\x02\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x66\x61ilure\x18\x03 \x01(\t\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12\x0f\n\x07private\x18\x05 \x01(\x08\x32\xf6\x01\n\nImageCache\x12N\n\x0b\x45nsureImage\x12\x1d.nspool.v1.EnsureImageRequest\x1a\x1e.nspool.v1.EnsureImageResponse0\x01\x12M\n\nBuildImage\x12\x1c.nspool.v1.BuildImageRequest\x1a\x1d.nspool.v1.BuildImageResponse(\x01\x30\x01\x12I\n\nListImages\x12\x1c.nspool.v1.ListImagesRequest\x1a\x1d.nspool.v1.ListImagesResponseB\x1fZ\x1dnspool.dev/nspool/v1;nspoolv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,6 +33,8 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'nspool.v1.image_pb2', _glob
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'Z\035nspool.dev/nspool/v1;nspoolv1'
+  _globals['_BUILDDEFINITION_BUILDARGSENTRY']._loaded_options = None
+  _globals['_BUILDDEFINITION_BUILDARGSENTRY']._serialized_options = b'8\001'
   _globals['_ENSUREIMAGEREQUEST']._serialized_start=69
   _globals['_ENSUREIMAGEREQUEST']._serialized_end=147
   _globals['_REGISTRYAUTH']._serialized_start=149
@@ -43,14 +45,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FETCHPROGRESS']._serialized_end=470
   _globals['_ENSUREDIMAGE']._serialized_start=472
   _globals['_ENSUREDIMAGE']._serialized_end=599
-  _globals['_LISTIMAGESREQUEST']._serialized_start=601
-  _globals['_LISTIMAGESREQUEST']._serialized_end=620
-  _globals['_LISTIMAGESRESPONSE']._serialized_start=622
-  _globals['_LISTIMAGESRESPONSE']._serialized_end=724
-  _globals['_KNOWNIMAGE']._serialized_start=727
-  _globals['_KNOWNIMAGE']._serialized_end=1027
-  _globals['_IMAGEFAILURE']._serialized_start=1029
-  _globals['_IMAGEFAILURE']._serialized_end=1151
-  _globals['_IMAGECACHE']._serialized_start=1154
-  _globals['_IMAGECACHE']._serialized_end=1321
+  _globals['_BUILDIMAGEREQUEST']._serialized_start=601
+  _globals['_BUILDIMAGEREQUEST']._serialized_end=697
+  _globals['_BUILDDEFINITION']._serialized_start=700
+  _globals['_BUILDDEFINITION']._serialized_end=997
+  _globals['_BUILDDEFINITION_BUILDARGSENTRY']._serialized_start=949
+  _globals['_BUILDDEFINITION_BUILDARGSENTRY']._serialized_end=997
+  _globals['_BUILDIMAGERESPONSE']._serialized_start=999
+  _globals['_BUILDIMAGERESPONSE']._serialized_end=1104
+  _globals['_BUILDLOG']._serialized_start=1106
+  _globals['_BUILDLOG']._serialized_end=1147
+  _globals['_BUILTIMAGE']._serialized_start=1150
+  _globals['_BUILTIMAGE']._serialized_end=1307
+  _globals['_LISTIMAGESREQUEST']._serialized_start=1309
+  _globals['_LISTIMAGESREQUEST']._serialized_end=1328
+  _globals['_LISTIMAGESRESPONSE']._serialized_start=1331
+  _globals['_LISTIMAGESRESPONSE']._serialized_end=1494
+  _globals['_KNOWNIMAGE']._serialized_start=1497
+  _globals['_KNOWNIMAGE']._serialized_end=1797
+  _globals['_IMAGEFAILURE']._serialized_start=1799
+  _globals['_IMAGEFAILURE']._serialized_end=1921
+  _globals['_IMAGECACHE']._serialized_start=1924
+  _globals['_IMAGECACHE']._serialized_end=2170
 # @@protoc_insertion_point(module_scope)
