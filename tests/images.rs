@@ -65,7 +65,7 @@ impl<'e> Bench<'e> {
         let registry = TestRegistry::start(with_password);
         let local = format!("localhost/nspool-test-fn-{:x}:1", unique());
         let docker = Docker::connect(&host.endpoint(), Some(host.kind)).unwrap();
-        docker.load_image(random_archive(&local, LAYER)).await.unwrap();
+        docker.load_image(random_archive(&local, LAYER).into()).await.unwrap();
         registry.push(host, &local, "team/fn:1");
         host.run(&["rmi", &local]);
         let proxy = Proxy::before(&registry.host).await;

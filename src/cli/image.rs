@@ -1,4 +1,4 @@
-//! `image ensure`, `image list`: the host's images, by the daemon's cache.
+//! `image ensure`, `image list`: the host's images, by the daemon's cache. `image import`, `image verify` are in [`super::image_store`].
 
 use std::io::BufRead as _;
 use std::process::ExitCode;
@@ -8,11 +8,11 @@ use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
 use serde::Serialize;
 
-use super::Globals;
 use super::exit::{self, Failure};
 use super::output::table;
 use super::progress::spinner;
 use super::views;
+use super::{Globals, image_store};
 use crate::client::Client;
 use crate::proto;
 use crate::proto::ensure_image_response::Event;
@@ -42,6 +42,10 @@ Exit code 1: there is no such image. 75: the time is up, or the registry wants t
         #[arg(long)]
         failures: bool,
     },
+    /// Take images out of files into this host's image store
+    Import(image_store::Import),
+    /// Read all of this host's image store, and say what is broken
+    Verify(image_store::Verify),
 }
 
 #[derive(Debug, Args)]
@@ -108,6 +112,8 @@ pub(super) async fn run(globals: &Globals, args: ImageArgs) -> anyhow::Result<Ex
     match args.command {
         ImageCommand::Ensure(args) => ensure(globals, args).await,
         ImageCommand::List { failures } => list(globals, failures).await,
+        ImageCommand::Import(args) => image_store::import(globals, args).await,
+        ImageCommand::Verify(args) => image_store::verify(globals, args).await,
     }
 }
 

@@ -18,6 +18,7 @@ pub mod exit;
 mod helper;
 mod host;
 mod image;
+mod image_store;
 mod inspect;
 mod lease;
 mod meta;

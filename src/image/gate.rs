@@ -285,7 +285,7 @@ impl Gate {
             open
         });
         match &self.source {
-            Source::Embedded(archive) => self.engine.load_image(archive.bytes().to_vec()).await?,
+            Source::Embedded(archive) => self.engine.load_image(archive.bytes().to_vec().into()).await?,
             Source::Reference { credentials, .. } => pull::by_source(&*self.engine, reference, credentials, &|_| {}).await?,
         }
         self.engine.image_id(reference).await?.ok_or_else(|| EngineError {

@@ -2,7 +2,8 @@
 //!
 //! [`placeholder`] makes the embedded image; [`gate`] sees to it that an image is there before a nanny creates from it, and that only one
 //! preparation runs, whoever waits (I5); [`cache`] does the same for any image, asked for by a [`mod@reference`]; [`pull`] finds the credentials that a pull
-//! needs. None of them knows slots, leases or nannies.
+//! needs. [`store`] keeps images on this host, whatever becomes of its engines; [`transfer`] brings them from there into an engine and back. None of
+//! them knows slots, leases or nannies.
 
 use std::time::Duration;
 
@@ -13,6 +14,8 @@ pub mod gate;
 pub mod placeholder;
 pub mod pull;
 pub mod reference;
+pub mod store;
+pub mod transfer;
 
 /// Doubles with each failure, up to the longest; a random half of it is taken off, so that many daemons on one registry drift apart.
 fn jittered(first: Duration, longest: Duration, failures: u32) -> Duration {

@@ -77,6 +77,10 @@ pub const IMAGE_FETCHES: &str = "nspool_image_fetches_total";
 pub const IMAGE_RETRIES: &str = "nspool_image_retries_total";
 /// Histogram: a fetch, with the wait for its turn and all attempts.
 pub const IMAGE_FETCH: &str = "nspool_image_fetch_seconds";
+/// Histogram, label `lock`: how long a lock was waited for.
+pub const LOCK_WAIT: &str = "nspool_lock_wait_seconds";
+/// Histogram, label `lock`: how long it was held.
+pub const LOCK_HOLD: &str = "nspool_lock_hold_seconds";
 /// Counter, label `reason`: watchers that were cut off.
 pub const WATCHERS_CUT: &str = "nspool_watchers_cut_total";
 
@@ -92,6 +96,9 @@ const FETCH_BUCKETS: &[f64] = &[0.01, 0.05, 0.25, 1.0, 2.5, 5.0, 10.0, 30.0, 60.
 /// Work of the kernel, from fractions of a millisecond on.
 const KERNEL_BUCKETS: &[f64] = &[0.000_25, 0.000_5, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.25, 1.0, 5.0];
 
+/// A lock is held for microseconds.
+const LOCK_BUCKETS: &[f64] = &[0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.01, 0.05, 0.25, 1.0];
+
 /// Bounds of each histogram, in seconds.
 pub const BUCKETS: &[(&str, &[f64])] = &[
     (ALLOCATE_WAIT, ALLOCATE_BUCKETS),
@@ -103,6 +110,8 @@ pub const BUCKETS: &[(&str, &[f64])] = &[
     (IMAGE_FETCH, FETCH_BUCKETS),
     (ENGINE_CALL, ENGINE_BUCKETS),
     (PACER_WAIT, ENGINE_BUCKETS),
+    (LOCK_WAIT, LOCK_BUCKETS),
+    (LOCK_HOLD, LOCK_BUCKETS),
 ];
 
 /// What a metric is.
@@ -154,6 +163,8 @@ pub const ALL: &[(&str, Kind, &str)] = &[
     (IMAGE_FETCHES, Kind::Counter, "Fetches of images from registries by outcome."),
     (IMAGE_RETRIES, Kind::Counter, "Attempts to fetch an image after the first."),
     (IMAGE_FETCH, Kind::Histogram, "From the first wait for a turn until an image is fetched or given up."),
+    (LOCK_WAIT, Kind::Histogram, "How long a lock was waited for."),
+    (LOCK_HOLD, Kind::Histogram, "How long a lock was held."),
     (STALE_MESSAGES, Kind::Counter, "Messages about an earlier generation or use, dropped."),
     (WATCHERS_CUT, Kind::Counter, "Watch streams that were cut off, by reason."),
 ];

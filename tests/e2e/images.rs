@@ -19,7 +19,7 @@ on_both_engines!(ten_programs_are_one_fetch, a_fetch_outlives_who_asked, what_ca
 /// In the registry, and no longer in the engine.
 async fn pushed(engine: &TestEngine, registry: &TestRegistry, archive: impl Fn(&str) -> Vec<u8>) {
     let local = format!("localhost/nspool-test-fn-{:x}:1", unique());
-    Docker::connect(&engine.endpoint(), Some(engine.kind)).unwrap().load_image(archive(&local)).await.unwrap();
+    Docker::connect(&engine.endpoint(), Some(engine.kind)).unwrap().load_image(archive(&local).into()).await.unwrap();
     registry.push(engine, &local, "team/fn:1");
     engine.run(&["rmi", &local]);
 }

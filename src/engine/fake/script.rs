@@ -17,6 +17,8 @@ pub enum Operation {
     Image,
     /// `Engine::load_image`
     LoadImage,
+    /// `Engine::save_image`: its beginning.
+    SaveImage,
     /// `Engine::pull_image`
     PullImage,
     /// `Engine::tag_image`
@@ -62,6 +64,7 @@ impl Operation {
             Self::Ping => "ping",
             Self::Image => "image",
             Self::LoadImage => "load",
+            Self::SaveImage => "save",
             Self::PullImage => "pull",
             Self::TagImage => "tag",
             Self::Create => "create",
@@ -98,6 +101,7 @@ impl Operation {
             Self::Info
             | Self::Ping
             | Self::Image
+            | Self::SaveImage
             | Self::Inspect
             | Self::Wait
             | Self::List
