@@ -54,7 +54,8 @@
 //! # Reading order
 //! [`pool::state`] (the picture of a slot's life) → [`ledger`] (what survives the daemon) → [`nanny`] (the story of one slot) → [`engine`] (what an
 //! engine is asked) → [`audit`] (what must agree) → [`daemon`] (assembly and stop) → [`api`] (what callers are told) → [`process`] (sockets and signals).
-//! Images: [`image::cache`] (one fetch for all who ask, and whose image it is).
+//! Images: [`image::cache`] (one fetch for all who ask, and whose image it is) → [`image::store`] (what outlives engines, and how) → [`image::transfer`]
+//! (engines are loaded from it).
 //! Networks of our own: [`netns::networks`] (addresses and links as nannies use them) → [`netns::managed`] (bridges, links, rules) →
 //! [`engine_networks`] (those whose bridge the engine makes for us).
 //! Without a container engine: [`engine::native`] (a buddy is a folder) → [`netns::folders`] (namespaces as files, to be joined by path) →

@@ -10,9 +10,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nspool::config;
-use nspool::engine::Engine;
 use nspool::engine::docker::Docker;
 use nspool::engine::paced::{Deadlines, Paced};
+use nspool::engine::{Engine, EngineKind};
 use nspool::image::reference::Reference;
 use nspool::image::store::{Options, Store};
 use nspool::image::transfer::{self, How};
@@ -58,9 +58,20 @@ async fn busybox(engine: &Paced, host: &TestEngine, name: &str) -> String {
     engine.load_image(busybox_archive(name).into()).await.unwrap();
     let container = host.run(&["create", name, "sh"]);
     // A layer of its own, made by the engine.
-    host.run(&["commit", "-m", name, &container, name]);
+    if host.kind == EngineKind::Podman {
+        // It takes no commit of Docker's client.
+        podmans(host, &["commit", "-q", &container, name]);
+    } else {
+        host.run(&["commit", &container, name]);
+    }
     host.run(&["rm", &container]);
     engine.image_id(name).await.unwrap().unwrap().to_string()
+}
+
+/// podman's own client, on that engine.
+fn podmans(host: &TestEngine, arguments: &[&str]) {
+    let output = std::process::Command::new("podman").args(["--url", &host.endpoint()]).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 fn is_id(stored: &str, engines: &str) -> bool {
@@ -144,14 +155,10 @@ async fn the_engines_own_saved_tars_of_several_images_are_taken(host: &TestEngin
     let (one, two) = (name("one"), name("two"));
     let ids = [busybox(&engine, host, &one).await, busybox(&engine, host, &two).await];
     let mut tars = vec![host.client(&["save", &one, &two]).stdout];
-    if host.kind == nspool::engine::EngineKind::Podman {
-        // podman's own client has it write a layout in a tar.
+    if host.kind == EngineKind::Podman {
+        // Its own client has it write a layout in a tar.
         let path = dir.path().join("oci.tar");
-        let url = host.endpoint();
-        let saved =
-            std::process::Command::new("podman").args(["--url", &url, "save", "--format", "oci-archive", "-o"]).arg(&path).arg(&one);
-        let saved = { saved }.output().unwrap();
-        assert!(saved.status.success(), "{}", String::from_utf8_lossy(&saved.stderr));
+        podmans(host, &["save", "--format", "oci-archive", "-o", path.to_str().unwrap(), &one]);
         tars.push(std::fs::read(path).unwrap());
     }
     for tar in tars {

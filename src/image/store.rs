@@ -54,7 +54,6 @@ pub use staging::{BlobWriter, Expected, Staging, Written};
 pub use sweep::Swept;
 pub use verify::{Fault, Verified};
 
-use commit::parse;
 use disk::Disk;
 use layout::{INDEX, LAYOUT, LAYOUT_TEXT, Role};
 use lock::Lock;
@@ -237,11 +236,8 @@ impl Store {
     /// [`StoreError::Broken`]: it is not there, or not readable.
     pub fn manifest(&self, digest: &Digest) -> Result<Manifest, StoreError> {
         let path = self.blob_path(digest);
-        let broken = |error: StoreError| match error {
-            StoreError::Refused { why, .. } => StoreError::Broken { path: path.clone(), why },
-            other => other,
-        };
-        parse("manifest", digest, &staging::read_all(&path)?).map_err(broken)
+        let bytes = staging::read_all(&path)?;
+        serde_json::from_slice(&bytes).map_err(|error| StoreError::Broken { path, why: error.to_string() })
     }
 
     /// Takes a name away; with its last one an image is no longer to be seen. Its space comes back with the next [`Store::sweep`]. `false`: nothing

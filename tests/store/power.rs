@@ -325,7 +325,8 @@ fn the_story_notices_each_sync_that_is_missing() {
     let of_blobs = |op: &Op| matches!(op, Op::SyncFile(path) if is_blob(path));
     let of_indexes = |op: &Op| matches!(op, Op::SyncFile(path) if path.ends_with("index.json"));
     let of_folder = |folder: &'static str| move |op: &Op| matches!(op, Op::SyncFolder(path) if path.ends_with(folder));
-    let all: [(&str, &dyn Fn(&Op) -> bool); 5] = [
+    type Forgotten<'a> = (&'a str, &'a dyn Fn(&Op) -> bool);
+    let all: [Forgotten<'_>; 5] = [
         ("a blob's", &of_blobs),
         ("an index's", &of_indexes),
         ("the blobs' folder's", &of_folder("blobs/sha256")),

@@ -146,7 +146,8 @@ fn add(index: &mut Index, image: &Commit) {
     let is_ours =
         |known: &Descriptor| known.name().is_some_and(|name| image.names.iter().any(|ours| reference::is_same(name, ours.as_str())));
     // A nameless entry of the same image has a name now.
-    index.manifests.retain(|known| !is_ours(known) && !(known.name().is_none() && known.digest == image.manifest.digest));
+    let was_nameless = |known: &Descriptor| known.name().is_none() && known.digest == image.manifest.digest;
+    index.manifests.retain(|known| !is_ours(known) && !was_nameless(known));
     index.manifests.extend(image.names.iter().map(|name| image.manifest.named(name.as_str())));
 }
 

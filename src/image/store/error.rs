@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use super::layout::Digest;
 use crate::image::reference::BadReference;
 
-/// Why a store did not do what it was asked. Whatever it is, the store is as it was before and verifies.
+/// Why a store did not do what it was asked. Whatever it is, the store verifies, and its images are those that it had; only where the very last sync fails
+/// the new ones may be there as well.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The store's file system has no room, or the quota is used up.
@@ -99,10 +100,8 @@ impl StoreError {
     /// Of the system's word about a file of the store.
     pub(super) fn io(operation: &'static str, path: &Path, source: io::Error) -> Self {
         let path = path.to_owned();
-        match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full { path, source },
-            _ => Self::Io { operation, path, source },
-        }
+        let is_full = matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        if is_full { Self::Full { path, source } } else { Self::Io { operation, path, source } }
     }
 
     pub(super) fn refused(subject: impl Into<String>, why: impl Into<String>) -> Self {

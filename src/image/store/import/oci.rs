@@ -5,7 +5,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::OFlags;
 
@@ -87,7 +87,7 @@ pub(super) fn images_of_folder(staging: &Staging, folder: &Path) -> Result<Vec<C
     })
 }
 
-fn small(path: &PathBuf) -> Result<Vec<u8>, StoreError> {
+fn small(path: &Path) -> Result<Vec<u8>, StoreError> {
     let mut bytes = Vec::new();
     let read = open(path).and_then(|file| file.take(LONGEST + 1).read_to_end(&mut bytes));
     read.map_err(|error| unreadable(path, error))?;
