@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use nspool::image::store::{Options, Step, Steps, Store, StoreError};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
-use super::images::{Image, assert_sound, assert_whole, name, open};
+use super::images::{Image, assert_sound, assert_whole, in_memory, name, open};
 
 /// A file system of a few megabytes.
 struct Small(PathBuf);
@@ -73,7 +73,7 @@ fn a_disk_that_fails_at_any_step_leaves_a_store_that_verifies() {
     for with in [rustix::io::Errno::NOSPC, rustix::io::Errno::IO] {
         let mut failed = 0;
         for at in 1.. {
-            let dir = tempfile::tempdir().unwrap();
+            let dir = in_memory();
             open(dir.path()).import_tar(&*first.saved(&["a/first:1", "a/moves:1"]), None).unwrap();
             let steps = Arc::new(Failing { at, with, steps: AtomicU32::new(0) });
             let work = || -> Result<(), StoreError> {

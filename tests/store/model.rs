@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use nspool::image::store::{Digest, Expected};
 use proptest::prelude::*;
 
-use super::images::{Image, assert_sound, assert_whole, name, open};
+use super::images::{Image, assert_sound, assert_whole, in_memory, name, open};
 use super::writers::files;
 
 #[derive(Clone, Debug)]
@@ -41,13 +41,14 @@ fn tag(number: u8) -> String {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn names_mean_what_they_were_last_said_to_mean(works in proptest::collection::vec(work(), 1..25)) {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = in_memory();
         let mut store = open(dir.path());
-        let mut model: BTreeMap<String, Image> = BTreeMap::new();
+        // With whether it came by a tar: by a layout it has another manifest.
+        let mut model: BTreeMap<String, (Image, bool)> = BTreeMap::new();
         let mut nameless: BTreeSet<Digest> = BTreeSet::new();
         for work in works {
             match work {
@@ -56,14 +57,19 @@ proptest! {
                     let names: Vec<String> = names.into_iter().map(tag).collect();
                     let stored = store.import_tar(&*image.saved(&names.iter().map(String::as_str).collect::<Vec<_>>()), None).unwrap();
                     prop_assert_eq!(&stored[0].id, &image.id());
-                    if names.is_empty() { nameless.insert(image.id()); } else { nameless.remove(&image.id()); }
-                    model.extend(names.into_iter().map(|name| (name, image.clone())));
+                    let has_name = model.values().any(|(known, by_tar)| *by_tar && known.id() == image.id());
+                    if !names.is_empty() {
+                        nameless.remove(&image.id());
+                    } else if !has_name {
+                        nameless.insert(image.id());
+                    }
+                    model.extend(names.into_iter().map(|name| (name, (image.clone(), true))));
                 }
                 Work::Folder(layers, number, zipped) => {
-                    let (image, layout) = (Image::new(&layers, 300), tempfile::tempdir().unwrap());
+                    let (image, layout) = (Image::new(&layers, 300), in_memory());
                     image.layout(layout.path(), Some(&tag(number)), zipped);
                     store.import_folder(layout.path(), None).unwrap();
-                    model.insert(tag(number), image);
+                    model.insert(tag(number), (image, false));
                 }
                 Work::Remove(number) => {
                     let was = store.remove(&name(&tag(number))).unwrap();
@@ -87,10 +93,10 @@ proptest! {
             }
             let seen: BTreeMap<String, Digest> =
                 store.images().unwrap().into_iter().flat_map(|image| image.names.clone().into_iter().map(move |name| (name, image.id.clone()))).collect();
-            let meant: BTreeMap<String, Digest> = model.iter().map(|(name, image)| (name.clone(), image.id())).collect();
+            let meant: BTreeMap<String, Digest> = model.iter().map(|(name, (image, _))| (name.clone(), image.id())).collect();
             prop_assert_eq!(seen, meant);
         }
-        for (name, image) in &model {
+        for (name, (image, _)) in &model {
             assert_whole(&store, name, image);
         }
         for id in &nameless {
