@@ -125,7 +125,7 @@ impl PoolLock {
 }
 
 /// Whether this file is the one that has the name now.
-fn is_at(file: &File, path: &Path) -> std::io::Result<bool> {
+pub(crate) fn is_at(file: &File, path: &Path) -> std::io::Result<bool> {
     let own = file.metadata()?;
     match std::fs::metadata(path) {
         Ok(named) => Ok((named.dev(), named.ino()) == (own.dev(), own.ino())),

@@ -292,7 +292,7 @@ async fn events_are_subscribed_when_the_call_returns(engine: &TestEngine) {
 async fn a_lost_image_is_an_event(engine: &TestEngine) {
     let docker = connect(engine);
     let tag = format!("localhost/{}:1", name("lost"));
-    docker.load_image(busybox_archive(&tag)).await.unwrap();
+    docker.load_image(busybox_archive(&tag).into()).await.unwrap();
     assert!(docker.image_id(&tag).await.unwrap().is_some());
     let mut events = docker.events().await.unwrap();
     engine.run(&["rmi", &tag]);
@@ -470,7 +470,7 @@ async fn a_registry_that_wants_credentials_is_said_so(engine: &TestEngine) {
 
 async fn a_load_that_fails_is_an_error(engine: &TestEngine) {
     let docker = connect(engine);
-    let error = docker.load_image(b"this is no archive".to_vec()).await.unwrap_err();
+    let error = docker.load_image(b"this is no archive".to_vec().into()).await.unwrap_err();
     assert_eq!((error.class, error.operation), (ErrorClass::Refused, "load"), "{error}");
 }
 

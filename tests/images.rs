@@ -73,7 +73,7 @@ impl<'e> Bench<'e> {
         let registry = TestRegistry::start(with_password);
         let local = format!("localhost/nspool-test-fn-{:x}:1", unique());
         let docker = Docker::connect(&host.endpoint(), Some(host.kind)).unwrap();
-        docker.load_image(random_archive(&local, LAYER)).await.unwrap();
+        docker.load_image(random_archive(&local, LAYER).into()).await.unwrap();
         registry.push(host, &local, "team/fn:1");
         host.run(&["rmi", &local]);
         let proxy = Proxy::before(&registry.host).await;
@@ -89,7 +89,7 @@ impl<'e> Bench<'e> {
     /// The registry has another image under the same name from now on.
     async fn publish_anew(&self) {
         let local = format!("localhost/nspool-test-fn-{:x}:1", unique());
-        self.engine.load_image(random_archive(&local, LAYER)).await.unwrap();
+        self.engine.load_image(random_archive(&local, LAYER).into()).await.unwrap();
         self.registry.push(self.host, &local, "team/fn:1");
         self.host.run(&["rmi", &local]);
     }

@@ -163,7 +163,7 @@ async fn it_is_uid_0_with_one_capability_behind_a_filter(engine: &TestEngine) {
 async fn nothing_else_is_possible_inside(engine: &TestEngine) {
     let docker = connect(engine);
     let archive = Archive::build(&compile("cage.c"), Arch::NATIVE).unwrap();
-    docker.load_image(archive.bytes().to_vec()).await.unwrap();
+    docker.load_image(archive.bytes().to_vec().into()).await.unwrap();
     let image = docker.image_id(archive.reference()).await.unwrap().unwrap();
     // A call by a foreign ABI ends the process by SIGSYS.
     for (command, code) in [(vec![], 0), (vec!["/init".to_owned(), "foreign".to_owned()], 128 + 31)] {

@@ -1,4 +1,4 @@
-//! `image ensure`, `image list`: the host's images, by the daemon's cache.
+//! `image ensure`, `image list`: the host's images, by the daemon's cache. `image import`, `image verify` are in [`super::image_store`].
 
 use std::io::BufRead as _;
 use std::process::ExitCode;
@@ -8,12 +8,12 @@ use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
 use serde::Serialize;
 
-use super::Globals;
 use super::exit::{self, Failure};
 use super::image_build::{self, Build};
 use super::output::table;
 use super::progress::spinner;
 use super::views;
+use super::{Globals, image_store};
 use crate::client::Client;
 use crate::proto;
 use crate::proto::ensure_image_response::Event;
@@ -52,6 +52,10 @@ Exit code 1: the build fails. 64: the Dockerfile or the context is none. 75: the
         after_help = "Examples:\n  nspool image list\n  nspool image list --built\n  nspool image list --failures -o json | jq .failures"
     )]
     List(List),
+    /// Take images out of files into this host's image store
+    Import(image_store::Import),
+    /// Read all of this host's image store, and say what is broken
+    Verify(image_store::Verify),
 }
 
 #[derive(Debug, Args)]
@@ -150,6 +154,8 @@ pub(super) async fn run(globals: &Globals, args: ImageArgs) -> anyhow::Result<Ex
         ImageCommand::Ensure(args) => ensure(globals, args).await,
         ImageCommand::Build(args) => image_build::run(globals, args).await,
         ImageCommand::List(args) => list(globals, &args).await,
+        ImageCommand::Import(args) => image_store::import(globals, args).await,
+        ImageCommand::Verify(args) => image_store::verify(globals, args).await,
     }
 }
 

@@ -38,8 +38,8 @@ use tokio::sync::oneshot;
 pub use functions::FunctionSpec;
 
 use super::{
-    BuddySpec, BuildSpec, Container, ContainerId, ContainerSummary, Credentials, Engine, EngineError, EngineEvent, EngineFuture,
-    EngineInfo, EngineKind, ErrorClass, Image, ImageId, Network, NetworkSpec, PullStep, WaitOutcome,
+    BuddySpec, BuildSpec, Chunks, Container, ContainerId, ContainerSummary, Credentials, Engine, EngineError, EngineEvent, EngineFuture,
+    EngineInfo, EngineKind, ErrorClass, Image, ImageArchive, ImageId, Network, NetworkSpec, PullStep, WaitOutcome,
 };
 
 /// A client of one engine. Cheap to make, does no I/O until the first call.
@@ -219,8 +219,12 @@ impl Engine for Docker {
         self.look_at_image(reference).boxed()
     }
 
-    fn load_image(&self, archive: Vec<u8>) -> EngineFuture<'_, ()> {
+    fn load_image(&self, archive: ImageArchive) -> EngineFuture<'_, ()> {
         self.load(archive).boxed()
+    }
+
+    fn save_image<'a>(&'a self, reference: &'a str) -> EngineFuture<'a, Chunks> {
+        self.save(reference).boxed()
     }
 
     fn pull_image<'a>(

@@ -1,8 +1,51 @@
-//! What an engine tells of images, and of pulls under way.
+//! What an engine tells of images, and of pulls under way; and images as they go in and come out.
+
+use std::fmt;
+use std::io;
+
+use futures::stream::{self, BoxStream, StreamExt as _};
+use hyper::body::Bytes;
 
 use std::collections::BTreeMap;
 
 use super::{ImageId, Labels};
+
+/// The bytes of an archive in the form of `docker save`, as they come. An error ends it; what was there before it is not the whole.
+pub type Chunks = BoxStream<'static, io::Result<Bytes>>;
+
+/// An image on its way into an engine.
+pub enum ImageArchive {
+    /// All of it.
+    Whole(Vec<u8>),
+    /// Too large to be in memory.
+    Chunks(Chunks),
+}
+
+impl ImageArchive {
+    /// Piece by piece.
+    #[must_use]
+    pub fn into_chunks(self) -> Chunks {
+        match self {
+            Self::Whole(bytes) => stream::iter([Ok(bytes.into())]).boxed(),
+            Self::Chunks(chunks) => chunks,
+        }
+    }
+}
+
+impl From<Vec<u8>> for ImageArchive {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::Whole(bytes)
+    }
+}
+
+impl fmt::Debug for ImageArchive {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Whole(bytes) => write!(f, "ImageArchive({} bytes)", bytes.len()),
+            Self::Chunks(_) => f.write_str("ImageArchive(…)"),
+        }
+    }
+}
 
 /// An image that the engine has.
 #[derive(Clone, Debug, PartialEq, Eq)]

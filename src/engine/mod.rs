@@ -26,7 +26,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 
-pub use images::{BuildSpec, Image, LayerStage, PullStep};
+pub use images::{BuildSpec, Chunks, Image, ImageArchive, LayerStage, PullStep};
 pub use network::{Network, NetworkRange, NetworkSpec};
 pub use spec::{BuddySpec, Flavour};
 
@@ -337,8 +337,10 @@ pub trait Engine: Send + Sync + 'static {
     fn image_id<'a>(&'a self, reference: &'a str) -> EngineFuture<'a, Option<ImageId>> {
         Box::pin(async move { Ok(self.image(reference).await?.map(|image| image.id)) })
     }
-    /// Loads a `docker save` tar. Errors inside the answer's stream are errors here.
-    fn load_image(&self, archive: Vec<u8>) -> EngineFuture<'_, ()>;
+    /// Loads a `docker save` tar. Errors inside the answer's stream are errors here; an archive that breaks off is one, too.
+    fn load_image(&self, archive: ImageArchive) -> EngineFuture<'_, ()>;
+    /// An image as a `docker save` tar, by reference or id. [`ErrorClass::NotFound`] when there is none. The deadline is for each piece of it.
+    fn save_image<'a>(&'a self, reference: &'a str) -> EngineFuture<'a, Chunks>;
     /// Pulls by reference. The registry is asked by these credentials even when the image is here already. `told` hears how far it is. Errors inside
     /// the answer's stream are errors here; they are the registry's own words.
     fn pull_image<'a>(

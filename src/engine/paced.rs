@@ -20,6 +20,7 @@
 //! only its `check` is used.
 
 mod cap;
+mod pieces;
 
 use std::fs::File;
 use std::num::NonZeroU32;
@@ -39,9 +40,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::cap::{Cap, Place};
+use self::pieces::each_in_time;
 use super::{
-    BuddySpec, BuildSpec, Container, ContainerId, ContainerSummary, Credentials, Engine, EngineError, EngineEvent, EngineFuture,
-    EngineInfo, ErrorClass, Image, ImageId, Network, NetworkSpec, PullStep, WaitOutcome,
+    BuddySpec, BuildSpec, Chunks, Container, ContainerId, ContainerSummary, Credentials, Engine, EngineError, EngineEvent, EngineFuture,
+    EngineInfo, ErrorClass, Image, ImageArchive, ImageId, Network, NetworkSpec, PullStep, WaitOutcome,
 };
 use crate::config;
 use crate::level;
@@ -193,8 +195,14 @@ impl Engine for Paced {
         self.read("image", reference, self.0.engine.image(reference))
     }
 
-    fn load_image(&self, archive: Vec<u8>) -> EngineFuture<'_, ()> {
+    fn load_image(&self, archive: ImageArchive) -> EngineFuture<'_, ()> {
         self.prepare_image("load", "", self.0.engine.load_image(archive))
+    }
+
+    fn save_image<'a>(&'a self, reference: &'a str) -> EngineFuture<'a, Chunks> {
+        let deadline = self.0.deadlines.lock().prepare;
+        let first = limited("save", reference, deadline, self.0.engine.save_image(reference));
+        Box::pin(async move { Ok(each_in_time(first.await?, deadline)) })
     }
 
     fn pull_image<'a>(

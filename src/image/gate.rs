@@ -369,7 +369,7 @@ impl Gate {
             return Ok(image);
         }
         match &self.source {
-            Source::Embedded(archive) => self.engine.load_image(archive.bytes().to_vec()).await?,
+            Source::Embedded(archive) => self.engine.load_image(archive.bytes().to_vec().into()).await?,
             Source::Reference { credentials, .. } => {
                 pull::by_source(&*self.engine, reference, credentials, &|_| {}).await?;
                 if let Some(fresh) = &self.fresh {

@@ -2,7 +2,8 @@
 //!
 //! [`placeholder`] makes the embedded image; [`gate`] sees to it that an image is there before a nanny creates from it, and that only one
 //! preparation runs, whoever waits (I5); [`cache`] does the same for any image, asked for by a [`mod@reference`]; [`freshness`] says when a [`registry`] is asked
-//! whether that is still what it has; [`build`] builds them; [`pull`] finds the credentials that a pull needs. None of them knows slots, leases or nannies.
+//! whether that is still what it has; [`build`] builds them; [`pull`] finds the credentials that a pull needs. [`store`] keeps images on this host, whatever
+//! becomes of its engines; [`transfer`] brings them from there into an engine and back. None of them knows slots, leases or nannies.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +23,8 @@ pub mod places;
 pub mod pull;
 pub mod reference;
 pub mod registry;
+pub mod store;
+pub mod transfer;
 
 /// Those that callers ask for, fetched and built. Clones share everything.
 #[derive(Clone)]

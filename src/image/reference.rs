@@ -76,6 +76,18 @@ impl Reference {
         &self.0
     }
 
+    /// Without tag and digest.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        split_tag(self.0.split_once('@').map_or(&self.0, |(named, _)| named)).0
+    }
+
+    /// `None`: only its digest is written.
+    #[must_use]
+    pub fn tag(&self) -> Option<&str> {
+        split_tag(self.0.split_once('@').map_or(&self.0, |(named, _)| named)).1
+    }
+
     /// As [`repository_of`].
     #[must_use]
     pub fn repository(&self) -> &str {
@@ -151,6 +163,16 @@ pub fn repository_of(name: &str) -> &str {
     familiar(split_tag(name.split('@').next().unwrap_or_default()).0)
 }
 
+/// Whether two names, as engines and archives write them, are one: without a tag or digest `latest` is meant, and Docker Hub's host may be left out.
+#[must_use]
+pub fn is_same(one: &str, other: &str) -> bool {
+    let rest = |name: &str| match name.split_once('@') {
+        Some((_, digest)) => format!("@{digest}"),
+        None => format!(":{}", split_tag(name).1.unwrap_or("latest")),
+    };
+    repository_of(one) == repository_of(other) && rest(one) == rest(other)
+}
+
 /// A colon before the last slash belongs to the registry's port.
 fn split_tag(named: &str) -> (&str, Option<&str>) {
     match named.rsplit_once(':') {
@@ -217,6 +239,8 @@ mod tests {
         ] {
             let reference = Reference::parse(text).unwrap();
             assert_eq!((reference.as_str(), reference.repository()), (complete, repository), "{text}");
+            let named = reference.tag().map_or_else(|| reference.name().to_owned(), |tag| format!("{}:{tag}", reference.name()));
+            assert_eq!(complete.split('@').next(), Some(&*named));
         }
     }
 
@@ -266,6 +290,18 @@ mod tests {
         ] {
             assert_eq!(Reference::parse(text), Err(bad), "{text:?}");
         }
+    }
+
+    #[test]
+    fn names_of_docker_hub_are_the_same_with_its_host_and_without() {
+        for same in ["busybox", "busybox:latest", "library/busybox", "docker.io/library/busybox:latest", "index.docker.io/busybox"] {
+            assert!(is_same("busybox:latest", same), "{same}");
+        }
+        let by_digest = format!("docker.io/busybox@{DIGEST}");
+        for other in ["busybox:1", "quay.io/busybox", "localhost/busybox:latest", &by_digest] {
+            assert!(!is_same("busybox", other), "{other}");
+        }
+        assert!(is_same(&by_digest, &format!("busybox@{DIGEST}")) && is_same("127.0.0.1:5000/a", "127.0.0.1:5000/a:latest"));
     }
 
     #[test]

@@ -89,6 +89,10 @@ pub const IMAGES_STALE: &str = "nspool_images_stale";
 pub const IMAGES_STALE_SINCE: &str = "nspool_images_stale_since";
 /// Gauge: the same of the placeholder.
 pub const PLACEHOLDER_STALE_SINCE: &str = "nspool_placeholder_stale_since";
+/// Histogram, label `lock`: how long a lock was waited for.
+pub const LOCK_WAIT: &str = "nspool_lock_wait_seconds";
+/// Histogram, label `lock`: how long it was held.
+pub const LOCK_HOLD: &str = "nspool_lock_hold_seconds";
 /// Counter, label `reason`: watchers that were cut off.
 pub const WATCHERS_CUT: &str = "nspool_watchers_cut_total";
 
@@ -104,6 +108,9 @@ const FETCH_BUCKETS: &[f64] = &[0.01, 0.05, 0.25, 1.0, 2.5, 5.0, 10.0, 30.0, 60.
 /// Work of the kernel, from fractions of a millisecond on.
 const KERNEL_BUCKETS: &[f64] = &[0.000_25, 0.000_5, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.25, 1.0, 5.0];
 
+/// A lock is held for microseconds.
+const LOCK_BUCKETS: &[f64] = &[0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.01, 0.05, 0.25, 1.0];
+
 /// Bounds of each histogram, in seconds.
 pub const BUCKETS: &[(&str, &[f64])] = &[
     (ALLOCATE_WAIT, ALLOCATE_BUCKETS),
@@ -116,6 +123,8 @@ pub const BUCKETS: &[(&str, &[f64])] = &[
     (IMAGE_BUILD, FETCH_BUCKETS),
     (ENGINE_CALL, ENGINE_BUCKETS),
     (PACER_WAIT, ENGINE_BUCKETS),
+    (LOCK_WAIT, LOCK_BUCKETS),
+    (LOCK_HOLD, LOCK_BUCKETS),
 ];
 
 /// What a metric is.
@@ -173,6 +182,8 @@ pub const ALL: &[(&str, Kind, &str)] = &[
     (IMAGES_STALE_SINCE, Kind::Gauge, "Since when the first of them is stale, in seconds since 1970; 0: none is."),
     (PLACEHOLDER_STALE_SINCE, Kind::Gauge, "Since when the placeholder's registry could not be asked, in seconds since 1970; 0: it could."),
     (IMAGE_FETCH, Kind::Histogram, "From the first wait for a turn until an image is fetched or given up."),
+    (LOCK_WAIT, Kind::Histogram, "How long a lock was waited for."),
+    (LOCK_HOLD, Kind::Histogram, "How long a lock was held."),
     (STALE_MESSAGES, Kind::Counter, "Messages about an earlier generation or use, dropped."),
     (WATCHERS_CUT, Kind::Counter, "Watch streams that were cut off, by reason."),
 ];

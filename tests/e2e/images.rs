@@ -26,7 +26,7 @@ on_both_engines!(
 /// In the registry, and no longer in the engine.
 async fn pushed(engine: &TestEngine, registry: &TestRegistry, archive: impl Fn(&str) -> Vec<u8>) {
     let local = format!("localhost/nspool-test-fn-{:x}:1", unique());
-    Docker::connect(&engine.endpoint(), Some(engine.kind)).unwrap().load_image(archive(&local)).await.unwrap();
+    Docker::connect(&engine.endpoint(), Some(engine.kind)).unwrap().load_image(archive(&local).into()).await.unwrap();
     registry.push(engine, &local, "team/fn:1");
     engine.run(&["rmi", &local]);
 }
@@ -133,6 +133,17 @@ fn image_of(engine: &TestEngine, what: &[&str]) -> String {
     engine.run(what).trim().trim_start_matches("sha256:").to_owned()
 }
 
+/// All images that have the mark and that no container was made from.
+fn prune(engine: &TestEngine, mark: &str) {
+    let words = ["image", "prune", "-a", "-f", "--filter", &format!("label=nspool-test={mark}")];
+    if engine.kind == EngineKind::Docker {
+        return drop(engine.run(&words));
+    }
+    // Docker's client says more than podman's API takes.
+    let pruned = Command::new("podman").args(["--url", &engine.endpoint()]).args(words).output().unwrap();
+    assert!(pruned.status.success(), "{pruned:?}");
+}
+
 async fn the_placeholder_follows_its_tag_and_stays_whoever_prunes(engine: &TestEngine) {
     let registry = TestRegistry::start(false);
     let mark = format!("{:x}", unique());
@@ -142,7 +153,7 @@ async fn the_placeholder_follows_its_tag_and_stays_whoever_prunes(engine: &TestE
         async move {
             let local = format!("localhost/nspool-test-idle-{mark}:{version}");
             let archive = labelled_archive(&local, &[("nspool-test", &mark), ("version", version)]);
-            Docker::connect(&engine.endpoint(), Some(engine.kind)).unwrap().load_image(archive).await.unwrap();
+            Docker::connect(&engine.endpoint(), Some(engine.kind)).unwrap().load_image(archive.into()).await.unwrap();
             registry.push(engine, &local, "team/idle:1");
             engine.run(&["rmi", &local]);
         }
@@ -151,15 +162,7 @@ async fn the_placeholder_follows_its_tag_and_stays_whoever_prunes(engine: &TestE
     // By another name than that by which it is pushed.
     let proxy = Proxy::before(&registry.host).await;
     let reference = format!("{}/team/idle:1", proxy.host);
-    let prune = || {
-        let words = ["image", "prune", "-a", "-f", "--filter", &format!("label=nspool-test={mark}")];
-        if engine.kind == EngineKind::Docker {
-            return drop(engine.run(&words));
-        }
-        // Docker's client says more than podman's API takes.
-        let pruned = Command::new("podman").args(["--url", &engine.endpoint()]).args(words).output().unwrap();
-        assert!(pruned.status.success(), "{pruned:?}");
-    };
+    let prune = || prune(engine, &mark);
     let image = || image_of(engine, &["image", "inspect", "-f", "{{.Id}}", &reference]);
     let config =
         [format!("placeholder.image = {reference:?}"), "images.fresh_for = \"2s\"".to_owned(), "stop.policy = \"remove\"".to_owned()];

@@ -30,7 +30,7 @@ impl<'e> Yard<'e> {
     async fn new(host: &'e TestEngine, settings: config::Images) -> Self {
         let base = format!("localhost/nspool-test-base-{:x}:1", unique());
         let docker = Docker::connect(&host.endpoint(), Some(host.kind)).unwrap();
-        docker.load_image(busybox_archive(&base)).await.unwrap();
+        docker.load_image(busybox_archive(&base).into()).await.unwrap();
         let engine = paced(docker);
         let cache = Cache::new(Arc::clone(&engine), CredentialSource::new(Vec::new(), None), settings.clone(), config::Backoff::default());
         let builds = Builds::new(Arc::clone(&engine), cache, settings);

@@ -8,7 +8,7 @@ pub const BUSYBOX: &str = "localhost/nspool-test-busybox:1";
 
 /// Loads busybox as [`BUSYBOX`] (again, if it is there); gives its id.
 pub async fn busybox_image(engine: &dyn Engine) -> ImageId {
-    engine.load_image(busybox_archive(BUSYBOX)).await.unwrap();
+    engine.load_image(busybox_archive(BUSYBOX).into()).await.unwrap();
     engine.image_id(BUSYBOX).await.unwrap().expect("the image is there after its load")
 }
 

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures::stream::{BoxStream, StreamExt};
 use nspool::engine::{
-    BuddySpec, BuildSpec, Container, ContainerId, ContainerSummary, Credentials, Engine, EngineError, EngineEvent, EngineFuture,
-    EngineInfo, Image, ImageId, Network, NetworkSpec, PullStep, WaitOutcome,
+    BuddySpec, BuildSpec, Chunks, Container, ContainerId, ContainerSummary, Credentials, Engine, EngineError, EngineEvent, EngineFuture,
+    EngineInfo, Image, ImageArchive, ImageId, Network, NetworkSpec, PullStep, WaitOutcome,
 };
 use nspool::ledger::Store;
 
@@ -91,8 +91,11 @@ impl Engine for MortalEngine {
     fn image<'a>(&'a self, reference: &'a str) -> EngineFuture<'a, Option<Image>> {
         Box::pin(self.life.pass(self.engine.image(reference)))
     }
-    fn load_image(&self, archive: Vec<u8>) -> EngineFuture<'_, ()> {
+    fn load_image(&self, archive: ImageArchive) -> EngineFuture<'_, ()> {
         Box::pin(self.life.pass(self.engine.load_image(archive)))
+    }
+    fn save_image<'a>(&'a self, reference: &'a str) -> EngineFuture<'a, Chunks> {
+        Box::pin(self.life.pass(self.engine.save_image(reference)))
     }
     fn pull_image<'a>(
         &'a self,

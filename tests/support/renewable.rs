@@ -21,7 +21,7 @@ pub fn connect(engine: &TestEngine) -> Docker {
 /// The embedded placeholder, loaded; its id.
 pub async fn placeholder(docker: &Docker) -> ImageId {
     let archive = Archive::embedded().unwrap();
-    docker.load_image(archive.bytes().to_vec()).await.unwrap();
+    docker.load_image(archive.bytes().to_vec().into()).await.unwrap();
     docker.image_id(archive.reference()).await.unwrap().expect("the image is there after its load")
 }
 

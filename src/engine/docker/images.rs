@@ -10,13 +10,15 @@ use bollard::auth::DockerCredentials;
 use bollard::errors::Error;
 use bollard::models::{BuildInfo, CreateImageInfo, ImageSummary};
 use bollard::query_parameters::{BuildImageOptions, CreateImageOptions, ImportImageOptions, ListImagesOptions, TagImageOptions};
-use futures::TryStreamExt as _;
-use futures::stream::Stream;
+use futures::stream::{self, Stream};
+use futures::{StreamExt as _, TryStreamExt as _};
 use serde::Deserialize;
 use tokio_util::io::ReaderStream;
 
 use super::{Docker, convert, errors};
-use crate::engine::{BuildSpec, Credentials, EngineError, EngineKind, ErrorClass, Image, ImageId, Labels, LayerStage, PullStep};
+use crate::engine::{
+    BuildSpec, Chunks, Credentials, EngineError, EngineKind, ErrorClass, Image, ImageArchive, ImageId, Labels, LayerStage, PullStep,
+};
 
 /// Of a context on its way.
 const CHUNK: usize = 1 << 18;
@@ -54,9 +56,24 @@ impl Docker {
         }
     }
 
-    pub(super) async fn load(&self, archive: Vec<u8>) -> Result<(), EngineError> {
-        let stream = self.client.import_image(ImportImageOptions::default(), bollard::body_full(archive.into()), None);
+    pub(super) async fn load(&self, archive: ImageArchive) -> Result<(), EngineError> {
+        let body = match archive {
+            ImageArchive::Whole(bytes) => bollard::body_full(bytes.into()),
+            ImageArchive::Chunks(chunks) => bollard::body_try_stream(chunks),
+        };
+        let stream = self.client.import_image(ImportImageOptions::default(), body, None);
         drain("load", "", stream, |_| {}).await
+    }
+
+    /// Waits for the first piece, so that an image that is not there is this call's error and not the archive's.
+    pub(super) async fn save(&self, reference: &str) -> Result<Chunks, EngineError> {
+        if !convert::is_path_safe(reference) {
+            return Err(errors::refused("save", ErrorClass::Refused, reference, "not an image reference"));
+        }
+        let subject = reference.to_owned();
+        let mut pieces = self.client.export_image(reference).map_err(move |error| errors::convert("save", &subject, &error)).boxed();
+        let first = pieces.try_next().await?;
+        Ok(stream::iter(first.map(Ok)).chain(pieces).map_err(std::io::Error::other).boxed())
     }
 
     pub(super) async fn pull(

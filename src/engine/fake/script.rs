@@ -17,6 +17,8 @@ pub enum Operation {
     Image,
     /// `Engine::load_image`
     LoadImage,
+    /// `Engine::save_image`: its beginning.
+    SaveImage,
     /// `Engine::pull_image`
     PullImage,
     /// `Engine::tag_image`
@@ -66,6 +68,7 @@ impl Operation {
             Self::Ping => "ping",
             Self::Image => "image",
             Self::LoadImage => "load",
+            Self::SaveImage => "save",
             Self::PullImage => "pull",
             Self::TagImage => "tag",
             Self::Images => "images",
@@ -106,6 +109,7 @@ impl Operation {
             | Self::Ping
             | Self::Image
             | Self::Images
+            | Self::SaveImage
             | Self::Inspect
             | Self::Wait
             | Self::List

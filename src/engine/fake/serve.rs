@@ -4,16 +4,16 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
 use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt as _};
 use tokio::sync::oneshot;
 
 use super::model::{Look, Model, fail};
 use super::script::{Call, Fault, Operation, Phase};
 use super::{EngineState, FakeWorld};
 use crate::engine::{
-    BuddySpec, BuildSpec, Container, ContainerId, ContainerSummary, Credentials, Engine, EngineError, EngineEvent, EngineFuture,
-    EngineInfo, EngineKind, ErrorClass, Image, ImageId, LayerStage, Network, NetworkSpec, PullStep, WaitOutcome,
+    BuddySpec, BuildSpec, Chunks, Container, ContainerId, ContainerSummary, Credentials, Engine, EngineError, EngineEvent, EngineFuture,
+    EngineInfo, EngineKind, ErrorClass, Image, ImageArchive, ImageId, LayerStage, Network, NetworkSpec, PullStep, WaitOutcome,
 };
 use crate::level;
 
@@ -171,8 +171,21 @@ impl Engine for FakeEngine {
         Box::pin(self.0.call(Operation::Image, reference, move |model| Ok(model.images.look(&wanted))))
     }
 
-    fn load_image(&self, archive: Vec<u8>) -> EngineFuture<'_, ()> {
-        Box::pin(self.0.call(Operation::LoadImage, "", move |model| model.images.load(&archive)))
+    fn load_image(&self, archive: ImageArchive) -> EngineFuture<'_, ()> {
+        Box::pin(async move {
+            let pieces: Result<Vec<_>, _> = archive.into_chunks().try_collect().await;
+            let broke_off = |error: std::io::Error| fail(Operation::LoadImage, ErrorClass::Unknown, "", error.to_string(), None);
+            let archive = pieces.map_err(broke_off)?.concat();
+            self.0.call(Operation::LoadImage, "", move |model| model.images.load(&archive)).await
+        })
+    }
+
+    fn save_image<'a>(&'a self, reference: &'a str) -> EngineFuture<'a, Chunks> {
+        let wanted = reference.to_owned();
+        Box::pin(async move {
+            let archive = self.0.call(Operation::SaveImage, reference, move |model| model.images.save(&wanted)).await?;
+            Ok(ImageArchive::from(archive).into_chunks())
+        })
     }
 
     fn pull_image<'a>(

@@ -345,9 +345,9 @@ async fn images_are_pulled_with_the_right_credentials_and_loaded_by_their_manife
     let mut header = tar::Header::new_gnu();
     header.set_size(manifest.len() as u64);
     archive.append_data(&mut header, "manifest.json", &manifest[..]).unwrap();
-    engine.load_image(archive.into_inner().unwrap()).await.unwrap();
+    engine.load_image(archive.into_inner().unwrap().into()).await.unwrap();
     assert_eq!(engine.image_id("mine:1").await.unwrap(), Some(ImageId::from("sha256:abc")));
-    assert_eq!(class(engine.load_image(vec![1, 2, 3]).await), Some(ErrorClass::Refused));
+    assert_eq!(class(engine.load_image(vec![1, 2, 3].into()).await), Some(ErrorClass::Refused));
     world.image_removed("mine:1");
     assert_eq!(engine.image_id("sha256:abc").await.unwrap(), None);
 }

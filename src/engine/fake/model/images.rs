@@ -16,6 +16,8 @@ pub(in crate::engine::fake) struct Images {
     /// Repository and image: those that were pulled by their digest.
     by_digest: BTreeSet<(String, ImageId)>,
     registry: BTreeMap<String, Published>,
+    /// Those that were loaded, as they were.
+    archives: BTreeMap<ImageId, Vec<u8>>,
     next: u64,
 }
 
@@ -153,11 +155,18 @@ impl Images {
             let digest = manifest.config.rsplit('/').next().unwrap_or_default().trim_end_matches(".json");
             let id = ImageId::from(format!("sha256:{digest}"));
             self.ids.insert(id.clone());
+            self.archives.insert(id.clone(), archive.to_vec());
             for tag in manifest.tags.unwrap_or_default() {
                 self.tag(&tag, id.clone());
             }
         }
         Ok(())
+    }
+
+    /// Only what was loaded: nobody knows what is in the others.
+    pub(in crate::engine::fake) fn save(&self, reference: &str) -> Result<Vec<u8>, EngineError> {
+        let archive = self.find(reference).and_then(|id| self.archives.get(&id).cloned());
+        archive.ok_or_else(|| fail(Operation::SaveImage, ErrorClass::NotFound, reference, "No such image", Some(404)))
     }
 
     /// Takes a tag away, or an id with all its tags. Answers the id.
