@@ -109,14 +109,22 @@ impl Docker {
 
     /// Kind and version of who answers, which is remembered and must be the wanted one.
     async fn version(&self, operation: &'static str, subject: &str) -> Result<(EngineKind, String), EngineError> {
-        let version: convert::Version = self.reader.get("/version").await.map_err(|error| errors::convert(operation, subject, &error))?;
-        let kind = version.kind();
+        let failed = |error: &Error| errors::convert(operation, subject, error);
+        // podman takes half a second for its /version: it asks the package manager about each of its parts.
+        let server = self.reader.server().await.map_err(|error| failed(&error))?;
+        let (kind, version) = match server.as_deref().and_then(convert::of_server) {
+            Some(known) => known,
+            None => {
+                let version: convert::Version = self.reader.get("/version").await.map_err(|error| failed(&error))?;
+                (version.kind(), version.version.unwrap_or_default())
+            }
+        };
         if let Some(wanted) = self.wanted.filter(|&wanted| wanted != kind) {
             let message = format!("{kind} answers at {}, but {wanted} is configured", self.endpoint);
             return Err(errors::refused(operation, ErrorClass::Refused, subject, &message));
         }
         *self.kind.lock() = Some(kind);
-        Ok((kind, version.version.unwrap_or_default()))
+        Ok((kind, version))
     }
 
     /// What the engine says of itself, as it says it.

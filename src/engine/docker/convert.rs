@@ -93,6 +93,17 @@ impl Version {
     }
 }
 
+/// `Docker/20.10.24 (linux)`, `Libpod/4.3.1 (linux)`; `None` for anything else, e.g. of a proxy.
+pub(super) fn of_server(name: &str) -> Option<(EngineKind, String)> {
+    let (program, rest) = name.split_once('/')?;
+    let kind = match program {
+        "Docker" => EngineKind::Docker,
+        "Libpod" => EngineKind::Podman,
+        _ => return None,
+    };
+    rest.split_whitespace().next().map(|version| (kind, version.to_owned()))
+}
+
 /// Of `/info`.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -346,6 +357,15 @@ mod tests {
 
     fn body(kind: EngineKind, spec: &BuddySpec) -> serde_json::Value {
         serde_json::to_value(create_body(kind, spec, vec!["no-new-privileges".into()])).unwrap()
+    }
+
+    #[test]
+    fn who_answers_is_told_by_the_servers_name() {
+        assert_eq!(of_server("Docker/20.10.24+dfsg1 (linux)"), Some((EngineKind::Docker, "20.10.24+dfsg1".into())));
+        assert_eq!(of_server("Libpod/4.3.1 (linux)"), Some((EngineKind::Podman, "4.3.1".into())));
+        for other in ["", "nginx/1.22", "Docker", "Docker/"] {
+            assert_eq!(of_server(other), None, "{other}");
+        }
     }
 
     #[test]

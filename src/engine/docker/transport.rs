@@ -61,6 +61,13 @@ impl Reader {
         Self { client: Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector) }
     }
 
+    /// Which program answers, as it says in the header of its answer to a ping; `None`: it does not say.
+    pub(super) async fn server(&self) -> Result<Option<String>, Error> {
+        let request = http::Request::get("http://localhost/_ping").body(String::new())?;
+        let answer = self.client.request(request).await?;
+        Ok(answer.headers().get(http::header::SERVER).and_then(|name| name.to_str().ok()).map(str::to_owned))
+    }
+
     /// GETs a path with its query, which must not need escaping. Errors are bollard's, as those of all other calls.
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
         let request = http::Request::get(format!("http://localhost{path}")).body(String::new())?;
