@@ -17,7 +17,7 @@ use nspool::image::reference::Reference;
 use nspool::image::store::{Options, Store};
 use nspool::image::transfer::{self, How};
 use support::engines::{TestEngine, docker, podman, unique};
-use support::image::{busybox_archive, random_archive};
+use support::image::{busybox_archive, random_archive, unique_busybox_archive};
 use tokio_util::task::TaskTracker;
 
 const LAYER: usize = 3 << 20;
@@ -123,7 +123,7 @@ async fn docker_and_podman_are_loaded_from_one_store() {
 async fn a_saved_tar_with_gzip_layers_is_loaded_as_it_is(host: &TestEngine) {
     let (dir, engine, name) = (tempfile::tempdir().unwrap(), engine(host), name("gzip"));
     let (plain, zipped) = (open(&dir.path().join("plain")), open(&dir.path().join("zipped")));
-    let stored = plain.import_tar(&*busybox_archive(&name), None).unwrap();
+    let stored = plain.import_tar(&*unique_busybox_archive(&name), None).unwrap();
     let tar = rezipped(&plain, &stored[0]);
     let again = zipped.import_tar(&*tar, None).unwrap();
     assert!(again[0].id == stored[0].id && again[0].size < stored[0].size, "{again:?}");

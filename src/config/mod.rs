@@ -273,6 +273,8 @@ pub struct Images {
     pub spool: PathBuf,
     /// Who may build.
     pub builders: Builders,
+    /// The host's own store, if it is there.
+    pub store: PathBuf,
 }
 
 /// See [`Images::builders`].
@@ -313,6 +315,7 @@ impl Default for Images {
             context_limit: 1 << 30,
             spool: PathBuf::from("/var/tmp"),
             builders: Builders::Operators,
+            store: PathBuf::from(crate::image::store::DEFAULT),
         }
     }
 }

@@ -7,6 +7,8 @@
 //!           look ─ here, and everybody's ─► its id and digest
 //!              │             (its time is up: the registry is asked by one HEAD, see [`freshness`](super::freshness))
 //!              │ not here, somebody's own, or the registry has another one by now
+//!           in the host's own [`store`](super::store)? ─► loaded from there
+//!              │ no
 //!              ▼
 //!           failed for good a moment ago? ─► told again
 //!              │ no

@@ -55,7 +55,8 @@ pub use sweep::Swept;
 pub use verify::{Fault, Verified};
 
 use disk::Disk;
-use layout::{INDEX, LAYOUT, LAYOUT_TEXT, Role};
+pub(super) use layout::INDEX;
+use layout::{LAYOUT, LAYOUT_TEXT, Role};
 use lock::Lock;
 use staging::Folder;
 

@@ -10,13 +10,14 @@
 //! Docker with containerd's image store has ids of its own: there nothing is skipped.
 
 use std::io::{self, Read};
+use std::path::Path;
 
 use futures::stream::{self, StreamExt as _};
 use tokio::sync::mpsc;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
 use super::reference::{self, Reference};
-use super::store::{Store, StoreError, StoredImage};
+use super::store::{INDEX, Options, Store, StoreError, StoredImage};
 use crate::engine::{Chunks, Engine, EngineError, Image, ImageId};
 
 /// Pieces between a disk and an engine.
@@ -90,6 +91,24 @@ pub async fn ensure_loaded(engine: &dyn Engine, store: &Store, reference: &Refer
         Some(image) => Ok(Ensured { id: image.id, how: How::Loaded }),
         None => Err(TransferError::NotThere(reference.clone())),
     }
+}
+
+/// The same from the store in this folder, if there is one, and if it has the image; `None` otherwise.
+///
+/// # Errors
+/// [`TransferError`].
+pub async fn load_if_stored(engine: &dyn Engine, root: &Path, reference: &Reference) -> Result<Option<Ensured>, TransferError> {
+    let (root, wanted) = (root.to_owned(), reference.clone());
+    let found = blocking(move || {
+        // Looking is not to begin one.
+        if !root.join(INDEX).exists() {
+            return Ok(None);
+        }
+        let store = Store::open(&root, Options::default())?;
+        Ok(store.image(wanted.as_str())?.map(|_| store))
+    });
+    let Some(store) = found.await? else { return Ok(None) };
+    ensure_loaded(engine, &store, reference).await.map(Some)
 }
 
 async fn name(engine: &dyn Engine, image: Image, reference: &Reference) -> Result<Ensured, TransferError> {

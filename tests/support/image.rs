@@ -14,12 +14,19 @@ pub async fn busybox_image(engine: &dyn Engine) -> ImageId {
 
 /// A `docker save` tar with busybox as `/bin/busybox`, `/bin/sh` and a few more, tagged `reference`.
 pub fn busybox_archive(reference: &str) -> Vec<u8> {
-    archive_of(reference, &busybox_layer(), serde_json::json!({}))
+    archive_of(reference, &busybox_layer(&[]), serde_json::json!({}))
 }
 
 /// The same with labels of its own, which make it another image.
 pub fn labelled_archive(reference: &str, labels: &[(&str, &str)]) -> Vec<u8> {
-    archive_of(reference, &busybox_layer(), labels.iter().map(|(key, value)| (*key, *value)).collect())
+    archive_of(reference, &busybox_layer(&[]), labels.iter().map(|(key, value)| (*key, *value)).collect())
+}
+
+/// The same with a layer of its own, which no engine has.
+pub fn unique_busybox_archive(reference: &str) -> Vec<u8> {
+    let mut mark = [0; 16];
+    nspool::random::fill(&mut mark);
+    archive_of(reference, &busybox_layer(&mark), serde_json::json!({}))
 }
 
 /// One with so many random bytes: no engine has any part of it, and no registry makes it smaller.
@@ -52,7 +59,8 @@ fn archive_of(reference: &str, layer: &[u8], labels: serde_json::Value) -> Vec<u
     archive.into_inner().unwrap()
 }
 
-fn busybox_layer() -> Vec<u8> {
+/// `mark` makes it another layer.
+fn busybox_layer(mark: &[u8]) -> Vec<u8> {
     let busybox =
         ["/bin/busybox", "/usr/bin/busybox"].iter().find_map(|path| std::fs::read(path).ok()).expect("busybox-static is installed");
     let mut layer = tar::Builder::new(Vec::new());
@@ -62,6 +70,9 @@ fn busybox_layer() -> Vec<u8> {
         header.set_mode(if dir == "tmp/" { 0o1777 } else { 0o755 });
         header.set_size(0);
         layer.append_data(&mut header, dir, std::io::empty()).unwrap();
+    }
+    if !mark.is_empty() {
+        add_file(&mut layer, "etc/mark", 0o644, mark);
     }
     add_file(&mut layer, "bin/busybox", 0o755, &busybox);
     for applet in ["sh", "sleep", "ip", "cat", "true", "false", "hostname", "nc", "ls", "id", "kill", "tail", "wget"] {

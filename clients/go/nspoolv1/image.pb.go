@@ -302,7 +302,7 @@ type EnsuredImage struct {
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// "sha256:…" of its manifest in the reference's repository; empty when it never was there.
 	Digest string `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
-	// The registry was asked for it now; false: it was here.
+	// The registry was asked for it now; false: it was here, or in the host's own store.
 	Fetched bool `protobuf:"varint,3,opt,name=fetched,proto3" json:"fetched,omitempty"`
 	// As it was asked for, with its tag written out.
 	Reference string `protobuf:"bytes,4,opt,name=reference,proto3" json:"reference,omitempty"`

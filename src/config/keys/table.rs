@@ -410,6 +410,18 @@ pub const KEYS: &[Key] = &[
     ),
     key!(
         "images",
+        "store",
+        "image-store",
+        restart,
+        Kind::Text(checks::FOLDER),
+        None,
+        get | c | Value::Text(c.images.store.display().to_string()),
+        set | c,
+        value | c.images.store = PathBuf::from(value.text()),
+        "The host's own images (`nspool image import`), if the folder is there: what the engine has not is loaded from it, before a registry is asked."
+    ),
+    key!(
+        "images",
         "builders",
         "image-builders",
         restart,

@@ -39,6 +39,7 @@ fn other_value(key: &Key) -> (String, String) {
         "cni.bin_dirs" => "/tmp/a,/tmp/b",
         "stop.policy" => "remove",
         "images.spool" => "/tmp/spool",
+        "images.store" => "/tmp/store",
         "images.builders" => "everybody",
         _ => match key.kind {
             Kind::Duration { .. } => "1m7s",

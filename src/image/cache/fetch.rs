@@ -13,7 +13,7 @@ use crate::config;
 use crate::engine::{Credentials, EngineError, ErrorClass, Image, ImageId, PullStep};
 use crate::image::freshness::{Verdict, ask, can_change, take_over};
 use crate::image::reference::Reference;
-use crate::image::{jittered, pull};
+use crate::image::{jittered, pull, transfer};
 use crate::level;
 use crate::random;
 use crate::telemetry::metric;
@@ -83,6 +83,9 @@ impl Fetch {
             Ok(Here::NotUsable(before)) => before,
             Err(error) => return End::Outcome(Err(error.into())),
         };
+        if let Some(ensured) = self.stored().await {
+            return End::Outcome(Ok(ensured));
+        }
         {
             let mut table = self.cache.table.lock();
             if let Some(failure) = table.memory.remembered(&self.key) {
@@ -95,6 +98,27 @@ impl Fetch {
             self.cache.table.lock().checks.fresh(&self.key.reference);
         }
         End::Outcome(fetched)
+    }
+
+    /// What the operator has put into the host's own store is everybody's, and no registry is asked for it.
+    async fn stored(&self) -> Option<Ensured> {
+        let (cache, reference) = (&self.cache, &self.key.reference);
+        if self.key.whose != Whose::Daemons {
+            return None;
+        }
+        let _place = cache.places.acquire(Instant::now() + cache.settings.fetch_timeout).await?;
+        match transfer::load_if_stored(&*cache.engine, &cache.settings.store, reference).await {
+            Ok(loaded) => {
+                let transfer::Ensured { id, how } = loaded?;
+                tracing::info!(%reference, image = %id, ?how, "an image came from the store");
+                Some(Ensured { id, digest: String::new(), fetched: false, stale: None })
+            }
+            Err(error) => {
+                let why = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
+                tracing::warn!(%reference, "an image cannot be had from the store, and is asked for elsewhere: {error}{why}");
+                None
+            }
+        }
     }
 
     /// What is here, or what the registry has instead by now.

@@ -601,3 +601,30 @@ mod freshness {
         assert_eq!((private.checked, private.stale), (None, None));
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_in_the_hosts_store_comes_from_there_and_is_everybodys() {
+    use crate::image::placeholder::Archive;
+    use crate::image::store::{Options, Store};
+
+    let dir = tempfile::tempdir().unwrap();
+    let host = host_with(config::Images { store: dir.path().join("images"), ..settings() }, CredentialSource::new(Vec::new(), None));
+    host.world.publish_image(NAME, None);
+    let archive = Archive::embedded().unwrap();
+    assert_eq!(kind(&host.ensure(archive.reference(), None).await), Some(Kind::Unknown), "there is no store");
+    assert!(!dir.path().join("images").exists(), "and none is begun");
+    let store = Store::open(&dir.path().join("images"), Options::default()).unwrap();
+    let stored = store.import_tar(archive.bytes(), None).unwrap();
+    let pulls = host.pulls();
+    let ensured = host.ensure(archive.reference(), None).await.unwrap();
+    assert_eq!((ensured.id.as_str(), ensured.fetched), (stored[0].id.as_str(), false));
+    // Away from the engine, and back without the registry.
+    host.world.image_removed(archive.reference());
+    assert_eq!(host.ensure(archive.reference(), None).await, Ok(ensured));
+    assert_eq!((host.pulls(), host.world.count(Operation::LoadImage)), (pulls, 2));
+    // What it has not comes from the registry, and so does what it cannot give.
+    assert!(host.ensure(NAME, None).await.unwrap().fetched);
+    std::fs::write(dir.path().join("images/index.json"), "broken").unwrap();
+    host.world.image_removed(NAME);
+    assert!(host.ensure(NAME, None).await.unwrap().fetched);
+}

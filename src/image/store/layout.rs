@@ -15,7 +15,7 @@ pub(super) const LAYOUT: &str = "oci-layout";
 /// What is in it.
 pub(super) const LAYOUT_TEXT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 /// The names of all images.
-pub(super) const INDEX: &str = "index.json";
+pub(in crate::image) const INDEX: &str = "index.json";
 /// Longer manifests, configs and indexes are not read: no real one comes near.
 pub(super) const LONGEST: u64 = 4 << 20;
 
