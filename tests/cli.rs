@@ -140,7 +140,6 @@ fn tables_for_people() {
         &["inspect", "7"],
         &["inspect", "1"],
         &["image", "ensure", "busybox:1.36", "reg:5000/fn:7"],
-        &["image", "list", "--built"],
         &["restart-plan", "--config", SAMPLE],
         &["whois", "172.17.0.5"],
         &["whois", "nspool-default-1-1041-3-k2"],
@@ -155,6 +154,11 @@ fn tables_for_people() {
 #[test]
 fn tables_with_ages() {
     let daemon = Running::start();
+    let built = run(Some(&daemon), &["image", "list", "--built"]);
+    assert!(
+        built.contains("BUILT") && built.contains(&format!("nspool.local/build:{}", "ab".repeat(32))) && built.contains("sha256:b1"),
+        "{built}"
+    );
     let slots = run(Some(&daemon), &["slots"]);
     assert!(slots.contains("SLOT  STATE        SINCE"), "{slots}");
     assert!(
