@@ -29,7 +29,10 @@ demo: build ## fill a pool and compare starts in leases with starts that make th
 	@deploy/setup.sh demo $(target)/release/nspool
 
 test: packages-test ## install what is missing, start private engines, run every test
-	@$(MAKE) test-rust test-clients test-rules test-scripts lint-scripts
+	@$(MAKE) test-rust
+	@# These wait more than they work, and know nothing of each other.
+	@$(MAKE) -j2 --output-sync=target test-clients test-scripts
+	@$(MAKE) test-rules lint-scripts
 
 packages-test:
 	@$(section) "packages" deploy/setup.sh packages test
