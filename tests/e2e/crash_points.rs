@@ -16,10 +16,10 @@ use nspool::client::Request;
 use nspool::proto::{self, LeaseState};
 
 use crate::support::daemon::{LIMIT, TestDaemon, kill, load_busybox, text};
-use crate::support::engines::{TestEngine, docker};
+use crate::support::engines::TestEngine;
 use crate::support::eventually;
 
-on_both_engines!(the_daemon_may_end_in_any_call_of_the_engine);
+on_both_engines!(the_daemon_may_end_in_any_call_of_the_engine, the_daemon_may_end_in_any_write_of_the_ledger);
 
 /// When to end the daemon.
 #[derive(Default)]
@@ -212,10 +212,7 @@ async fn the_daemon_may_end_in_any_call_of_the_engine(engine: &TestEngine) {
     engine.run(&["rm", "-f", &survivor.function]);
 }
 
-/// The ledger is the same whatever the engine is.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_daemon_may_end_in_any_write_of_the_ledger() {
-    let engine = docker();
+async fn the_daemon_may_end_in_any_write_of_the_ledger(engine: &TestEngine) {
     load_busybox(engine);
     let mut daemon = TestDaemon::start(engine, &["pool.max = 8"]).await;
     let survivor = Survivor::of(&daemon).await;

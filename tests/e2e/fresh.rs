@@ -271,7 +271,7 @@ async fn many_uses_leave_nothing_behind(engine: &TestEngine) {
     daemon.settled(1).await;
     let client = daemon.client();
     let mut before = None;
-    let uses = std::env::var("NSPOOL_USES").map_or(120, |uses| uses.parse().unwrap());
+    let uses = std::env::var("NSPOOL_USES").map_or(300, |uses| uses.parse().unwrap());
     for number in 0..uses {
         let lease = daemon.allocate(&client).await;
         client.release(&lease.token, false).await.unwrap();

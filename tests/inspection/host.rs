@@ -209,7 +209,7 @@ async fn nothing_is_missed_while_others_come_and_go() {
         })
     });
     let connections = HostConnections::of(host.owned());
-    for _ in 0..25 {
+    for _ in 0..100 {
         host.inside(|| send(V4.slot, V4.beyond, 7300..7303));
         assert_eq!(forgotten_by(&connections, &[V4.slot]).await, 3);
         assert_eq!(naming(&tracked(&host), V4.slot), Vec::<&String>::new());

@@ -19,9 +19,9 @@ const PROGRESS: u64 = 10_000;
 /// A line each.
 const FAILED_ONCE: &str = include_str!("seeds");
 /// Without further notice.
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 2_000;
 /// Of lives with renewals, or inspections, which have more to do.
-const FRESH_SEEDS: u64 = 60;
+const FRESH_SEEDS: u64 = 400;
 
 /// What a story comes to.
 #[derive(PartialEq)]
