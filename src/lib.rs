@@ -50,7 +50,7 @@
 //!
 //! # Who may say what
 //! `bollard` only in `engine/docker*` · `governor` only in `engine/paced*` · netlink and other namespaces only in `netns/` · `tonic` only in
-//! `api/`, `client*` and where generated code needs it · `hyper_rustls` only in `image/registry` · the pool knows no engine, the ledger no pool, the api no nanny, a nanny no lease.
+//! `api/`, `client*` and where generated code needs it · `hyper_rustls` and `url` only in `image/registry` · the pool knows no engine, the ledger no pool, the api no nanny, a nanny no lease.
 //! `tests/layering.rs` holds the code to it.
 //!
 //! # Reading order

@@ -1,5 +1,7 @@
 //! Against a scripted HTTP server on loopback.
 
+mod reading;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -139,7 +141,7 @@ async fn each_no_is_told_apart_and_has_no_secret() {
         (&[&wants(BEARER), &answer("401 Unauthorized", &[], "")], |error| matches!(error, RegistryError::Denied { .. })),
         (&[&wants(BEARER), &answer("200 OK", &[], "correct-horse")], |error| matches!(error, RegistryError::Strange { .. })),
         (&[&answer("200 OK", &[], "")], |error| matches!(error, RegistryError::Strange { .. })),
-        (&[&answer("502 Bad Gateway", &[], "")], |error| matches!(error, RegistryError::Strange { .. })),
+        (&[&answer("502 Bad Gateway", &[], "")], |error| matches!(error, RegistryError::Ailing { .. })),
         (&[], |error| matches!(error, RegistryError::Unreachable { .. })),
     ];
     for (answers, is_it) in kinds {
@@ -170,7 +172,8 @@ async fn credentials_are_not_sent_in_the_open() {
         ("127.0.0.2/a", "http://127.0.0.2/v2/a/manifests/latest", true),
     ] {
         let place = Place::of(&Reference::parse(reference).unwrap());
-        assert_eq!((place.manifest(None).unwrap().uri().to_string().as_str(), place.plain), (url, plain), "{reference}");
+        let manifest = format!("manifests/{}", Reference::parse(reference).unwrap().version());
+        assert_eq!((place.url(&manifest).unwrap().as_str(), place.plain), (url, plain), "{reference}");
     }
 }
 

@@ -1,0 +1,184 @@
+//! What registries say when they do not give what they were asked for.
+//!
+//! The words are the registry's own, cut short and without control characters.
+
+use std::time::Duration;
+
+use http::header::{HeaderMap, RETRY_AFTER};
+use http::{Response, StatusCode};
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
+use serde::Deserialize;
+
+use super::ASK_TIMEOUT;
+use crate::causes::with_causes;
+
+/// What of an answer's body is read: a token and an error are shorter.
+pub(super) const MOST_BODY: usize = 64 << 10;
+/// What of a registry's words is told.
+const MOST_WORDS: usize = 200;
+
+/// Why a registry did not give or take something.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RegistryError {
+    /// It wants other credentials, or any.
+    #[error("{host} says no: {words}")]
+    Denied {
+        /// The registry.
+        host: String,
+        /// Its own.
+        words: String,
+    },
+    /// It has no such image, or no such part of one.
+    #[error("{host} has no such image: {words}")]
+    Unknown {
+        /// The registry.
+        host: String,
+        /// Its own.
+        words: String,
+    },
+    /// Too many requests.
+    #[error("{host} has had too many requests")]
+    Busy {
+        /// The registry.
+        host: String,
+        /// When to ask again, if it says so.
+        retry_after: Option<Duration>,
+    },
+    /// No connection, or it ended early.
+    #[error("{host} cannot be reached: {words}")]
+    Unreachable {
+        /// The registry, or who gives its tokens.
+        host: String,
+        /// The system's.
+        words: String,
+    },
+    /// No answer, or none of its next bytes.
+    #[error("{host} did not answer within {within:?}")]
+    Silent {
+        /// The registry.
+        host: String,
+        /// How long it was waited for.
+        within: Duration,
+    },
+    /// It has troubles of its own (a status from 500 on): the same question may be answered later.
+    #[error("{host} has troubles of its own: {words}")]
+    Ailing {
+        /// The registry, or who gives its tokens.
+        host: String,
+        /// Its own.
+        words: String,
+    },
+    /// Something else than the protocol says.
+    #[error("{host} answered with {words}")]
+    Strange {
+        /// The registry, or who gives its tokens.
+        host: String,
+        /// What it was.
+        words: String,
+    },
+}
+
+impl RegistryError {
+    /// When the registry wants to be asked again.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Busy { retry_after, .. } => *retry_after,
+            Self::Denied { .. }
+            | Self::Unknown { .. }
+            | Self::Unreachable { .. }
+            | Self::Silent { .. }
+            | Self::Ailing { .. }
+            | Self::Strange { .. } => None,
+        }
+    }
+
+    /// The same question may be answered otherwise in a while; all others stay as they are until somebody changes something.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Busy { .. } | Self::Unreachable { .. } | Self::Silent { .. } | Self::Ailing { .. } => true,
+            Self::Denied { .. } | Self::Unknown { .. } | Self::Strange { .. } => false,
+        }
+    }
+
+    pub(super) fn denied(host: &str, words: &str) -> Self {
+        Self::Denied { host: host.to_owned(), words: words.to_owned() }
+    }
+
+    pub(super) fn strange(host: &str, words: &str) -> Self {
+        Self::Strange { host: host.to_owned(), words: words.to_owned() }
+    }
+
+    pub(super) fn unreachable(host: &str, error: &(dyn std::error::Error + 'static)) -> Self {
+        Self::Unreachable { host: host.to_owned(), words: cut_short(&with_causes(error)) }
+    }
+
+    pub(super) fn silent(host: &str, within: Duration) -> Self {
+        Self::Silent { host: host.to_owned(), within }
+    }
+}
+
+fn cut_short(words: &str) -> String {
+    words.chars().filter(|c| !c.is_control()).take(MOST_WORDS).collect()
+}
+
+/// An answer that is not what was hoped for.
+#[derive(Debug)]
+pub(super) struct No {
+    pub(super) status: StatusCode,
+    pub(super) retry_after: Option<Duration>,
+    pub(super) errors: Vec<Reason>,
+}
+
+/// As the distribution protocol writes it.
+#[derive(Debug, Deserialize)]
+pub(super) struct Reason {
+    #[serde(default)]
+    code: String,
+    #[serde(default)]
+    message: String,
+}
+
+#[derive(Deserialize)]
+struct Reasons {
+    errors: Vec<Reason>,
+}
+
+impl No {
+    /// With its reasons, if it has any and they come soon.
+    pub(super) async fn read(answer: Response<Incoming>) -> Self {
+        let (status, retry_after) = (answer.status(), retry_after(answer.headers()));
+        let body = tokio::time::timeout(ASK_TIMEOUT, Limited::new(answer.into_body(), MOST_BODY).collect()).await;
+        let bytes = body.ok().and_then(Result::ok).map(http_body_util::Collected::to_bytes).unwrap_or_default();
+        let errors = serde_json::from_slice::<Reasons>(&bytes).map_or_else(|_| Vec::new(), |told| told.errors);
+        Self { status, retry_after, errors }
+    }
+
+    /// `subject`: what was asked for.
+    pub(super) fn error(&self, host: &str, subject: &str) -> RegistryError {
+        let host = host.to_owned();
+        match self.status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => RegistryError::Denied { host, words: self.words() },
+            StatusCode::NOT_FOUND if self.errors.is_empty() => RegistryError::Unknown { host, words: subject.to_owned() },
+            StatusCode::NOT_FOUND => RegistryError::Unknown { host, words: format!("{subject} ({})", self.words()) },
+            StatusCode::TOO_MANY_REQUESTS => RegistryError::Busy { host, retry_after: self.retry_after },
+            StatusCode::SERVICE_UNAVAILABLE if self.retry_after.is_some() => RegistryError::Busy { host, retry_after: self.retry_after },
+            StatusCode::REQUEST_TIMEOUT => RegistryError::Ailing { host, words: self.words() },
+            status if status.is_server_error() => RegistryError::Ailing { host, words: self.words() },
+            _ => RegistryError::Strange { host, words: self.words() },
+        }
+    }
+
+    fn words(&self) -> String {
+        let status = format!("status {}", self.status.as_u16());
+        let Some(Reason { code, message, .. }) = self.errors.first() else { return status };
+        cut_short(&format!("{status}, {code} {message}"))
+    }
+}
+
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+    seconds.map(Duration::from_secs)
+}
