@@ -94,7 +94,7 @@ fn ours(store: &Store, data: &[u8], number: u64) {
     let manifest = serde_json::json!({"schemaVersion": 2, "config": part(&config), "layers": [part(&layer)]}).to_string();
     let manifest = staging.put("manifest", "application/vnd.oci.image.manifest.v1+json", manifest.as_bytes()).unwrap();
     let names = vec![Reference::parse(&format!("bench/fn:{number}")).unwrap()];
-    staging.commit(&[Commit { manifest, names }]).unwrap();
+    staging.commit(&[Commit { manifest, names, origin: None }]).unwrap();
 }
 
 /// What the simplest store does: it has the lock while the bytes come.

@@ -640,7 +640,7 @@ fn may_fork(config: &Config) -> bool {
 
 fn gate(config: &Config, engine: &Arc<Paced>, source: Source, registry: &Arc<dyn Registry>) -> Gate {
     let gate = Gate::new(Arc::clone(engine) as Arc<dyn Engine>, source, config.backoff.clone(), config.placeholder.prepare_timeout);
-    gate.kept_fresh(Policy::of(&config.images), Arc::clone(registry))
+    gate.kept_fresh(Policy::of(&config.images), Arc::clone(registry)).stocked(config.images.store.clone())
 }
 
 /// Without a container engine there are none.

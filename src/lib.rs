@@ -65,7 +65,7 @@
 //! [`netns::join`] (a program joins one) → [`netns::cni`] (plugins that furnish them) → [`nanny::shelf`] (paths beside a container engine) →
 //! [`headcount`] (who is inside, where no engine tells).
 //! What needs rights: [`netns::helper`] (a process of its own, a fixed set of verbs).
-//! Beneath all: [`level`] (a value that many follow), [`random`] (where chance comes from), `sync` (locks, as a model checker sees them).
+//! Beneath all: [`level`] (a value that many follow), [`random`] (where chance comes from), `sync` (locks, as a model checker sees them), [`measured`] (locks that tell how long they were held).
 
 /// The examples in the README compile.
 #[doc = include_str!("../README.md")]
@@ -93,6 +93,7 @@ pub mod engine_networks;
 pub mod image;
 pub mod level;
 pub mod lock;
+pub mod measured;
 pub mod netns;
 pub mod random;
 mod sync;

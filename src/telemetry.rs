@@ -108,7 +108,7 @@ pub fn install_metrics() -> Result<PrometheusHandle, TelemetryError> {
     Ok(handle)
 }
 
-fn builder() -> Result<PrometheusBuilder, TelemetryError> {
+pub(crate) fn builder() -> Result<PrometheusBuilder, TelemetryError> {
     let mut builder = PrometheusBuilder::new();
     for (metric, buckets) in metric::BUCKETS {
         builder = builder.set_buckets_for_metric(Matcher::Full((*metric).to_owned()), buckets).map_err(TelemetryError::Recorder)?;

@@ -7,6 +7,8 @@
 
 #[path = "images/builds.rs"]
 mod builds;
+#[path = "images/stored.rs"]
+mod stored;
 mod support;
 
 use std::sync::Arc;
@@ -16,7 +18,7 @@ use futures::future::join_all;
 use nspool::config;
 use nspool::engine::docker::Docker;
 use nspool::engine::paced::{Deadlines, Paced};
-use nspool::engine::{Credentials, Engine, EngineKind};
+use nspool::engine::{Credentials, Engine};
 use nspool::image::cache::{Cache, Ensured, Failure, Kind, PRIVATE};
 use nspool::image::pull::CredentialSource;
 use nspool::image::reference::Reference;
@@ -62,11 +64,7 @@ struct Bench<'e> {
 
 impl<'e> Bench<'e> {
     async fn new(host: &'e TestEngine, with_password: bool) -> Self {
-        Self::with_attempts(host, with_password, 3).await
-    }
-
-    async fn with_attempts(host: &'e TestEngine, with_password: bool, attempts: u32) -> Self {
-        Self::with(host, with_password, config::Images { attempts, ..config::Images::default() }).await
+        Self::with(host, with_password, config::Images { attempts: 3, ..config::Images::default() }).await
     }
 
     async fn with(host: &'e TestEngine, with_password: bool, settings: config::Images) -> Self {
@@ -198,9 +196,7 @@ async fn a_busy_registry_is_waited_for(host: &TestEngine) {
 }
 
 async fn a_registry_that_stays_busy_is_left_alone(host: &TestEngine) {
-    // In each of which podman makes several of its own.
-    let attempts = if host.kind == EngineKind::Podman { 1 } else { 3 };
-    let bench = Bench::with_attempts(host, false, attempts).await;
+    let bench = Bench::new(host, false).await;
     bench.proxy.always(Some(Trouble::Busy { retry_after: 1 }));
     let began = Instant::now();
     let outcomes = join_all((0..10).map(|_| bench.ensure())).await;

@@ -66,12 +66,21 @@ struct ImportedView {
     digest: String,
     size: u64,
     layers: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    origin: Option<String>,
 }
 
 impl From<StoredImage> for ImportedView {
     fn from(image: StoredImage) -> Self {
-        let StoredImage { id, manifest, names, size, layers } = image;
-        Self { references: names, id: id.to_string(), digest: manifest.to_string(), size, layers }
+        let StoredImage { id, manifest, names, size, layers, origin } = image;
+        Self {
+            references: names,
+            id: id.to_string(),
+            digest: manifest.to_string(),
+            size,
+            layers,
+            origin: origin.map(|origin| origin.to_string()),
+        }
     }
 }
 

@@ -275,6 +275,10 @@ pub struct Images {
     pub builders: Builders,
     /// The host's own store, if it is there.
     pub store: PathBuf,
+    /// Who asks registries for what callers ask for.
+    pub fetched_by: FetchedBy,
+    /// Locks of images that are held for longer are logged.
+    pub lock_bound: Duration,
 }
 
 /// See [`Images::builders`].
@@ -316,6 +320,29 @@ impl Default for Images {
             spool: PathBuf::from("/var/tmp"),
             builders: Builders::Operators,
             store: PathBuf::from(crate::image::store::DEFAULT),
+            fetched_by: FetchedBy::Engine,
+            lock_bound: Duration::from_millis(20),
+        }
+    }
+}
+
+/// See [`Images::fetched_by`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum FetchedBy {
+    /// The engine pulls into its own store, by its own mirrors and proxies.
+    #[default]
+    Engine,
+    /// nspool fetches into [`Images::store`], from which the engine is loaded.
+    Nspool,
+}
+
+impl FetchedBy {
+    /// As it is written.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Engine => "engine",
+            Self::Nspool => "nspool",
         }
     }
 }

@@ -42,7 +42,6 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use futures::future::try_join_all;
-use parking_lot::Mutex;
 use tokio::sync::{Notify, OnceCell, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -60,6 +59,7 @@ use super::reference::Reference;
 use crate::config;
 use crate::engine::{Engine, Image, ImageId};
 use crate::level;
+use crate::measured::{Mutex, Named};
 use crate::random::HashMap;
 
 pub use self::context::ContextError;
@@ -173,13 +173,14 @@ impl Builds {
     #[must_use]
     pub fn new(engine: Arc<dyn Engine>, cache: Cache, settings: config::Images) -> Self {
         let turns = Arc::new(Semaphore::new(settings.queue as usize));
+        let lock = Named { name: "image_builds", bound: settings.lock_bound };
         Self(Arc::new(Inner {
             engine,
             cache,
             settings,
             builder: OnceCell::new(),
             memo: Memo::default(),
-            table: Mutex::default(),
+            table: Mutex::new(lock, Table::default()),
             turns,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),

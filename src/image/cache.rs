@@ -48,7 +48,6 @@ mod whose;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -58,14 +57,19 @@ pub use self::memory::{Failed, ImageState, Row};
 pub use self::progress::Progress;
 use self::whose::Identities;
 pub use self::whose::{Identity, Whose};
+use super::download::DownloadError;
 use super::freshness::{Checks, Stale};
 use super::places::Places;
 use super::pull::CredentialSource;
 use super::reference::{Reference, repository_of};
-use super::registry::{Client, Registry};
+use super::registry::{Client, Registry, RegistryError};
+use super::store::StoreError;
+use super::transfer::TransferError;
+use crate::causes::with_causes;
 use crate::config;
 use crate::engine::{Credentials, Engine, EngineError, ErrorClass, Image, ImageId};
 use crate::level;
+use crate::measured::{Mutex, Named};
 use crate::random::HashMap;
 
 /// The repository of the names that mark images as somebody's own; the tag is the id.
@@ -158,6 +162,43 @@ impl Kind {
     }
 }
 
+impl From<RegistryError> for Failure {
+    fn from(error: RegistryError) -> Self {
+        let kind = match &error {
+            RegistryError::Denied { .. } => Kind::Denied,
+            RegistryError::Unknown { .. } => Kind::Unknown,
+            RegistryError::Busy { .. } => Kind::Busy,
+            RegistryError::Unreachable { .. }
+            | RegistryError::Silent { .. }
+            | RegistryError::Ailing { .. }
+            | RegistryError::Strange { .. } => Kind::Failed,
+        };
+        Self { kind, why: error.to_string().into(), retry_after: error.retry_after() }
+    }
+}
+
+impl From<DownloadError> for Failure {
+    fn from(error: DownloadError) -> Self {
+        match error {
+            DownloadError::Registry(error) => error.into(),
+            DownloadError::Store(StoreError::Full { .. }) => Self::new(Kind::DiskFull, &error.to_string()),
+            DownloadError::Store(_) | DownloadError::CutOff(_) => Self::new(Kind::Failed, &error.to_string()),
+        }
+    }
+}
+
+impl From<TransferError> for Failure {
+    fn from(error: TransferError) -> Self {
+        match error {
+            TransferError::Engine(error) => error.into(),
+            TransferError::Store(error) => DownloadError::from(error).into(),
+            TransferError::NotStored(_) | TransferError::NotThere(_) | TransferError::CutOff(_) => {
+                Self::new(Kind::Failed, &with_causes(&error))
+            }
+        }
+    }
+}
+
 impl Failure {
     pub(crate) fn new(kind: Kind, why: &str) -> Self {
         Self { kind, why: why.into(), retry_after: None }
@@ -210,6 +251,8 @@ pub struct Cache(Arc<Inner>);
 struct Inner {
     engine: Arc<dyn Engine>,
     registry: Arc<dyn Registry>,
+    /// For what is fetched into the store.
+    client: Client,
     credentials: CredentialSource,
     settings: config::Images,
     backoff: config::Backoff,
@@ -292,15 +335,17 @@ impl Cache {
         backoff: config::Backoff,
     ) -> Self {
         let (memory, checks) = (Memory::new(&settings), Checks::new(&settings));
+        let lock = Named { name: "image_cache", bound: settings.lock_bound };
         let places = Places::new(settings.concurrent, settings.concurrent_while_filling);
         Self(Arc::new(Inner {
             engine,
             registry,
+            client: Client::default(),
             credentials,
             settings,
             backoff,
             identities: Identities::new(),
-            table: Mutex::new(Table { under_way: HashMap::default(), memory, checks, unnamed: Unnamed::default() }),
+            table: Mutex::new(lock, Table { under_way: HashMap::default(), memory, checks, unnamed: Unnamed::default() }),
             places,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use super::pull::CredentialSource;
 use super::reference::Reference;
 use super::registry::Registry;
+use super::stages::Stage;
 use crate::config;
 use crate::engine::{Engine, EngineError, Image};
 use crate::random::HashMap;
@@ -89,7 +90,7 @@ pub(super) fn can_change(reference: &Reference, image: &Image) -> bool {
 pub(super) async fn ask(registry: &dyn Registry, credentials: &CredentialSource, reference: &Reference, image: &Image) -> Verdict {
     let found = credentials.lookup(reference.as_str()).await;
     let by = found.as_ref().ok().and_then(Option::as_ref);
-    let verdict = match registry.head(reference, by).await {
+    let verdict = match Stage::Head.of(registry.head(reference, by)).await {
         Ok(digest) if reference.has(image, &digest) => Verdict::Fresh,
         Ok(digest) => Verdict::Changed(digest),
         Err(error) => {

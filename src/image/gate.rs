@@ -22,6 +22,7 @@
 mod fresh;
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -36,6 +37,8 @@ use super::placeholder::Archive;
 use super::pull::{self, CredentialSource};
 use super::reference::Reference;
 use super::registry::Registry;
+use super::transfer;
+use crate::causes::with_causes;
 use crate::config;
 use crate::engine::{Engine, EngineError, ErrorClass, Image, ImageId};
 use crate::level;
@@ -170,6 +173,8 @@ pub struct Gate {
     /// What it was open with last: to be found again when it has lost its name.
     had: Mutex<Option<Image>>,
     fresh: Option<KeptFresh>,
+    /// Where to look before a registry is asked.
+    store: Option<PathBuf>,
     /// Kept until the gate is open again, where it means one more look.
     gone: Notify,
     nudged: Notify,
@@ -181,7 +186,7 @@ impl Gate {
     pub fn new(engine: Arc<dyn Engine>, source: Source, backoff: config::Backoff, prepare_timeout: Duration) -> Self {
         let state = level::Sender::new(GateState::Unknown);
         let (gone, nudged) = (Notify::new(), Notify::new());
-        Self { engine, source, backoff, prepare_timeout, state, had: Mutex::default(), fresh: None, gone, nudged }
+        Self { engine, source, backoff, prepare_timeout, state, had: Mutex::default(), fresh: None, store: None, gone, nudged }
     }
 
     /// Asks the registry by `policy` whether the image that is here is still what it has. Before this: never.
@@ -193,6 +198,13 @@ impl Gate {
                 Reference::parse(reference).ok().and_then(|reference| KeptFresh::new(reference, credentials.clone(), registry, policy))
             }
         };
+        self
+    }
+
+    /// Looks into the host's own [`store`](super::store) in this folder, if it is there, before an image is pulled.
+    #[must_use]
+    pub fn stocked(mut self, store: PathBuf) -> Self {
+        self.store = Some(store);
         self
     }
 
@@ -370,6 +382,7 @@ impl Gate {
         }
         match &self.source {
             Source::Embedded(archive) => self.engine.load_image(archive.bytes().to_vec().into()).await?,
+            Source::Reference { .. } if self.stored().await => {}
             Source::Reference { credentials, .. } => {
                 pull::by_source(&*self.engine, reference, credentials, &|_| {}).await?;
                 if let Some(fresh) = &self.fresh {
@@ -384,6 +397,18 @@ impl Gate {
             message: "the engine says it has it now, and then that it has not".into(),
             status: None,
         })
+    }
+
+    /// Whether the host's own store had it, and the engine has it from there.
+    async fn stored(&self) -> bool {
+        let (Some(root), Ok(reference)) = (&self.store, Reference::parse(self.reference())) else { return false };
+        match transfer::load_if_stored(&*self.engine, root, &reference).await {
+            Ok(loaded) => loaded.is_some(),
+            Err(error) => {
+                tracing::warn!(%reference, why = with_causes(&error), "the placeholder image cannot be had from the store, and is pulled");
+                false
+            }
+        }
     }
 
     /// The image that the gate was open with, if all that is missing is its name. A digest is no name that could be given.

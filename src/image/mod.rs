@@ -3,7 +3,7 @@
 //! [`placeholder`] makes the embedded image; [`gate`] sees to it that an image is there before a nanny creates from it, and that only one
 //! preparation runs, whoever waits (I5); [`cache`] does the same for any image, asked for by a [`mod@reference`]; [`freshness`] says when a [`registry`] is asked
 //! whether that is still what it has; [`build`] builds them; [`pull`] finds the credentials that a pull needs. [`store`] keeps images on this host, whatever
-//! becomes of its engines; [`transfer`] brings them from there into an engine and back. None of them knows slots, leases or nannies.
+//! becomes of its engines; [`transfer`] brings them from there into an engine and back. [`stages`] measures all of it. None of them knows slots, leases or nannies.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +16,7 @@ use crate::random;
 
 pub mod build;
 pub mod cache;
+pub mod download;
 pub mod freshness;
 pub mod gate;
 pub mod placeholder;
@@ -23,6 +24,7 @@ pub mod places;
 pub mod pull;
 pub mod reference;
 pub mod registry;
+pub mod stages;
 pub mod store;
 pub mod transfer;
 

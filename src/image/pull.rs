@@ -19,6 +19,7 @@ use std::time::Duration;
 use docker_credential::{CredentialRetrievalError, DockerCredential};
 use tokio::sync::oneshot;
 
+use super::stages::Stage;
 use crate::config::Registry;
 use crate::engine::{Credentials, Engine, EngineError, ErrorClass, PullStep};
 
@@ -143,7 +144,7 @@ pub async fn by_source(
     if let Err(error) = &found {
         tracing::warn!(reference, %error, "no credentials, pulling without");
     }
-    let pulled = engine.pull_image(reference, found.as_ref().ok().and_then(Option::as_ref), told).await;
+    let pulled = Stage::Pull.of(engine.pull_image(reference, found.as_ref().ok().and_then(Option::as_ref), told)).await;
     match (pulled, found) {
         (Err(mut denied), Err(lookup)) if denied.class == ErrorClass::RegistryDenied => {
             denied.message = format!("{} (asked without credentials: {lookup})", denied.message);

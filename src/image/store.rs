@@ -44,12 +44,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::reference::{self, Reference};
+use crate::measured::Named;
 
 pub use commit::Commit;
 pub use disk::{Step, Steps};
 pub use error::StoreError;
 pub use export::Export;
-pub use layout::{Descriptor, Digest, Manifest};
+pub use layout::{Contents, Descriptor, Digest, Manifest, contents};
 pub use staging::{BlobWriter, Expected, Staging, Written};
 pub use sweep::Swept;
 pub use verify::{Fault, Verified};
@@ -94,6 +95,8 @@ pub struct StoredImage {
     pub size: u64,
     /// How many.
     pub layers: usize,
+    /// What the registry had under the name by which it was asked for: this manifest, or an index that leads to it. `None`: it never came from there.
+    pub origin: Option<Digest>,
 }
 
 impl StoredImage {
@@ -104,6 +107,7 @@ impl StoredImage {
             names,
             size: manifest.parts().map(|(_, part)| part.size).fold(descriptor.size, u64::saturating_add),
             layers: manifest.layers.len(),
+            origin: descriptor.origin(),
         }
     }
 }
@@ -127,13 +131,25 @@ impl Store {
     pub fn open(root: &Path, options: Options) -> Result<Self, StoreError> {
         let Options { hold_bound, steps } = options;
         let disk = Disk(steps);
-        let store = Self(Arc::new(Inner { root: root.to_owned(), disk, lock: Lock { path: root.join("lock"), bound: hold_bound } }));
+        let store = Self(Arc::new(Inner {
+            root: root.to_owned(),
+            disk,
+            lock: Lock { path: root.join("lock"), named: Named { name: lock::NAME, bound: hold_bound } },
+        }));
         store.begin()?;
         let dead = staging::sweep_dead(&store.staging(), &store.0.disk)?;
         if dead > 0 {
             tracing::info!(store = %root.display(), folders = dead, "removed what dead writers left in the image store");
         }
         Ok(store)
+    }
+
+    /// The store in this folder, if there is one: looking for it is not to begin one.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_existing(root: &Path) -> Result<Option<Self>, StoreError> {
+        if root.join(INDEX).exists() { Self::open(root, Options::default()).map(Some) } else { Ok(None) }
     }
 
     /// Makes what is missing of the store's own files and folders.
@@ -150,7 +166,7 @@ impl Store {
         disk.have_folder(&self.staging())?;
         if is_new || !self.root().join(INDEX).exists() {
             let folder = Folder::make(&self.staging(), disk)?;
-            self.change_index(&folder, "begin", |_| {})?;
+            self.change_index(&folder, |_| {})?;
             // Last: it says that the rest is there. Whoever else begins it writes the same.
             disk.rename(&folder.write_synced(LAYOUT, LAYOUT_TEXT.as_bytes())?, &path)?;
             disk.sync_folder(self.root())?;
@@ -252,7 +268,7 @@ impl Store {
             return Ok(false);
         }
         let folder = Folder::make(&self.staging(), &self.0.disk)?;
-        self.change_index(&folder, "remove", |index| index.manifests.retain(|known| !is_it(known)))?;
+        self.change_index(&folder, |index| index.manifests.retain(|known| !is_it(known)))?;
         Ok(true)
     }
 }

@@ -17,7 +17,8 @@ use tokio::sync::mpsc;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
 use super::reference::{self, Reference};
-use super::store::{INDEX, Options, Store, StoreError, StoredImage};
+use super::stages::Stage;
+use super::store::{Store, StoreError, StoredImage};
 use crate::engine::{Chunks, Engine, EngineError, Image, ImageId};
 
 /// Pieces between a disk and an engine.
@@ -86,7 +87,7 @@ pub async fn ensure_loaded(engine: &dyn Engine, store: &Store, reference: &Refer
     if let Some(present) = engine.image(stored.id.as_str()).await? {
         return name(engine, present, reference).await;
     }
-    load(engine, store, stored, reference).await?;
+    Stage::Load.of(load(engine, store, stored, reference)).await?;
     match engine.image(reference.as_str()).await? {
         Some(image) => Ok(Ensured { id: image.id, how: How::Loaded }),
         None => Err(TransferError::NotThere(reference.clone())),
@@ -100,11 +101,7 @@ pub async fn ensure_loaded(engine: &dyn Engine, store: &Store, reference: &Refer
 pub async fn load_if_stored(engine: &dyn Engine, root: &Path, reference: &Reference) -> Result<Option<Ensured>, TransferError> {
     let (root, wanted) = (root.to_owned(), reference.clone());
     let found = blocking(move || {
-        // Looking is not to begin one.
-        if !root.join(INDEX).exists() {
-            return Ok(None);
-        }
-        let store = Store::open(&root, Options::default())?;
+        let Some(store) = Store::open_existing(&root)? else { return Ok(None) };
         Ok(store.image(wanted.as_str())?.map(|_| store))
     });
     let Some(store) = found.await? else { return Ok(None) };
@@ -130,9 +127,12 @@ async fn load(engine: &dyn Engine, store: &Store, stored: StoredImage, reference
 /// # Errors
 /// [`TransferError`].
 pub async fn save(engine: &dyn Engine, store: &Store, reference: &str) -> Result<Vec<StoredImage>, TransferError> {
-    let reader = SyncIoBridge::new(StreamReader::new(engine.save_image(reference).await?));
-    let store = store.clone();
-    blocking(move || store.import_tar(reader, None)).await
+    let work = async {
+        let reader = SyncIoBridge::new(StreamReader::new(engine.save_image(reference).await?));
+        let store = store.clone();
+        blocking(move || store.import_tar(reader, None)).await
+    };
+    Stage::Save.of(work).await
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, StoreError> + Send + 'static) -> Result<T, TransferError> {

@@ -89,6 +89,8 @@ pub const IMAGES_STALE: &str = "nspool_images_stale";
 pub const IMAGES_STALE_SINCE: &str = "nspool_images_stale_since";
 /// Gauge: the same of the placeholder.
 pub const PLACEHOLDER_STALE_SINCE: &str = "nspool_placeholder_stale_since";
+/// Histogram, labels `stage` and `outcome` (`done`, `failed`): one part of an image's way.
+pub const IMAGE_STAGE: &str = "nspool_image_stage_seconds";
 /// Histogram, label `lock`: how long a lock was waited for.
 pub const LOCK_WAIT: &str = "nspool_lock_wait_seconds";
 /// Histogram, label `lock`: how long it was held.
@@ -108,6 +110,10 @@ const FETCH_BUCKETS: &[f64] = &[0.01, 0.05, 0.25, 1.0, 2.5, 5.0, 10.0, 30.0, 60.
 /// Work of the kernel, from fractions of a millisecond on.
 const KERNEL_BUCKETS: &[f64] = &[0.000_25, 0.000_5, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.25, 1.0, 5.0];
 
+/// A commit of small files takes less than a millisecond, a pull minutes.
+const STAGE_BUCKETS: &[f64] =
+    &[0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0, 30.0, 60.0, 300.0, 600.0];
+
 /// A lock is held for microseconds.
 const LOCK_BUCKETS: &[f64] = &[0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.01, 0.05, 0.25, 1.0];
 
@@ -123,6 +129,7 @@ pub const BUCKETS: &[(&str, &[f64])] = &[
     (IMAGE_BUILD, FETCH_BUCKETS),
     (ENGINE_CALL, ENGINE_BUCKETS),
     (PACER_WAIT, ENGINE_BUCKETS),
+    (IMAGE_STAGE, STAGE_BUCKETS),
     (LOCK_WAIT, LOCK_BUCKETS),
     (LOCK_HOLD, LOCK_BUCKETS),
 ];
@@ -182,6 +189,7 @@ pub const ALL: &[(&str, Kind, &str)] = &[
     (IMAGES_STALE_SINCE, Kind::Gauge, "Since when the first of them is stale, in seconds since 1970; 0: none is."),
     (PLACEHOLDER_STALE_SINCE, Kind::Gauge, "Since when the placeholder's registry could not be asked, in seconds since 1970; 0: it could."),
     (IMAGE_FETCH, Kind::Histogram, "From the first wait for a turn until an image is fetched or given up."),
+    (IMAGE_STAGE, Kind::Histogram, "Parts of an image's way, by stage and outcome."),
     (LOCK_WAIT, Kind::Histogram, "How long a lock was waited for."),
     (LOCK_HOLD, Kind::Histogram, "How long a lock was held."),
     (STALE_MESSAGES, Kind::Counter, "Messages about an earlier generation or use, dropped."),

@@ -193,7 +193,7 @@ fn a_manifest_that_names_what_is_not_there_is_not_committed() {
         staging.put("the config", "", &image.config).unwrap();
         layer.map(|layer| staging.put("the layer", "", layer).unwrap());
         let manifest = staging.put("the manifest", media_type, manifest.to_string().as_bytes()).unwrap();
-        staging.commit(&[Commit { manifest, names: vec![name("a/b:1")] }])
+        staging.commit(&[Commit { manifest, names: vec![name("a/b:1")], origin: None }])
     };
     let oci = "application/vnd.oci.image.manifest.v1+json";
     let part = |digest: &Digest, size: usize| serde_json::json!({"mediaType": "x", "digest": digest.as_str(), "size": size});
@@ -211,7 +211,7 @@ fn a_manifest_that_names_what_is_not_there_is_not_committed() {
     // What the store has need not come again.
     commit(&good, oci, None).unwrap();
     let unknown = Descriptor::new(oci, Digest::of(b"nothing"), 7);
-    let error = store.stage().unwrap().commit(&[Commit { manifest: unknown, names: Vec::new() }]).unwrap_err();
+    let error = store.stage().unwrap().commit(&[Commit { manifest: unknown, names: Vec::new(), origin: None }]).unwrap_err();
     assert!(matches!(error, StoreError::Missing { role: "manifest", .. }));
     assert_sound(&store, 0);
 }

@@ -7,7 +7,9 @@ use super::Key;
 #[cfg(doc)]
 use crate::config::Config;
 use crate::config::value::{Kind, Value};
-use crate::config::{AcrossTenants, Builders, EngineChoice, Freshness, LogFormat, PlaceholderImage, Reuse, StopPolicy, Unbounded, checks};
+use crate::config::{
+    AcrossTenants, Builders, EngineChoice, FetchedBy, Freshness, LogFormat, PlaceholderImage, Reuse, StopPolicy, Unbounded, checks,
+};
 use crate::engine::NamespaceKind;
 
 const fn secs(seconds: u64) -> Duration {
@@ -419,6 +421,29 @@ pub const KEYS: &[Key] = &[
         set | c,
         value | c.images.store = PathBuf::from(value.text()),
         "The host's own images (`nspool image import`), if the folder is there: what the engine has not is loaded from it, before a registry is asked."
+    ),
+    key!(
+        "images",
+        "fetched_by",
+        "image-fetched-by",
+        restart,
+        Kind::Choice { allowed: &["engine", "nspool"], refused: &[] },
+        None,
+        get | c | Value::Text(c.images.fetched_by.word().to_owned()),
+        set | c,
+        value | c.images.fetched_by = if value.text() == "nspool" { FetchedBy::Nspool } else { FetchedBy::Engine },
+        "Who fetches what callers ask for by a tag: engine, by its own mirrors and proxies, or nspool, into the store, from which each engine of \
+         this host is loaded, and is again when it was wiped. The second needs room for both. What a caller's own credentials are for is always pulled by \
+         the engine."
+    ),
+    key!(
+        "images",
+        "lock_bound",
+        "image-lock-bound",
+        restart,
+        time MILLISECOND, HOUR,
+        |c| c.images.lock_bound,
+        "A lock of images (`store`, `image_cache`, `image_builds`) that is held for longer is a line in the log."
     ),
     key!(
         "images",

@@ -40,6 +40,7 @@ fn other_value(key: &Key) -> (String, String) {
         "stop.policy" => "remove",
         "images.spool" => "/tmp/spool",
         "images.store" => "/tmp/store",
+        "images.fetched_by" => "nspool",
         "images.builders" => "everybody",
         _ => match key.kind {
             Kind::Duration { .. } => "1m7s",

@@ -13,6 +13,7 @@ use super::log::Log;
 use super::{Built, DATE_LABEL, Definition, Inner, KEY_LABEL, Parcel, Surveyed, is_of, name_of};
 use crate::engine::{BuildSpec, EngineError, ErrorClass, Labels};
 use crate::image::cache::{Failure, Kind};
+use crate::image::stages::Stage;
 use crate::level;
 use crate::telemetry::metric;
 
@@ -160,7 +161,7 @@ impl Flight {
             anew: *anew,
         };
         let hear = |piece: &str| self.told.send_modify(|told| told.log.push(piece));
-        self.builds.engine.build_image(&spec, packed, &hear).await.map_err(|error| match (error.class, error.status) {
+        Stage::Build.of(self.builds.engine.build_image(&spec, packed, &hear)).await.map_err(|error| match (error.class, error.status) {
             // What the builder says before it begins.
             (ErrorClass::Refused, Some(400)) => Failure::new(Kind::Invalid, &error.message),
             (ErrorClass::Refused, _) => Failure::new(Kind::BuildFailed, &error.message),

@@ -9,11 +9,15 @@ use tokio::time::Instant;
 
 use super::progress::Tally;
 use super::{Ensured, Failure, Inner, Key, Kind, PRIVATE, Told, Whose};
-use crate::config;
+use crate::causes::with_causes;
+use crate::config::{self, FetchedBy};
 use crate::engine::{Credentials, EngineError, ErrorClass, Image, ImageId, PullStep};
 use crate::image::freshness::{Verdict, ask, can_change, take_over};
-use crate::image::reference::Reference;
-use crate::image::{jittered, pull, transfer};
+use crate::image::reference::{Reference, repository_of};
+use crate::image::stages::Stage;
+use crate::image::store::Options;
+use crate::image::transfer::{self, TransferError};
+use crate::image::{download, jittered, pull};
 use crate::level;
 use crate::random;
 use crate::telemetry::metric;
@@ -83,8 +87,8 @@ impl Fetch {
             Ok(Here::NotUsable(before)) => before,
             Err(error) => return End::Outcome(Err(error.into())),
         };
-        if let Some(ensured) = self.stored().await {
-            return End::Outcome(Ok(ensured));
+        if let Some(image) = self.stored().await {
+            return End::Outcome(Ok(self.freshened(image).await));
         }
         {
             let mut table = self.cache.table.lock();
@@ -101,29 +105,44 @@ impl Fetch {
     }
 
     /// What the operator has put into the host's own store is everybody's, and no registry is asked for it.
-    async fn stored(&self) -> Option<Ensured> {
+    async fn stored(&self) -> Option<Image> {
         let (cache, reference) = (&self.cache, &self.key.reference);
         if self.key.whose != Whose::Daemons {
             return None;
         }
         let _place = cache.places.acquire(Instant::now() + cache.settings.fetch_timeout).await?;
-        match transfer::load_if_stored(&*cache.engine, &cache.settings.store, reference).await {
-            Ok(loaded) => {
-                let transfer::Ensured { id, how } = loaded?;
-                tracing::info!(%reference, image = %id, ?how, "an image came from the store");
-                Some(Ensured { id, digest: String::new(), fetched: false, stale: None })
+        let loaded = async {
+            let Some(loaded) = transfer::load_if_stored(&*cache.engine, &cache.settings.store, reference).await? else { return Ok(None) };
+            let transfer::Ensured { id, how } = loaded;
+            tracing::info!(%reference, image = %id, ?how, "an image came from the store");
+            Ok::<_, TransferError>(cache.engine.image(id.as_str()).await?)
+        };
+        loaded.await.unwrap_or_else(|error| {
+            let why = with_causes(&error);
+            tracing::warn!(%reference, %why, "an image cannot be had from the store, and is asked for elsewhere");
+            None
+        })
+    }
+
+    /// With what its registry had under the reference, if it came from there through the store: of what they were loaded with, Docker knows no
+    /// manifest, and podman makes one of its own.
+    async fn with_origin(&self, mut image: Image) -> Image {
+        let (settings, reference) = (&self.cache.settings, &self.key.reference);
+        match download::origin(&settings.store, reference, image.id.as_str()).await {
+            Ok(Some(origin)) => {
+                image.digests.retain(|digest| repository_of(digest) != reference.repository());
+                image.digests.push(format!("{}@{origin}", reference.repository()));
             }
-            Err(error) => {
-                let why = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
-                tracing::warn!(%reference, "an image cannot be had from the store, and is asked for elsewhere: {error}{why}");
-                None
-            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%reference, %error, "where an image came from cannot be read"),
         }
+        image
     }
 
     /// What is here, or what the registry has instead by now.
     async fn freshened(&self, image: Image) -> Ensured {
         let (cache, reference) = (&self.cache, &self.key.reference);
+        let image = self.with_origin(image).await;
         let known = |stale| Ensured { stale, ..self.ensured(image.clone(), false) };
         if !can_change(reference, &image) {
             return known(None);
@@ -216,7 +235,7 @@ impl Fetch {
             let attempted = tokio::time::timeout_at(deadline, self.attempt(attempt, wanted)).await;
             let failure = match attempted {
                 Ok(Ok(image)) => return Ok(self.ensured(image, true)),
-                Ok(Err(error)) => Failure::from(error),
+                Ok(Err(failure)) => failure,
                 Err(_) => return Err(Failure::new(Kind::Failed, &self.late())),
             };
             let wait = wait_after(&failure, &self.cache.backoff, attempt);
@@ -240,7 +259,7 @@ impl Fetch {
         }
     }
 
-    async fn attempt(&self, attempt: u32, wanted: Wanted<'_>) -> Result<Image, EngineError> {
+    async fn attempt(&self, attempt: u32, wanted: Wanted<'_>) -> Result<Image, Failure> {
         let (engine, reference) = (&*self.cache.engine, self.key.reference.as_str());
         let tally = Mutex::new(Tally::of_attempt(attempt));
         let show = |progress| self.told.send_modify(|told| told.progress = progress);
@@ -250,16 +269,20 @@ impl Fetch {
             tally.hear(step);
             show(tally.progress());
         };
+        let by_nspool = self.cache.settings.fetched_by == FetchedBy::Nspool && self.key.reference.tagged().is_some();
+        if by_nspool && wanted.credentials.is_none() {
+            return self.by_nspool(&hear).await;
+        }
         let Some(credentials) = wanted.credentials else {
             let anew = wanted.digest.map(|digest| self.key.reference.at(digest));
             pull::by_source(engine, anew.as_ref().map_or(reference, Reference::as_str), &self.cache.credentials, &hear).await?;
             if let Some(digest) = wanted.digest {
                 take_over(engine, &self.key.reference, digest).await?;
             }
-            return self.brought().await;
+            return Ok(self.brought().await?);
         };
         let doubtful = self.doubtful.swap(true, Ordering::Relaxed);
-        let pulled = engine.pull_image(reference, Some(credentials), &hear).await;
+        let pulled = Stage::Pull.of(engine.pull_image(reference, Some(credentials), &hear)).await;
         if pulled.as_ref().is_err_and(|error| error.class != ErrorClass::Unknown) {
             self.doubtful.store(doubtful, Ordering::Relaxed);
         }
@@ -270,6 +293,16 @@ impl Fetch {
             engine.tag_image(&image.id, PRIVATE, image.id.bare()).await?;
         }
         Ok(image)
+    }
+
+    /// Into the store, and from there into the engine.
+    async fn by_nspool(&self, hear: &(dyn Fn(PullStep) + Send + Sync)) -> Result<Image, Failure> {
+        let Inner { client, credentials, settings, engine, .. } = &*self.cache;
+        let options = Options { hold_bound: settings.lock_bound, ..Options::default() };
+        let reference = &self.key.reference;
+        let store = download::by_source(client, (&settings.store, options), reference, credentials, hear).await?;
+        transfer::ensure_loaded(&**engine, &store, reference).await?;
+        Ok(self.with_origin(self.brought().await?).await)
     }
 
     async fn brought(&self) -> Result<Image, EngineError> {

@@ -418,6 +418,23 @@ async fn an_image_that_a_load_did_not_bring_is_a_failure() {
 }
 
 /// Of the fake world, with a registry that says what it has.
+#[tokio::test(start_paused = true)]
+async fn what_is_in_the_hosts_store_is_not_pulled() {
+    use crate::engine::fake::{FakeWorld, Operation};
+    use crate::image::store::{Options, Store};
+
+    let dir = tempfile::tempdir().unwrap();
+    let (world, archive) = (FakeWorld::new(1), Archive::embedded().unwrap());
+    let stored = Store::open(dir.path(), Options::default()).unwrap().import_tar(archive.bytes(), None).unwrap();
+    let source = Source::Reference { reference: archive.reference().into(), credentials: CredentialSource::new(Vec::new(), None) };
+    let gate = Arc::new(Gate::new(world.engine(), source, BACKOFF, PREPARE_TIMEOUT).stocked(dir.path().to_owned()));
+    let mut tasks = JoinSet::new();
+    let running = gate.clone();
+    tasks.spawn(async move { running.run(CancellationToken::new()).await });
+    assert_eq!(gate.ready().await.as_str(), stored[0].id.as_str());
+    assert_eq!((world.count(Operation::PullImage), world.count(Operation::LoadImage)), (0, 1));
+}
+
 mod kept_fresh {
     use super::*;
     use crate::config::Freshness;

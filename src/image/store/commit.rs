@@ -24,6 +24,7 @@ use super::lock::Held;
 use super::staging::{Folder, Staging};
 use super::{Store, StoredImage};
 use crate::image::reference::{self, Reference};
+use crate::image::stages::Stage;
 use crate::lock::is_at;
 
 /// How often a change of the index is prepared without the lock.
@@ -36,6 +37,8 @@ pub struct Commit {
     pub manifest: Descriptor,
     /// Without any it can be found by its id.
     pub names: Vec<Reference>,
+    /// What its registry has under these names: the image's manifest, or an index that leads to it.
+    pub origin: Option<Digest>,
 }
 
 /// `index.json` as it was read. Its file stays open, so that no other one gets its number.
@@ -63,15 +66,20 @@ impl Staging {
     /// # Errors
     /// [`StoreError::Missing`]: a manifest names what is not there. [`StoreError::Refused`]: it is none of an image. The system's. In each case
     /// the store has the images that it had.
-    pub fn commit(self, images: &[Commit]) -> Result<Vec<StoredImage>, StoreError> {
+    pub fn commit(&self, images: &[Commit]) -> Result<Vec<StoredImage>, StoreError> {
+        Stage::Commit.of_blocking(|| self.publish(images))
+    }
+
+    fn publish(&self, images: &[Commit]) -> Result<Vec<StoredImage>, StoreError> {
         let mut blobs = BTreeSet::new();
         let mut stored = Vec::new();
         for image in images {
             let manifest = self.complete(&image.manifest, &mut blobs)?;
-            stored.push(StoredImage::new(&image.manifest, &manifest, image.names.iter().map(ToString::to_string).collect()));
+            let names = image.names.iter().map(ToString::to_string).collect();
+            stored.push(StoredImage { origin: image.origin.clone(), ..StoredImage::new(&image.manifest, &manifest, names) });
         }
         self.settle(&blobs)?;
-        self.store.change_index(&self.folder, "publish", |index| images.iter().for_each(|image| add(index, image)))?;
+        self.store.change_index(&self.folder, |index| images.iter().for_each(|image| add(index, image)))?;
         Ok(stored)
     }
 
@@ -127,7 +135,7 @@ impl Staging {
             }
             moves.push((moved, there));
         }
-        let held = self.store.0.lock.take("settle")?;
+        let held = self.store.0.lock.take()?;
         let moved = moves.iter().try_for_each(|(from, to)| disk.rename(from, to));
         drop(held);
         moved?;
@@ -148,7 +156,7 @@ fn add(index: &mut Index, image: &Commit) {
     // A nameless entry of the same image has a name now.
     let was_nameless = |known: &Descriptor| known.name().is_none() && known.digest == image.manifest.digest;
     index.manifests.retain(|known| !is_ours(known) && !was_nameless(known));
-    index.manifests.extend(image.names.iter().map(|name| image.manifest.named(name.as_str())));
+    index.manifests.extend(image.names.iter().map(|name| image.manifest.named(name.as_str(), image.origin.as_ref())));
 }
 
 pub(super) fn parse<T: serde::de::DeserializeOwned>(role: &str, digest: &Digest, bytes: &[u8]) -> Result<T, StoreError> {
@@ -174,16 +182,16 @@ impl Store {
     }
 
     /// Steps 4 to 6, with a folder of ours to write in.
-    pub(super) fn change_index(&self, folder: &Folder, purpose: &'static str, change: impl Fn(&mut Index)) -> Result<(), StoreError> {
+    pub(super) fn change_index(&self, folder: &Folder, change: impl Fn(&mut Index)) -> Result<(), StoreError> {
         let disk = &self.0.disk;
         for attempt in 0..=TRIES {
-            let last = if attempt < TRIES { None } else { Some(self.0.lock.take(purpose)?) };
+            let last = if attempt < TRIES { None } else { Some(self.0.lock.take()?) };
             let seen = self.see_index()?;
             let mut index = seen.index.clone();
             change(&mut index);
             if index != seen.index || seen.file.is_none() {
                 let next = folder.write_synced(INDEX, &encode(&index, &seen.path)?)?;
-                let held: Held = last.map_or_else(|| self.0.lock.take(purpose), Ok)?;
+                let held: Held = last.map_or_else(|| self.0.lock.take(), Ok)?;
                 if !seen.is_current()? {
                     continue;
                 }

@@ -104,6 +104,11 @@ impl StoreError {
         if is_full { Self::Full { path, source } } else { Self::Io { operation, path, source } }
     }
 
+    /// An index where an image should be.
+    pub(in crate::image) fn nested(digest: &Digest) -> Self {
+        Self::refused(format!("the index {digest}"), "it is behind another one")
+    }
+
     pub(super) fn refused(subject: impl Into<String>, why: impl Into<String>) -> Self {
         Self::Refused { subject: subject.into(), why: why.into() }
     }

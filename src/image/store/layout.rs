@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
+use super::error::StoreError;
+use crate::image::placeholder::Arch;
+
 /// The file that says that a folder is a layout.
 pub(super) const LAYOUT: &str = "oci-layout";
 /// What is in it.
@@ -27,6 +30,8 @@ const DOCKER_INDEX_TYPE: &str = "application/vnd.docker.distribution.manifest.li
 pub(super) const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
 /// By the OCI; other tools look for the part behind the path.
 const NAME: &str = "org.opencontainers.image.ref.name";
+/// Ours.
+const ORIGIN: &str = "dev.nspool.origin.digest";
 /// containerd's and Docker's: the whole name.
 const FULL_NAME: &str = "io.containerd.image.name";
 
@@ -152,10 +157,16 @@ impl Descriptor {
         self.annotation(FULL_NAME).or_else(short)
     }
 
+    /// What its registry had under that name, if it came from there.
+    pub(super) fn origin(&self) -> Option<Digest> {
+        self.annotation(ORIGIN).and_then(Digest::parse)
+    }
+
     /// The same blob under that name.
-    pub(super) fn named(&self, name: &str) -> Self {
+    pub(super) fn named(&self, name: &str, origin: Option<&Digest>) -> Self {
         let mut named = Self::new(&self.media_type, self.digest.clone(), self.size);
-        named.annotations = [NAME, FULL_NAME].into_iter().map(|key| (key.to_owned(), Value::from(name))).collect();
+        let says = [(NAME, Some(name)), (FULL_NAME, Some(name)), (ORIGIN, origin.map(Digest::as_str))];
+        named.annotations = says.into_iter().filter_map(|(key, value)| Some((key.to_owned(), Value::from(value?)))).collect();
         named
     }
 
@@ -186,6 +197,51 @@ impl Default for Index {
     fn default() -> Self {
         let other = std::iter::once(("mediaType".to_owned(), Value::from(INDEX_TYPE))).collect();
         Self { schema_version: 2, manifests: Vec::new(), other }
+    }
+}
+
+impl Index {
+    /// That of an image for this machine. `digest` is the index's own.
+    pub(super) fn ours(&self, digest: &Digest) -> Result<&Descriptor, StoreError> {
+        let architecture = Arch::NATIVE.oci_name();
+        self.manifests.iter().find(|inner| inner.is_for(architecture) && !inner.is_attestation()).ok_or_else(|| {
+            let why = format!("it has no image for linux/{architecture}");
+            StoreError::refused(format!("the index {digest}"), why)
+        })
+    }
+}
+
+/// What a manifest that came from somewhere names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Contents {
+    /// The blobs of an image.
+    Image {
+        /// The config, and the layers.
+        parts: Vec<Descriptor>,
+    },
+    /// Other manifests.
+    Index {
+        /// That for this machine.
+        ours: Descriptor,
+    },
+}
+
+/// Of a manifest, or an index, with this digest.
+///
+/// # Errors
+/// [`StoreError::Refused`]: it is neither, or has nothing for this machine.
+pub fn contents(media_type: &str, digest: &Digest, bytes: &[u8]) -> Result<Contents, StoreError> {
+    let refused = |why: String| StoreError::refused(format!("the manifest {digest}"), why);
+    match Descriptor::new(media_type, digest.clone(), bytes.len() as u64).role() {
+        Role::Manifest => {
+            let manifest: Manifest = serde_json::from_slice(bytes).map_err(|error| refused(error.to_string()))?;
+            Ok(Contents::Image { parts: manifest.parts().map(|(_, part)| part.clone()).collect() })
+        }
+        Role::Index => {
+            let index: Index = serde_json::from_slice(bytes).map_err(|error| refused(error.to_string()))?;
+            index.ours(digest).map(|ours| Contents::Index { ours: ours.clone() })
+        }
+        Role::Other => Err(refused(format!("{media_type:?} is neither an image's manifest nor an index"))),
     }
 }
 
@@ -244,3 +300,30 @@ pub(super) fn layer_type(beginning: &[u8]) -> &'static str {
 
 /// Of a layer that is not compressed.
 pub(super) const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_registry_has_is_told_by_its_type_and_for_this_machine() {
+        let one = |digit: &str| format!("sha256:{}", digit.repeat(64));
+        let part = |digit: &str, architecture: &str| {
+            let platform = serde_json::json!({ "os": "linux", "architecture": architecture });
+            serde_json::json!({ "mediaType": MANIFEST_TYPE, "digest": one(digit), "size": 7, "platform": platform })
+        };
+        let digest = Digest::of(b"");
+        let of = |kind: &str, value: Value| contents(kind, &digest, value.to_string().as_bytes());
+        let index = serde_json::json!({ "schemaVersion": 2, "manifests": [part("a", "other"), part("b", Arch::NATIVE.oci_name())] });
+        let Ok(Contents::Index { ours }) = of(DOCKER_INDEX_TYPE, index.clone()) else { panic!("an index") };
+        assert_eq!(ours.digest.as_str(), one("b"));
+        let foreign = serde_json::json!({ "schemaVersion": 2, "manifests": [part("a", "other")] });
+        assert!(of(INDEX_TYPE, foreign).unwrap_err().to_string().contains("it has no image for linux/"));
+        let image = serde_json::json!({ "schemaVersion": 2, "config": part("c", ""), "layers": [part("d", "")] });
+        let Ok(Contents::Image { parts }) = of(MANIFEST_TYPE, image.clone()) else { panic!("an image") };
+        assert_eq!(parts.iter().map(|part| part.digest.as_str()).collect::<Vec<_>>(), [one("c"), one("d")]);
+        for (kind, value) in [("text/html", image), (MANIFEST_TYPE, index), (INDEX_TYPE, Value::Null)] {
+            assert!(matches!(of(kind, value), Err(StoreError::Refused { .. })), "{kind}");
+        }
+    }
+}

@@ -12,6 +12,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -21,6 +22,7 @@ use super::Store;
 use super::disk::Disk;
 use super::error::StoreError;
 use super::layout::{Descriptor, Digest, LONGEST};
+use crate::image::stages::Stage;
 use crate::lock::is_at;
 use crate::random;
 
@@ -150,6 +152,7 @@ impl Staging {
             expected,
             what: what.into(),
             finished: false,
+            began: Instant::now(),
         })
     }
 
@@ -227,6 +230,7 @@ pub struct BlobWriter {
     expected: Expected,
     what: String,
     finished: bool,
+    began: Instant,
 }
 
 impl BlobWriter {
@@ -283,6 +287,7 @@ impl BlobWriter {
 
 impl Drop for BlobWriter {
     fn drop(&mut self) {
+        Stage::Stage.took(self.began, self.finished);
         if !self.finished {
             // It goes with its folder at the latest.
             let _ = self.folder.disk.remove_file(&self.path);

@@ -32,12 +32,12 @@ impl Store {
         sweep_dead(&self.staging(), disk)?;
         let trash = Folder::make(&self.staging(), disk)?;
         for attempt in 0..=TRIES {
-            let last = if attempt < TRIES { None } else { Some(self.0.lock.take("sweep")?) };
+            let last = if attempt < TRIES { None } else { Some(self.0.lock.take()?) };
             let seen = self.see_index()?;
             disk.sync_folder(self.root())?;
             let named = self.named_by(&seen)?;
             let unnamed: Vec<(Digest, u64)> = self.blobs_and_sizes()?.into_iter().filter(|(digest, _)| !named.contains(digest)).collect();
-            let held = last.map_or_else(|| self.0.lock.take("sweep"), Ok)?;
+            let held = last.map_or_else(|| self.0.lock.take(), Ok)?;
             if !seen.is_current()? {
                 continue;
             }

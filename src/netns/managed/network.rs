@@ -218,35 +218,37 @@ impl ManagedNetwork {
         let (stride, bridges) = (self.stride(), self.bridges());
         let mut not_used = BTreeSet::new();
         for number in 0..bridges {
-            let mut used = 0;
-            for offset in 0..stride {
-                let place = number * stride + offset;
-                if bridges > 1 && used == PORTS || !self.can_be_used(Place(place)) {
-                    not_used.insert(place);
-                } else {
-                    used += 1;
-                }
-            }
+            let taken = self.taken_offsets(number);
+            let mut usable = (0..stride).filter(|offset| !taken.contains(offset));
+            let end = if bridges == 1 { stride } else { usable.nth(PORTS as usize).unwrap_or(stride) };
+            not_used.extend(taken.range(..end).copied().chain(end..stride).map(|offset| number * stride + offset));
         }
         AddressBook::new(stride * bridges, not_used)
     }
 
-    fn can_be_used(&self, place: Place) -> bool {
-        self.interfaces(place).is_some_and(|(segment, ipv4, ipv6)| {
-            let last = segment.ipv4.nth(segment.ipv4.size() - 1);
-            let is_host = |address, gateway, subnet: Subnet| address != gateway && address != subnet.first();
-            is_host(ipv4.address, segment.gateway4, segment.ipv4)
-                && Some(ipv4.address) != last
-                && ipv6.zip(segment.ipv6).is_none_or(|(ipv6, (subnet, gateway))| is_host(ipv6.address, gateway, subnet))
-        })
+    /// Where in its segment the network's, the gateway's and the broadcast address are, of both families.
+    fn taken_offsets(&self, number: u32) -> BTreeSet<u32> {
+        let Some(segment) = self.segment(number) else { return (0..self.stride()).collect() };
+        let last = segment.ipv4.nth(segment.ipv4.size() - 1);
+        let base = self.base(self.ipv4, segment.ipv4);
+        let ipv4 =
+            [Some(segment.ipv4.first()), Some(segment.gateway4), last].into_iter().flatten().filter_map(move |one| base.offset_of(one));
+        let ipv6 = self.ipv6.zip(segment.ipv6).into_iter().flat_map(|(range, (subnet, gateway))| {
+            let base = self.base(range, subnet);
+            [subnet.first(), gateway].into_iter().filter_map(move |one| base.offset_of(one))
+        });
+        ipv4.chain(ipv6).filter_map(|offset| u32::try_from(offset).ok()).collect()
+    }
+
+    /// What places are counted in. One bridge: a part of its subnet. Several: all of each, as parts of the whole.
+    fn base(&self, range: Range, segment: Subnet) -> Subnet {
+        if self.bridges() == 1 { range.part } else { segment }
     }
 
     fn interfaces(&self, place: Place) -> Option<(Segment, Interface, Option<Interface>)> {
         let (number, offset) = (place.0 / self.stride(), u128::from(place.0 % self.stride()));
         let segment = self.segment(number)?;
-        // One bridge: a part of its subnet. Several: all of each, as parts of the whole.
-        let one = self.bridges() == 1;
-        let address = |range: Range, subnet: Subnet| if one { range.part.nth(offset) } else { subnet.nth(offset) };
+        let address = |range: Range, subnet: Subnet| self.base(range, subnet).nth(offset);
         let ipv4 = Interface { address: address(self.ipv4, segment.ipv4)?, prefix: segment.ipv4.prefix(), gateway: segment.gateway4 };
         let ipv6 = match self.ipv6.zip(segment.ipv6) {
             Some((range, (subnet, gateway))) => Some(Interface { address: address(range, subnet)?, prefix: subnet.prefix(), gateway }),
@@ -385,6 +387,41 @@ mod tests {
         let plan = network.plan(&Names::of("test"), 0, 0, Place(7)).unwrap();
         assert_eq!((plan.ipv4.address.to_string(), plan.ipv4.prefix), ("172.17.255.7".to_owned(), 16));
         assert_eq!(network.plan(&Names::of("test"), 0, 0, Place(256)), None);
+    }
+
+    /// Looks at every place by itself, and at the addresses that it would have.
+    fn usable_places(network: &ManagedNetwork) -> BTreeSet<Place> {
+        let mut used = std::collections::BTreeMap::<String, u32>::new();
+        let mut is_usable = |place: &Place| {
+            let (segment, ipv4, ipv6) = network.interfaces(*place).unwrap();
+            let last = segment.ipv4.nth(segment.ipv4.size() - 1).unwrap();
+            let taken = [segment.ipv4.first(), last, segment.gateway4].contains(&ipv4.address)
+                || ipv6.zip(segment.ipv6).is_some_and(|(ipv6, (subnet, gateway))| [subnet.first(), gateway].contains(&ipv6.address));
+            let ports = used.entry(segment.bridge).or_default();
+            let is_usable = !taken && (network.bridges() == 1 || *ports < PORTS);
+            *ports += u32::from(is_usable);
+            is_usable
+        };
+        (0..network.stride() * network.bridges()).map(Place).filter(|place| is_usable(place)).collect()
+    }
+
+    #[test]
+    fn a_book_has_all_places_but_those_of_networks_gateways_and_broadcasts() {
+        let at = |subnet: &str, gateway: &str| Range { gateway: gateway.parse().unwrap(), ..Range::whole(subnet.parse().unwrap()) };
+        let of_other_gateways = |slots| ManagedNetwork {
+            ipv4: at("10.200.0.0/20", "10.200.0.77"),
+            ipv6: Some(at("fd00:200::/64", "fd00:200::99")),
+            ..network(slots)
+        };
+        let part = Range { part: "10.200.8.0/22".parse().unwrap(), ..at("10.200.0.0/16", "10.200.9.1") };
+        let beside = Range { part: "10.200.255.0/24".parse().unwrap(), ..at("10.200.0.0/16", "10.200.9.1") };
+        let existing = |ipv4| ManagedNetwork { bridge: Bridge::Existing { name: "b".into() }, ipv4, ipv6: None, nat: false, ..network(9) };
+        for network in [network(10), network(3000), of_other_gateways(10), of_other_gateways(2000), existing(part), existing(beside)] {
+            assert_eq!(network.mistakes(), [] as [&str; 0]);
+            let mut book = network.book();
+            let given: BTreeSet<Place> = std::iter::from_fn(|| book.allocate(Duration::ZERO).ok()).collect();
+            assert_eq!(given, usable_places(&network), "{network:?}");
+        }
     }
 
     #[test]

@@ -56,5 +56,5 @@ fn image(staging: &Staging, unpacked: &Unpacked, saved: &Saved) -> Result<Commit
     let (bytes, descriptor) = manifest.bytes().map_err(|error| StoreError::refused(MANIFEST, error.to_string()))?;
     staging.put("the manifest", &descriptor.media_type, &bytes)?;
     let names = saved.repo_tags.iter().flatten().map(|tag| name(tag)).collect::<Result<_, _>>()?;
-    Ok(Commit { manifest: descriptor, names })
+    Ok(Commit { manifest: descriptor, names, origin: None })
 }

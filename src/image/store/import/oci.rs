@@ -10,7 +10,6 @@ use std::path::Path;
 use rustix::fs::OFlags;
 
 use super::name;
-use crate::image::placeholder::Arch;
 use crate::image::store::check_layout;
 use crate::image::store::commit::{Commit, parse};
 use crate::image::store::error::StoreError;
@@ -31,7 +30,7 @@ pub(super) fn images(staging: &Staging, index: &[u8], fetch: Fetch<'_>) -> Resul
         let manifest = image(staging, descriptor, fetch, DEEPEST)?;
         match commits.iter_mut().find(|commit| commit.manifest.digest == manifest.digest) {
             Some(known) => known.names.extend(names),
-            None => commits.push(Commit { manifest, names: names.into_iter().collect() }),
+            None => commits.push(Commit { manifest, names: names.into_iter().collect(), origin: None }),
         }
     }
     Ok(commits)
@@ -49,13 +48,7 @@ fn image(staging: &Staging, descriptor: &Descriptor, fetch: Fetch<'_>, depth: u3
         Role::Index if depth > 0 => {
             fetch(descriptor)?;
             let index: Index = parse("index", &descriptor.digest, &staging.read(&descriptor.digest)?)?;
-            let architecture = Arch::NATIVE.oci_name();
-            let ours = index.manifests.iter().find(|inner| inner.is_for(architecture) && !inner.is_attestation());
-            let Some(ours) = ours else {
-                let why = format!("it has no image for linux/{architecture}");
-                return Err(StoreError::refused(format!("the index {}", descriptor.digest), why));
-            };
-            image(staging, ours, fetch, depth - 1)
+            image(staging, index.ours(&descriptor.digest)?, fetch, depth - 1)
         }
         Role::Index => Err(StoreError::refused(format!("the index {}", descriptor.digest), "it is behind too many others")),
         Role::Other => {
