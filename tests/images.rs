@@ -7,6 +7,8 @@
 
 #[path = "images/builds.rs"]
 mod builds;
+#[path = "images/push.rs"]
+mod push;
 mod support;
 
 use std::sync::Arc;
