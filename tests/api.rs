@@ -7,5 +7,11 @@ mod hand;
 mod rpc;
 #[path = "support/served.rs"]
 mod served;
+#[expect(dead_code, reason = "other tests use the rest")]
+#[path = "support/small_registry.rs"]
+mod small_registry;
+#[expect(dead_code, reason = "other tests use the rest")]
+#[path = "support/image.rs"]
+mod support_image;
 #[path = "support/world.rs"]
 mod world;

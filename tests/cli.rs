@@ -140,6 +140,8 @@ fn tables_for_people() {
         &["inspect", "7"],
         &["inspect", "1"],
         &["image", "ensure", "busybox:1.36", "reg:5000/fn:7"],
+        &["image", "push", "fn:7", "reg:5000/fn:7"],
+        &["image", "push", "gone:1"],
         &["restart-plan", "--config", SAMPLE],
         &["whois", "172.17.0.5"],
         &["whois", "nspool-default-1-1041-3-k2"],
@@ -193,6 +195,7 @@ fn json_for_programs() {
         &["recycle", "7", "-o", "json"],
         &["audit", "-o", "json"],
         &["image", "ensure", "busybox:1.36", "-o", "json"],
+        &["image", "push", "reg:5000/fn:7", "-o", "json"],
         &["image", "list", "-o", "json"],
         &["image", "list", "--failures", "-o", "json"],
         &["restart-plan", "--config", SAMPLE, "-o", "json"],
@@ -265,6 +268,8 @@ fn usage_mistakes_exit_with_64() {
         &["image"],
         &["image", "ensure"],
         &["image", "ensure", "busybox", "--username", "ann"],
+        &["image", "push"],
+        &["image", "push", "fn:7", "--password-stdin"],
         &["usage", "--endpoint", "tcp://127.0.0.1:1"],
     ] {
         let text = run(None, arguments);
@@ -297,6 +302,14 @@ fn images_that_are_here_are_told_whatever_became_of_the_others() {
     daemon.script(|script| assert_eq!(script.calls, ["EnsureImage busybox:1.36", "EnsureImage gone:1"]));
     let text = run(Some(&daemon), &["image", "ensure", "slow:1", "--timeout", "200ms"]);
     assert!(text.contains("exit code 75\n") && text.contains("slow:1: not here within 200ms; the fetch goes on"), "{text}");
+}
+
+#[test]
+fn a_push_that_is_waited_for_in_vain_goes_on() {
+    let daemon = Running::start();
+    let text = run(Some(&daemon), &["image", "push", "slow:1", "--timeout", "200ms"]);
+    assert!(text.contains("exit code 75\n") && text.contains("slow:1: not there within 200ms; the push goes on"), "{text}");
+    daemon.script(|script| assert_eq!(script.calls, ["PushImage slow:1 to \"\""]));
 }
 
 #[test]
@@ -347,6 +360,9 @@ fn a_password_comes_by_stdin() {
     nspool(Some(&daemon)).args(ensure).write_stdin("anns-word\nmore").assert().success();
     daemon.script(|script| assert_eq!(script.calls, ["EnsureImage reg:5000/fn:7 by ann anns-word"]));
     nspool(Some(&daemon)).args(ensure).write_stdin("\n").assert().code(64);
+    let push = ["image", "push", "fn:7", "reg:5000/fn:7", "--username", "ann", "--password-stdin"];
+    nspool(Some(&daemon)).args(push).write_stdin("anns-word\n").assert().success();
+    daemon.script(|script| assert_eq!(script.calls[1..], ["PushImage fn:7 to \"reg:5000/fn:7\" by ann anns-word"]));
 }
 
 #[test]

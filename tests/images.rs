@@ -7,6 +7,8 @@
 
 #[path = "images/builds.rs"]
 mod builds;
+#[path = "images/push.rs"]
+mod push;
 #[path = "images/stored.rs"]
 mod stored;
 mod support;

@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::connection::Peer;
 use super::image_builds::Builder;
 use super::status::Refusal;
-use super::{Shared, image_builds, validate};
+use super::{Shared, image_builds, image_push, validate};
 use crate::engine::Credentials;
 use crate::image::build;
 use crate::image::cache::{Cache, Ensured, Failed, Failure, ImageState, Kind, Row, Told};
@@ -25,10 +25,11 @@ use crate::proto;
 use crate::proto::build_image_response;
 use crate::proto::ensure_image_response::Event;
 use crate::proto::image_cache_server::ImageCache;
+use crate::proto::push_image_response;
 use crate::telemetry::metric;
 
 /// How often progress is told, at most.
-const PACE: Duration = Duration::from_millis(100);
+pub(super) const PACE: Duration = Duration::from_millis(100);
 
 /// See the module. One instance per connection, which knows its peer.
 pub(super) struct ImageService {
@@ -86,6 +87,19 @@ impl ImageCache for ImageService {
             let event = builder.next().await?;
             let over = matches!(event, build_image_response::Event::Image(_));
             Ok::<_, Status>(Some((proto::BuildImageResponse { event: Some(event) }, (!over).then_some(builder))))
+        });
+        Ok(Response::new(messages.boxed()))
+    }
+
+    type PushImageStream = BoxStream<'static, Result<proto::PushImageResponse, Status>>;
+
+    async fn push_image(&self, request: Request<proto::PushImageRequest>) -> Result<Response<Self::PushImageStream>, Status> {
+        let follower = image_push::Follower::new(Arc::clone(&self.shared), self.peer, request.into_inner()).await?;
+        let messages = stream::try_unfold(Some(follower), |follower| async move {
+            let Some(mut follower) = follower else { return Ok(None) };
+            let event = follower.next().await?;
+            let over = matches!(event, push_image_response::Event::Pushed(_));
+            Ok::<_, Status>(Some((proto::PushImageResponse { event: Some(event) }, (!over).then_some(follower))))
         });
         Ok(Response::new(messages.boxed()))
     }

@@ -51,10 +51,12 @@ pub(super) enum Reason {
     BadBuild,
     ContextUnreadable,
     BuildFailed,
+    PrivateImage,
+    PushFailed,
 }
 
 /// All of them, in the order of their discriminants.
-pub(super) const REASONS: [Reason; 29] = [
+pub(super) const REASONS: [Reason; 31] = [
     Reason::PoolEmpty,
     Reason::Quota,
     Reason::Starting,
@@ -84,6 +86,8 @@ pub(super) const REASONS: [Reason; 29] = [
     Reason::BadBuild,
     Reason::ContextUnreadable,
     Reason::BuildFailed,
+    Reason::PrivateImage,
+    Reason::PushFailed,
 ];
 
 impl Reason {
@@ -119,6 +123,8 @@ impl Reason {
             Self::BadBuild => ("BAD_BUILD", "bad_build", Code::InvalidArgument),
             Self::ContextUnreadable => ("CONTEXT_UNREADABLE", "context_unreadable", Code::FailedPrecondition),
             Self::BuildFailed => ("BUILD_FAILED", "build_failed", Code::FailedPrecondition),
+            Self::PrivateImage => ("PRIVATE_IMAGE", "private_image", Code::FailedPrecondition),
+            Self::PushFailed => ("PUSH_FAILED", "push_failed", Code::Unavailable),
         }
     }
 
@@ -259,6 +265,8 @@ fn reason_of_failure(kind: Kind) -> Reason {
         Kind::Invalid => Reason::BadBuild,
         Kind::ContextUnreadable => Reason::ContextUnreadable,
         Kind::BuildFailed => Reason::BuildFailed,
+        Kind::Private => Reason::PrivateImage,
+        Kind::PushFailed => Reason::PushFailed,
         Kind::Failed => Reason::FetchFailed,
     }
 }

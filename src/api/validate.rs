@@ -11,6 +11,8 @@ use super::status::{BadField, Refusal};
 use super::{About, Limits};
 use crate::engine::Credentials;
 use crate::image::build::{Context, Definition};
+use crate::image::pull::registry_host;
+use crate::image::push::Source;
 use crate::image::reference::Reference;
 use crate::pool::{ConnectionId, Lifetime, NetworkIndex, Request};
 use crate::proto;
@@ -33,6 +35,21 @@ pub(super) struct Checks {
 impl Checks {
     pub(super) fn bad(&mut self, field: impl Into<String>, why: impl Into<String>) {
         self.bad.push(BadField { field: field.into(), why: why.into() });
+    }
+
+    /// Absent, or one of its two forms.
+    fn auth(&mut self, auth: Option<&proto::RegistryAuth>) {
+        let Some(auth) = auth else { return };
+        for (field, text) in [("username", &auth.username), ("password", &auth.password), ("identity_token", &auth.identity_token)] {
+            if text.len() > MOST_SECRET_BYTES {
+                self.bad(format!("auth.{field}"), format!("has {} bytes, at most {MOST_SECRET_BYTES} are allowed", text.len()));
+            }
+        }
+        let (account, token) = (!auth.username.is_empty() && !auth.password.is_empty(), !auth.identity_token.is_empty());
+        let half = account != (!auth.username.is_empty() || !auth.password.is_empty());
+        if half || account == token {
+            self.bad("auth", "takes either username and password, or identity_token");
+        }
     }
 
     /// At most 128 characters, none of them a control character.
@@ -130,24 +147,39 @@ pub(super) fn allocate(
 /// An EnsureImage: for what, and by whose credentials.
 pub(super) fn image(reference: &str, auth: Option<proto::RegistryAuth>) -> Result<(Reference, Option<Credentials>), Refusal> {
     let mut checks = Checks::default();
-    if let Some(auth) = &auth {
-        for (field, text) in [("username", &auth.username), ("password", &auth.password), ("identity_token", &auth.identity_token)] {
-            if text.len() > MOST_SECRET_BYTES {
-                checks.bad(format!("auth.{field}"), format!("has {} bytes, at most {MOST_SECRET_BYTES} are allowed", text.len()));
-            }
-        }
-        let (account, token) = (!auth.username.is_empty() && !auth.password.is_empty(), !auth.identity_token.is_empty());
-        let half = account != (!auth.username.is_empty() || !auth.password.is_empty());
-        if half || account == token {
-            checks.bad("auth", "takes either username and password, or identity_token");
-        }
-    }
+    checks.auth(auth.as_ref());
     match Reference::parse(reference) {
         Ok(reference) => checks.done().map(|()| (reference, auth.map(Credentials::from))),
         Err(bad) => {
             checks.bad("reference", bad.to_string());
             Err(checks.refusal())
         }
+    }
+}
+
+/// A PushImage.
+pub(super) fn push(
+    source: &str,
+    target: &str,
+    auth: Option<proto::RegistryAuth>,
+) -> Result<(Source, Reference, Option<Credentials>), Refusal> {
+    let mut checks = Checks::default();
+    checks.auth(auth.as_ref());
+    let source = Source::parse(source).map_err(|bad| checks.bad("source", bad.to_string())).ok();
+    let target = match &source {
+        Some(Source::Named(named)) if target.is_empty() => Some(named.clone()),
+        Some(_) | None => Reference::parse(target).map_err(|bad| checks.bad("target", bad.to_string())).ok(),
+    };
+    match &target {
+        Some(target) if target.is_pinned() => checks.bad("target", "has a digest: an image is pushed to a tag"),
+        Some(target) if registry_host(target.as_str()) == "nspool.local" => {
+            checks.bad("target", "is a name on this host: no registry has it")
+        }
+        Some(_) | None => {}
+    }
+    match (source, target) {
+        (Some(source), Some(target)) => checks.done().map(|()| (source, target, auth.map(Credentials::from))),
+        (Some(_) | None, Some(_) | None) => Err(checks.refusal()),
     }
 }
 

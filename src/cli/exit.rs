@@ -177,6 +177,8 @@ fn advice_on_refusal(reason: &str, retry_after: Option<std::time::Duration>) -> 
         "TOO_MANY_FETCHES" => "`nspool image list` shows what is being fetched; [images] queue is the bound.",
         "DISK_FULL" => "The engine's disk has no room for it: `docker system df`, or podman's.",
         "FETCH_FAILED" => "`nspool image list --failures` has the last ones; the daemon's log has all.",
+        "PRIVATE_IMAGE" => "`docker rmi nspool.local/private:<id>` gives it to everybody.",
+        "PUSH_FAILED" => "The daemon's log has more of what the registry says.",
         "NOT_ALLOWED" => "It takes root, the daemon's own uid, or one of [api] admin_uids.",
         _ => "",
     };

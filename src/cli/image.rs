@@ -1,4 +1,5 @@
-//! `image ensure`, `image list`: the host's images, by the daemon's cache. `image import`, `image verify` are in [`super::image_store`].
+//! `image ensure`, `image list`: the host's images, by the daemon's cache. `image build`, `image push` are in files of their own, `image import`,
+//! `image verify` in [`super::image_store`].
 
 use std::io::BufRead as _;
 use std::process::ExitCode;
@@ -13,7 +14,7 @@ use super::image_build::{self, Build};
 use super::output::table;
 use super::progress::spinner;
 use super::views;
-use super::{Globals, image_store};
+use super::{Globals, image_push, image_store};
 use crate::client::Client;
 use crate::proto;
 use crate::proto::ensure_image_response::Event;
@@ -47,6 +48,17 @@ is not built again, and however many ask, it is built once, by the daemon: at Ct
 What the build prints goes to stderr. The context is read by the daemon where it sees the same folder, else it is sent.
 Exit code 1: the build fails. 64: the Dockerfile or the context is none. 75: the time is up. 77: not allowed.")]
     Build(Build),
+    /// Bring an image that is here to a registry, and print its digest there
+    #[command(after_help = "Examples:
+  nspool image push registry:5000/team/fn:7
+  nspool image push nspool.local/build:0f3c… registry:5000/team/fn:7 -o json | jq -r .digest
+  pass show registry | nspool image push fn:7 registry:5000/team/fn:7 --username ann --password-stdin
+
+The registry is sent the layers that it does not have, and is not asked again for those that were seen there. However many ask, an image is pushed once, by the
+daemon: at Ctrl-C, or when --timeout is up, the push goes on, and who asks again follows it. The image comes from this host's store, else from the engine.
+Exit code 1: there is no such image here. 69: the registry does not take it. 75: the time is up, or the registry wants to be left alone. 77: not allowed, or the
+registry says no.")]
+    Push(image_push::Push),
     /// List the images that were asked for, those that were built, or the last failures
     #[command(
         after_help = "Examples:\n  nspool image list\n  nspool image list --built\n  nspool image list --failures -o json | jq .failures"
@@ -73,12 +85,26 @@ struct Ensure {
     /// As they are pulled, e.g. busybox:1.36
     #[arg(required = true, value_name = "REF")]
     references: Vec<String>,
+    #[command(flatten)]
+    account: Account,
+}
+
+/// By whom a registry is asked.
+#[derive(Debug, Args)]
+pub(super) struct Account {
     /// Ask the registry by this account
     #[arg(long, requires = "password_stdin")]
     username: Option<String>,
     /// Read its password from the first line of stdin
     #[arg(long, requires = "username")]
     password_stdin: bool,
+}
+
+impl Account {
+    pub(super) fn auth(self) -> anyhow::Result<Option<proto::RegistryAuth>> {
+        let Some(username) = self.username else { return Ok(None) };
+        Ok(Some(proto::RegistryAuth { username, password: password()?, identity_token: String::new() }))
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -153,6 +179,7 @@ pub(super) async fn run(globals: &Globals, args: ImageArgs) -> anyhow::Result<Ex
     match args.command {
         ImageCommand::Ensure(args) => ensure(globals, args).await,
         ImageCommand::Build(args) => image_build::run(globals, args).await,
+        ImageCommand::Push(args) => image_push::run(globals, args).await,
         ImageCommand::List(args) => list(globals, &args).await,
         ImageCommand::Import(args) => image_store::import(globals, args).await,
         ImageCommand::Verify(args) => image_store::verify(globals, args).await,
@@ -160,10 +187,7 @@ pub(super) async fn run(globals: &Globals, args: ImageArgs) -> anyhow::Result<Ex
 }
 
 async fn ensure(globals: &Globals, args: Ensure) -> anyhow::Result<ExitCode> {
-    let auth = match args.username {
-        Some(username) => Some(proto::RegistryAuth { username, password: password()?, identity_token: String::new() }),
-        None => None,
-    };
+    let auth = args.account.auth()?;
     let client = globals.client()?;
     let bar = spinner();
     let mut images: Vec<EnsuredView> = Vec::new();

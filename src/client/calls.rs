@@ -180,6 +180,11 @@ impl Client {
         streaming!(self.images.build_image, "BuildImage", parts)
     }
 
+    /// Brings an image that is here to a registry. Progress, then what became of it; dropping the stream ends no push.
+    pub async fn push_image(&self, asked: proto::PushImageRequest) -> Result<Answers<proto::PushImageResponse>, ClientError> {
+        streaming!(self.images.push_image, "PushImage", asked)
+    }
+
     /// What the daemon knows of images that were asked for, and the last failures.
     pub async fn images(&self) -> Result<proto::ListImagesResponse, ClientError> {
         unary!(self.images.list_images, "ListImages", proto::ListImagesRequest {})

@@ -55,7 +55,7 @@ use self::fetch::Fetch;
 use self::memory::Memory;
 pub use self::memory::{Failed, ImageState, Row};
 pub use self::progress::Progress;
-use self::whose::Identities;
+pub(in crate::image) use self::whose::Identities;
 pub use self::whose::{Identity, Whose};
 use super::download::DownloadError;
 use super::freshness::{Checks, Stale};
@@ -123,6 +123,10 @@ pub enum Kind {
     ContextUnreadable,
     /// An instruction failed, or took too long.
     BuildFailed,
+    /// What is to be pushed is somebody's own.
+    Private,
+    /// A registry did not take an image, for any other reason.
+    PushFailed,
     /// Anything else, after all attempts.
     Failed,
 }
@@ -142,6 +146,8 @@ impl Kind {
             Self::Invalid => "invalid",
             Self::ContextUnreadable => "context_unreadable",
             Self::BuildFailed => "build_failed",
+            Self::Private => "private",
+            Self::PushFailed => "push_failed",
             Self::Failed => "failed",
         }
     }
@@ -157,6 +163,8 @@ impl Kind {
             | Self::Invalid
             | Self::ContextUnreadable
             | Self::BuildFailed
+            | Self::Private
+            | Self::PushFailed
             | Self::Failed => false,
         }
     }
@@ -358,11 +366,31 @@ impl Cache {
         &self.0.places
     }
 
+    /// By whose credentials a registry is asked: a caller's, else the daemon's own.
+    pub(super) fn whose(&self, credentials: Option<&Credentials>) -> Whose {
+        credentials.map_or(Whose::Daemons, |credentials| Whose::Callers(self.0.identities.of(credentials)))
+    }
+
+    /// The daemon's own.
+    pub(super) fn credentials(&self) -> &CredentialSource {
+        &self.0.credentials
+    }
+
+    pub(super) fn backoff(&self) -> &config::Backoff {
+        &self.0.backoff
+    }
+
+    /// No caller's credentials have brought it, as far as is known.
+    pub(super) fn is_everybodys(&self, image: &Image) -> bool {
+        let is_nameless = image.tags.is_empty() && image.digests.is_empty();
+        !fetch::is_named(image) && (is_nameless || self.0.table.lock().unnamed.knows_as_everybodys(image))
+    }
+
     /// Sees to it that an image is here and may be used by whoever has these credentials; `None`: the daemon's own. What comes back follows the fetch, which
     /// goes on whether or not anybody does. The outcome comes in any case; should the fetch's task fall, it is a [`Failure`], too.
     #[must_use]
     pub fn ensure(&self, reference: &Reference, credentials: Option<Credentials>) -> level::Receiver<Told> {
-        let whose = credentials.as_ref().map_or(Whose::Daemons, |credentials| Whose::Callers(self.0.identities.of(credentials)));
+        let whose = self.whose(credentials.as_ref());
         let key = Key { reference: reference.clone(), whose };
         let mut table = self.0.table.lock();
         if let Some(following) = table.under_way.get(&key) {

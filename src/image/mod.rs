@@ -2,14 +2,16 @@
 //!
 //! [`placeholder`] makes the embedded image; [`gate`] sees to it that an image is there before a nanny creates from it, and that only one
 //! preparation runs, whoever waits (I5); [`cache`] does the same for any image, asked for by a [`mod@reference`]; [`freshness`] says when a [`registry`] is asked
-//! whether that is still what it has; [`build`] builds them; [`pull`] finds the credentials that a pull needs. [`store`] keeps images on this host, whatever
-//! becomes of its engines; [`transfer`] brings them from there into an engine and back. [`stages`] measures all of it. None of them knows slots, leases or nannies.
+//! whether that is still what it has; [`build`] builds them; [`push`] brings them to registries; [`pull`] finds the credentials that a pull needs. [`store`] keeps
+//! images on this host, whatever becomes of its engines; [`download`] brings them there from registries, [`transfer`] from there into an engine and back. [`stages`] measures all
+//! of it. None of them knows slots, leases or nannies.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use self::build::Builds;
 use self::cache::Cache;
+use self::push::Pusher;
 use crate::config;
 use crate::engine::Engine;
 use crate::random;
@@ -22,31 +24,36 @@ pub mod gate;
 pub mod placeholder;
 pub mod places;
 pub mod pull;
+pub mod push;
 pub mod reference;
 pub mod registry;
 pub mod stages;
 pub mod store;
 pub mod transfer;
 
-/// Those that callers ask for, fetched and built. Clones share everything.
+/// Those that callers ask for, fetched, built and pushed. Clones share everything.
 #[derive(Clone)]
 pub struct Images {
     /// By reference.
     pub cache: Cache,
     /// By what goes in.
     pub builds: Builds,
+    /// To registries.
+    pub pusher: Pusher,
 }
 
 impl Images {
     /// `engine` is a paced one.
     #[must_use]
     pub fn new(cache: Cache, engine: Arc<dyn Engine>, settings: &config::Images) -> Self {
-        let builds = Builds::new(engine, cache.clone(), settings.clone());
-        Self { cache, builds }
+        let builds = Builds::new(Arc::clone(&engine), cache.clone(), settings.clone());
+        let pusher = Pusher::new(engine, cache.clone(), settings.clone());
+        Self { cache, builds, pusher }
     }
 
-    /// Cuts off fetches and builds, those to come included, and waits until they have ended. Cancel safe: they end all the same.
+    /// Cuts off fetches, builds and pushes, those to come included, and waits until they have ended. Cancel safe: they end all the same.
     pub async fn close(&self) {
+        self.pusher.close().await;
         self.builds.close().await;
         self.cache.close().await;
     }

@@ -10,7 +10,7 @@
 //! It deliberately knows no engine and nothing of mirrors and proxies that are configured there, keeps nothing from one [`Repository`] to the next but
 //! connections, and tries nothing twice.
 //!
-//! Reading order: `place` (whom to ask) → `repository` (what is asked, and what is read) → `token`, `challenge` (what it wants to know before) →
+//! Reading order: `place` (whom to ask) → `repository` (what is asked, and what is read) → `writing` → `token`, `challenge` (what it wants to know before) →
 //! `wire` (how it gets there) → `error`.
 
 mod challenge;
@@ -23,6 +23,7 @@ pub(crate) mod scripted;
 mod tests;
 mod token;
 mod wire;
+mod writing;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +34,7 @@ pub use self::error::RegistryError;
 use self::place::Place;
 pub use self::repository::{ANSWER_TIMEOUT, Access, Blob, FetchedManifest, IDLE_TIMEOUT, Repository};
 use self::wire::Wire;
+pub use self::writing::{Offered, Pieces, Put, Session, UPLOAD_TIMEOUT};
 use super::reference::Reference;
 use crate::engine::Credentials;
 

@@ -38,6 +38,7 @@ mod sweep;
 mod verify;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -252,9 +253,25 @@ impl Store {
     /// # Errors
     /// [`StoreError::Broken`]: it is not there, or not readable.
     pub fn manifest(&self, digest: &Digest) -> Result<Manifest, StoreError> {
+        let bytes = self.manifest_bytes(digest)?;
+        serde_json::from_slice(&bytes).map_err(|error| StoreError::Broken { path: self.blob_path(digest), why: error.to_string() })
+    }
+
+    /// The same as it is stored: its digest is that of these bytes.
+    ///
+    /// # Errors
+    /// It is not there, or longer than any manifest.
+    pub fn manifest_bytes(&self, digest: &Digest) -> Result<Vec<u8>, StoreError> {
+        staging::read_all(&self.blob_path(digest))
+    }
+
+    /// Any blob, to be read from its beginning. Whoever has it open reads all of it, whatever becomes of its image.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub fn open_blob(&self, digest: &Digest) -> Result<File, StoreError> {
         let path = self.blob_path(digest);
-        let bytes = staging::read_all(&path)?;
-        serde_json::from_slice(&bytes).map_err(|error| StoreError::Broken { path, why: error.to_string() })
+        File::open(&path).map_err(|source| StoreError::io("open", &path, source))
     }
 
     /// Takes a name away; with its last one an image is no longer to be seen. Its space comes back with the next [`Store::sweep`]. `false`: nothing

@@ -127,10 +127,23 @@ async fn load(engine: &dyn Engine, store: &Store, stored: StoredImage, reference
 /// # Errors
 /// [`TransferError`].
 pub async fn save(engine: &dyn Engine, store: &Store, reference: &str) -> Result<Vec<StoredImage>, TransferError> {
+    save_as(engine, store, reference, None).await
+}
+
+/// The same; with `name` that is its only name in the store.
+///
+/// # Errors
+/// [`TransferError`].
+pub async fn save_as(
+    engine: &dyn Engine,
+    store: &Store,
+    reference: &str,
+    name: Option<&Reference>,
+) -> Result<Vec<StoredImage>, TransferError> {
     let work = async {
         let reader = SyncIoBridge::new(StreamReader::new(engine.save_image(reference).await?));
-        let store = store.clone();
-        blocking(move || store.import_tar(reader, None)).await
+        let (store, name) = (store.clone(), name.cloned());
+        blocking(move || store.import_tar(reader, name.as_ref())).await
     };
     Stage::Save.of(work).await
 }

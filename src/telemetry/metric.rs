@@ -81,6 +81,10 @@ pub const IMAGE_FETCH: &str = "nspool_image_fetch_seconds";
 pub const IMAGE_BUILDS: &str = "nspool_image_builds_total";
 /// Histogram of seconds.
 pub const IMAGE_BUILD: &str = "nspool_image_build_seconds";
+/// Counter, label `outcome`: pushes to registries (`pushed`, or why not).
+pub const IMAGE_PUSHES: &str = "nspool_image_pushes_total";
+/// Counter, label `how`: layers of images that were pushed (`seen`, `mounted`, `present`, `uploaded`).
+pub const IMAGE_PUSHED_LAYERS: &str = "nspool_image_pushed_layers_total";
 /// Counter, label `outcome`: questions to registries whether an image is still what they have (`fresh`, `changed`, `unknown`).
 pub const IMAGE_CHECKS: &str = "nspool_image_checks_total";
 /// Gauge: images that callers asked for and of which nobody can tell whether they are still what the registry has.
@@ -184,6 +188,8 @@ pub const ALL: &[(&str, Kind, &str)] = &[
     (IMAGE_RETRIES, Kind::Counter, "Attempts to fetch an image after the first."),
     (IMAGE_BUILDS, Kind::Counter, "Builds of images by outcome."),
     (IMAGE_BUILD, Kind::Histogram, "From the first wait for a turn until an image is built or given up."),
+    (IMAGE_PUSHES, Kind::Counter, "Pushes of images to registries by outcome."),
+    (IMAGE_PUSHED_LAYERS, Kind::Counter, "Layers of images that were pushed, by how they came into their repository."),
     (IMAGE_CHECKS, Kind::Counter, "Questions whether an image is still what its registry has, by outcome."),
     (IMAGES_STALE, Kind::Gauge, "Images that callers asked for and whose registry could not be asked in time whether they changed."),
     (IMAGES_STALE_SINCE, Kind::Gauge, "Since when the first of them is stale, in seconds since 1970; 0: none is."),

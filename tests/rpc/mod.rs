@@ -4,6 +4,7 @@ mod admin;
 mod allocate;
 mod images;
 mod leases;
+mod pushes;
 mod seen;
 mod serving;
 mod watch;

@@ -466,6 +466,33 @@ impl ImageCache for Stub {
         Ok(Response::new(stream::iter(events).boxed()))
     }
 
+    type PushImageStream = BoxStream<'static, Result<PushImageResponse, Status>>;
+
+    async fn push_image(&self, request: Request<PushImageRequest>) -> Result<Response<Self::PushImageStream>, Status> {
+        use push_image_response::Event;
+        let PushImageRequest { source, target, auth } = request.into_inner();
+        let account = auth.map_or_else(String::new, |auth| format!(" by {} {}", auth.username, auth.password));
+        self.note(format!("PushImage {source} to {target:?}{account}"))?;
+        if source == "gone:1" {
+            return Err(refusal(Code::NotFound, "IMAGE_UNKNOWN", "gone:1 is neither in the engine nor in the host's own store", None));
+        }
+        let progress = PushProgress { layers: 3, layers_done: 1, bytes: 5 << 20, bytes_total: 20 << 20 };
+        let pushed = PushedImage {
+            digest: "sha256:d1".into(),
+            target: if target.is_empty() { source.clone() } else { target },
+            layers: 5,
+            uploaded: 1,
+            mounted: 1,
+            seen: 2,
+            present: 1,
+            bytes: 20 << 20,
+            id: "sha256:1d".into(),
+        };
+        let events = [Event::Progress(progress), Event::Pushed(pushed)].map(|event| Ok(PushImageResponse { event: Some(event) }));
+        let events = stream::iter(events).boxed();
+        Ok(Response::new(if source == "slow:1" { events.take(1).chain(stream::pending()).boxed() } else { events }))
+    }
+
     async fn list_images(&self, _: Request<ListImagesRequest>) -> Result<Response<ListImagesResponse>, Status> {
         self.note("ListImages")?;
         let (present, failed) = ("busybox:1.36".to_owned(), "reg:5000/fn:7".to_owned());

@@ -29,6 +29,13 @@ pub fn unique_busybox_archive(reference: &str) -> Vec<u8> {
     archive_of(reference, &busybox_layer(&mark), serde_json::json!({}))
 }
 
+/// One more layer over busybox's, which `mark` makes one of its own: those of one mark share it.
+pub fn layered_archive(reference: &str, mark: &[u8], content: &[u8]) -> Vec<u8> {
+    let mut layer = tar::Builder::new(Vec::new());
+    add_file(&mut layer, "data", 0o644, content);
+    archive_of_layers(reference, &[&busybox_layer(mark), &layer.into_inner().unwrap()], serde_json::json!({}))
+}
+
 /// One with so many random bytes: no engine has any part of it, and no registry makes it smaller.
 pub fn random_archive(reference: &str, bytes: usize) -> Vec<u8> {
     let mut data = vec![0; bytes];
@@ -39,22 +46,31 @@ pub fn random_archive(reference: &str, bytes: usize) -> Vec<u8> {
 }
 
 fn archive_of(reference: &str, layer: &[u8], labels: serde_json::Value) -> Vec<u8> {
+    archive_of_layers(reference, &[layer], labels)
+}
+
+fn archive_of_layers(reference: &str, layers: &[&[u8]], labels: serde_json::Value) -> Vec<u8> {
     let digest = |bytes: &[u8]| Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect::<String>();
-    let layer_digest = digest(layer);
+    let digests: Vec<String> = layers.iter().map(|layer| digest(layer)).collect();
+    let diff_ids: Vec<String> = digests.iter().map(|digest| format!("sha256:{digest}")).collect();
+    let files: Vec<String> = digests.iter().map(|digest| format!("{digest}/layer.tar")).collect();
+    let history = vec![serde_json::json!({"created_by": "nspool tests"}); layers.len()];
     let config = serde_json::json!({
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
         "os": "linux",
         "config": {"Cmd": ["/bin/sleep", "1000000"], "Env": ["PATH=/bin"], "Labels": labels},
-        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{layer_digest}")]},
-        "history": [{"created_by": "nspool tests"}],
+        "rootfs": {"type": "layers", "diff_ids": diff_ids},
+        "history": history,
     })
     .to_string()
     .into_bytes();
     let config_name = format!("{}.json", digest(&config));
-    let manifest = serde_json::json!([{"Config": config_name, "RepoTags": [reference], "Layers": [format!("{layer_digest}/layer.tar")]}]);
+    let manifest = serde_json::json!([{"Config": config_name, "RepoTags": [reference], "Layers": files}]);
     let mut archive = tar::Builder::new(Vec::new());
     add_file(&mut archive, &config_name, 0o644, &config);
-    add_file(&mut archive, &format!("{layer_digest}/layer.tar"), 0o644, layer);
+    for (file, layer) in files.iter().zip(layers) {
+        add_file(&mut archive, file, 0o644, layer);
+    }
     add_file(&mut archive, "manifest.json", 0o644, manifest.to_string().as_bytes());
     archive.into_inner().unwrap()
 }

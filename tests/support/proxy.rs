@@ -96,7 +96,9 @@ async fn serve(mut connection: TcpStream, registry: SocketAddr, state: &Mutex<St
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(connection.read_u8().await?);
-        let is_http = [&b"GET "[..], b"HEAD "].iter().any(|method| method.starts_with(&head) || head.starts_with(method));
+        let is_http = [&b"GET "[..], b"HEAD ", b"POST ", b"PUT ", b"PATCH "]
+            .iter()
+            .any(|method| method.starts_with(&head) || head.starts_with(method));
         if !is_http {
             // TLS, which an engine tries first.
             return Ok(());
@@ -116,7 +118,9 @@ async fn serve(mut connection: TcpStream, registry: SocketAddr, state: &Mutex<St
         let answer = format!("HTTP/1.1 429 Too Many Requests\r\n{words}\r\nConnection: close\r\n\r\n{body}");
         return connection.write_all(answer.as_bytes()).await;
     }
-    let mut answer = ask(registry, &head).await?;
+    let mut sent = vec![0; length_of(&head)];
+    connection.read_exact(&mut sent).await?;
+    let mut answer = ask(registry, &head, &sent).await?;
     let body = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").map_or(answer.len(), |at| at + 4);
     if answer.len() - body < LAYER {
         return connection.write_all(&answer).await;
@@ -131,12 +135,19 @@ async fn serve(mut connection: TcpStream, registry: SocketAddr, state: &Mutex<St
     connection.write_all(&answer).await
 }
 
+/// Of a request's body.
+fn length_of(head: &str) -> usize {
+    let mut lengths = head.lines().filter_map(|line| line.to_lowercase().strip_prefix("content-length:")?.trim().parse().ok());
+    lengths.next().unwrap_or(0)
+}
+
 /// The registry's whole answer.
-async fn ask(registry: SocketAddr, head: &str) -> std::io::Result<Vec<u8>> {
+async fn ask(registry: SocketAddr, head: &str, body: &[u8]) -> std::io::Result<Vec<u8>> {
     let mut upstream = TcpStream::connect(registry).await?;
     let others = head.lines().filter(|line| !line.is_empty() && !line.to_lowercase().starts_with("connection:"));
     let request: String = others.chain(["Connection: close", ""]).map(|line| format!("{line}\r\n")).collect();
     upstream.write_all(request.as_bytes()).await?;
+    upstream.write_all(body).await?;
     let mut answer = Vec::new();
     upstream.read_to_end(&mut answer).await?;
     Ok(answer)

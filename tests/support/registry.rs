@@ -65,6 +65,16 @@ impl TestRegistry {
         });
     }
 
+    /// Forgets all it has, by a start with an empty folder.
+    pub fn wipe(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        std::fs::remove_dir_all(self.dir.path().join("data")).unwrap();
+        self.launch();
+    }
+
     /// Pushes an image of the engine under `repository:tag`, and takes the name away from the engine again; gives the full reference.
     pub fn push(&self, engine: &TestEngine, image: &str, name: &str) -> String {
         let reference = format!("{}/{name}", self.host);

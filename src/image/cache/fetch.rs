@@ -337,7 +337,7 @@ enum Here {
 }
 
 /// Whether it came by a caller's credentials.
-fn is_named(image: &Image) -> bool {
+pub(super) fn is_named(image: &Image) -> bool {
     image.tags.iter().any(|tag| tag.strip_prefix(PRIVATE).is_some_and(|rest| rest.starts_with(':')))
 }
 

@@ -27,16 +27,16 @@ impl fmt::Debug for Identity {
 }
 
 /// Makes identities: SHA-256 over a random key of this process, then each part with its length before it.
-pub(super) struct Identities([u8; 32]);
+pub(in crate::image) struct Identities([u8; 32]);
 
 impl Identities {
-    pub(super) fn new() -> Self {
+    pub(in crate::image) fn new() -> Self {
         let mut key = [0; 32];
         random::fill(&mut key);
         Self(key)
     }
 
-    pub(super) fn of(&self, credentials: &Credentials) -> Identity {
+    pub(in crate::image) fn of(&self, credentials: &Credentials) -> Identity {
         let mut hash = Sha256::new_with_prefix(self.0);
         for part in [&credentials.username, &credentials.secret] {
             hash.update((part.len() as u64).to_be_bytes());

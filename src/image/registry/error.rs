@@ -9,6 +9,7 @@ use http::{Response, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::ASK_TIMEOUT;
 use crate::causes::with_causes;
@@ -136,9 +137,11 @@ pub(super) struct No {
 #[derive(Debug, Deserialize)]
 pub(super) struct Reason {
     #[serde(default)]
-    code: String,
+    pub(super) code: String,
     #[serde(default)]
     message: String,
+    #[serde(default)]
+    pub(super) detail: Value,
 }
 
 #[derive(Deserialize)]

@@ -1,4 +1,4 @@
-//! One repository of a registry, for one identity: what is in it, read.
+//! One repository of a registry, for one identity: what is in it, read. `writing` puts something in.
 //!
 //! What it promises:
 //! - What the registry wants to know (a password, a token) is asked for once and kept, by one for all who ask at the same time; after a 401, once more.
@@ -36,7 +36,7 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 const LONGEST_MANIFEST: usize = 4 << 20;
 const MOST_REDIRECTS: usize = 5;
 
-const DIGEST: &str = "docker-content-digest";
+pub(super) const DIGEST: &str = "docker-content-digest";
 /// What engines pull: an index for several platforms, or one manifest.
 const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json, \
                          application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json";

@@ -1,6 +1,7 @@
 //! Against a scripted HTTP server on loopback.
 
 mod reading;
+mod writing;
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -264,6 +264,12 @@ impl Manifest {
         Self { schema_version: 2, media_type: MANIFEST_TYPE.to_owned(), config, layers }
     }
 
+    /// As it says itself; those that do not say are the OCI's.
+    #[must_use]
+    pub fn media_type(&self) -> &str {
+        if self.media_type.is_empty() { MANIFEST_TYPE } else { &self.media_type }
+    }
+
     /// As bytes, and what points to them.
     pub(super) fn bytes(&self) -> serde_json::Result<(Vec<u8>, Descriptor)> {
         let bytes = serde_json::to_vec(self)?;

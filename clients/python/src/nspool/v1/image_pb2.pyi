@@ -131,6 +131,58 @@ class BuiltImage(_message.Message):
     used: _timestamp_pb2.Timestamp
     def __init__(self, id: _Optional[str] = ..., key: _Optional[str] = ..., reference: _Optional[str] = ..., reused: bool = ..., built: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., used: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
+class PushImageRequest(_message.Message):
+    __slots__ = ("source", "target", "auth")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    AUTH_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    target: str
+    auth: RegistryAuth
+    def __init__(self, source: _Optional[str] = ..., target: _Optional[str] = ..., auth: _Optional[_Union[RegistryAuth, _Mapping]] = ...) -> None: ...
+
+class PushImageResponse(_message.Message):
+    __slots__ = ("progress", "pushed")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    PUSHED_FIELD_NUMBER: _ClassVar[int]
+    progress: PushProgress
+    pushed: PushedImage
+    def __init__(self, progress: _Optional[_Union[PushProgress, _Mapping]] = ..., pushed: _Optional[_Union[PushedImage, _Mapping]] = ...) -> None: ...
+
+class PushProgress(_message.Message):
+    __slots__ = ("layers", "layers_done", "bytes", "bytes_total")
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_DONE_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    BYTES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    layers: int
+    layers_done: int
+    bytes: int
+    bytes_total: int
+    def __init__(self, layers: _Optional[int] = ..., layers_done: _Optional[int] = ..., bytes: _Optional[int] = ..., bytes_total: _Optional[int] = ...) -> None: ...
+
+class PushedImage(_message.Message):
+    __slots__ = ("digest", "target", "layers", "uploaded", "mounted", "seen", "present", "bytes", "id")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    UPLOADED_FIELD_NUMBER: _ClassVar[int]
+    MOUNTED_FIELD_NUMBER: _ClassVar[int]
+    SEEN_FIELD_NUMBER: _ClassVar[int]
+    PRESENT_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    target: str
+    layers: int
+    uploaded: int
+    mounted: int
+    seen: int
+    present: int
+    bytes: int
+    id: str
+    def __init__(self, digest: _Optional[str] = ..., target: _Optional[str] = ..., layers: _Optional[int] = ..., uploaded: _Optional[int] = ..., mounted: _Optional[int] = ..., seen: _Optional[int] = ..., present: _Optional[int] = ..., bytes: _Optional[int] = ..., id: _Optional[str] = ...) -> None: ...
+
 class ListImagesRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

@@ -45,6 +45,11 @@ class ImageCacheStub(object):
                 request_serializer=nspool_dot_v1_dot_image__pb2.BuildImageRequest.SerializeToString,
                 response_deserializer=nspool_dot_v1_dot_image__pb2.BuildImageResponse.FromString,
                 _registered_method=True)
+        self.PushImage = channel.unary_stream(
+                '/nspool.v1.ImageCache/PushImage',
+                request_serializer=nspool_dot_v1_dot_image__pb2.PushImageRequest.SerializeToString,
+                response_deserializer=nspool_dot_v1_dot_image__pb2.PushImageResponse.FromString,
+                _registered_method=True)
         self.ListImages = channel.unary_unary(
                 '/nspool.v1.ImageCache/ListImages',
                 request_serializer=nspool_dot_v1_dot_image__pb2.ListImagesRequest.SerializeToString,
@@ -73,6 +78,15 @@ class ImageCacheServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PushImage(self, request, context):
+        """Brings an image that is here to a registry, which is sent only those layers that it does not have. The last message says what became of it. A push is the
+        daemon's, as a fetch is. For operators only: it takes images of this host elsewhere. An image that came here by a caller's credentials is its own, and
+        is not pushed (PRIVATE_IMAGE).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListImages(self, request, context):
         """What the daemon knows of images that were asked for since its start, and of the placeholder. Who is not an operator does not see those that were asked for by credentials.
         """
@@ -92,6 +106,11 @@ def add_ImageCacheServicer_to_server(servicer, server):
                     servicer.BuildImage,
                     request_deserializer=nspool_dot_v1_dot_image__pb2.BuildImageRequest.FromString,
                     response_serializer=nspool_dot_v1_dot_image__pb2.BuildImageResponse.SerializeToString,
+            ),
+            'PushImage': grpc.unary_stream_rpc_method_handler(
+                    servicer.PushImage,
+                    request_deserializer=nspool_dot_v1_dot_image__pb2.PushImageRequest.FromString,
+                    response_serializer=nspool_dot_v1_dot_image__pb2.PushImageResponse.SerializeToString,
             ),
             'ListImages': grpc.unary_unary_rpc_method_handler(
                     servicer.ListImages,
@@ -154,6 +173,33 @@ class ImageCache(object):
             '/nspool.v1.ImageCache/BuildImage',
             nspool_dot_v1_dot_image__pb2.BuildImageRequest.SerializeToString,
             nspool_dot_v1_dot_image__pb2.BuildImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PushImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/nspool.v1.ImageCache/PushImage',
+            nspool_dot_v1_dot_image__pb2.PushImageRequest.SerializeToString,
+            nspool_dot_v1_dot_image__pb2.PushImageResponse.FromString,
             options,
             channel_credentials,
             insecure,
