@@ -12,6 +12,8 @@ mod push;
 #[path = "images/stored.rs"]
 mod stored;
 mod support;
+#[path = "images/tls.rs"]
+mod tls;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

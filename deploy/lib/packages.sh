@@ -18,6 +18,7 @@ podman | podman
 /usr/lib/cni/bridge | containernetworking-plugins
 busybox | busybox-static
 htpasswd | apache2-utils
+openssl | openssl
 go | golang-go
 /usr/share/gocode/src/google.golang.org/grpc/clientconn.go | golang-google-grpc-dev
 /usr/share/gocode/src/github.com/golang/protobuf/proto/lib.go | golang-github-golang-protobuf-1-3-dev

@@ -1,7 +1,7 @@
 //! A private registry on loopback: Debian's `docker-registry`, with or without a password (`htpasswd` of apache2-utils).
 
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -46,6 +46,23 @@ impl TestRegistry {
         }
         std::fs::write(dir.path().join("config.yml"), config).unwrap();
         Self { host, dir, child: None }
+    }
+
+    /// The same behind TLS, on all addresses. An engine takes any certificate on loopback.
+    pub fn start_with_tls(certificate: &Path, key: &Path) -> Self {
+        let mut registry = Self::prepare(false);
+        let config = registry.dir.path().join("config.yml");
+        let (port, tls) = (registry.port(), format!("tls: {{certificate: {}, key: {}}}", certificate.display(), key.display()));
+        let behind = std::fs::read_to_string(&config).unwrap();
+        let behind = behind.replace(&format!("http: {{addr: '{}'}}", registry.host), &format!("http: {{addr: ':{port}', {tls}}}"));
+        std::fs::write(config, behind).unwrap();
+        registry.launch();
+        registry
+    }
+
+    /// Where it listens.
+    pub fn port(&self) -> &str {
+        self.host.rsplit_once(':').unwrap().1
     }
 
     /// Starts it and waits until it listens.
