@@ -18,6 +18,7 @@ macro_rules! on_both_engines {
 mod e2e {
     mod bad_days;
     mod buddies;
+    mod builds;
     mod cni;
     mod crash_points;
     mod engine_away;

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::AsyncWriteExt as _;
 use tonic::{Status, Streaming};
@@ -17,6 +18,9 @@ use crate::image::cache::{Failure, Kind};
 use crate::proto;
 use crate::proto::build_image_request::Part;
 use crate::proto::build_image_response::Event as Told;
+
+/// From one piece of a context to the next.
+const PART_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// One caller's build, from the first message to the last.
 pub(super) struct Builder {
@@ -93,7 +97,7 @@ async fn heard(turn: &Turn, shared: &Shared, peer: Peer, parts: &mut Streaming<p
     let file = turn.spool().map_err(|error| failed(&error))?;
     let mut spool = tokio::fs::File::from_std(file);
     let (limit, mut bytes) = (turn.context_limit(), 0);
-    while let Some(message) = parts.message().await? {
+    while let Some(message) = next_part(parts).await? {
         let Some(Part::Context(piece)) = message.part else {
             return Err(Refusal::bad_field("part", "only the first message may have a definition").into());
         };
@@ -105,6 +109,15 @@ async fn heard(turn: &Turn, shared: &Shared, peer: Peer, parts: &mut Streaming<p
     }
     spool.flush().await.map_err(|error| failed(&error))?;
     Ok(Definition { context: Context::Tar(spool.into_std().await), ..definition })
+}
+
+/// Whoever stops in the midst of a context has a turn, and a file that grows no more: not for long.
+async fn next_part(parts: &mut Streaming<proto::BuildImageRequest>) -> Result<Option<proto::BuildImageRequest>, Status> {
+    let late = |_| {
+        let why = format!("nothing of the context came for {}", humantime::format_duration(PART_TIMEOUT));
+        Refusal::NotFetched(Failure::new(Kind::Invalid, &why))
+    };
+    tokio::time::timeout(PART_TIMEOUT, parts.message()).await.map_err(late)?
 }
 
 fn image(built: &Built) -> proto::BuiltImage {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use nspool::engine::fake::{Fault, Operation};
 use nspool::engine::{Credentials, ErrorClass};
 use nspool::proto::build_image_request::Part;
@@ -268,4 +269,18 @@ async fn who_goes_away_does_not_end_a_build() {
     drop(going);
     let (_, built) = served.build(all()).await.unwrap();
     assert_eq!((served.images.count(Operation::BuildImage), built.id.is_empty()), (1, false));
+}
+
+#[tokio::test]
+async fn a_context_that_comes_no_further_is_given_up() {
+    let served = served().await;
+    let tar = tar_of("Dockerfile", "FROM scratch\n");
+    let half = parts(BuildDefinition::default(), &tar[..1000]);
+    let asked = futures::stream::iter(half).chain(futures::stream::pending());
+    let mut answers = served.images().await.build_image(asked).await.unwrap().into_inner();
+    // From here on time passes as soon as nobody has anything to do.
+    tokio::time::pause();
+    let late = answers.message().await.unwrap_err();
+    assert_eq!(reason(&late), (Code::InvalidArgument, "BAD_BUILD".into()));
+    assert_eq!(late.message(), "nothing of the context came for 1m");
 }
