@@ -197,10 +197,13 @@ impl Errand<'_> {
     }
 
     async fn bring(&self, blob: Descriptor, is_layer: bool, trusting: bool) -> Result<(), Failure> {
+        let (seen, here) = (&self.pusher.seen, self.repository.path());
+        let turn = seen.turn(&self.who, &blob.digest, here).await;
         let how = self.bring_somehow(&blob, trusting).await?;
         if how != How::Seen {
-            self.pusher.seen.note(&self.who, &blob.digest, self.repository.path());
+            seen.note(&self.who, &blob.digest, here);
         }
+        drop(turn);
         if is_layer {
             self.told.change(|tally| tally.layers_done += 1);
             let mut layers = self.layers.lock();
