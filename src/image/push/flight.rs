@@ -242,9 +242,9 @@ impl Errand<'_> {
     }
 
     async fn upload(&self, blob: &Descriptor, mut session: Option<Session>) -> Result<How, Failure> {
-        let is_first = Mutex::new(true);
+        let mut is_first = true;
         let attempt = || {
-            let (session, is_first) = (session.take(), std::mem::replace(&mut *is_first.lock(), false));
+            let (session, is_first) = (session.take(), std::mem::replace(&mut is_first, false));
             async move {
                 // The answer may have been lost, and not the blob.
                 if !is_first && self.repository.has_blob(&blob.digest).await? {
