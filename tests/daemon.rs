@@ -5,6 +5,9 @@
 
 #![expect(clippy::unwrap_used, reason = "the bodies of tests are functions of their own here, shared by the engines")]
 
+#[expect(dead_code, reason = "other tests use the rest")]
+#[path = "support/small_registry.rs"]
+mod small_registry;
 mod support;
 
 /// Each `async fn(&TestEngine)` as a test of its own on Docker and on podman.

@@ -245,7 +245,7 @@ impl Default for Placeholder {
 /// `[images]`: those that callers ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Images {
-    /// A fetch with all its attempts at most this long.
+    /// A fetch with all its attempts, or a push, at most this long.
     pub fetch_timeout: Duration,
     /// How often a fetch asks the registry.
     pub attempts: u32,
@@ -255,7 +255,7 @@ pub struct Images {
     pub concurrent_while_filling: u32,
     /// When a registry is asked whether what is here is still what it has.
     pub freshness: Freshness,
-    /// With [`Freshness::Ttl`]: how long nobody asks.
+    /// With [`Freshness::Ttl`]: how long nobody asks. Also how long a layer that was seen in a registry is believed to be there.
     pub fresh_for: Duration,
     /// Images that may be looked for, fetched and waited for at once.
     pub queue: u32,
@@ -269,7 +269,7 @@ pub struct Images {
     pub build_timeout: Duration,
     /// Bytes of a context at most.
     pub context_limit: u64,
-    /// Where contexts lie on their way to the builder.
+    /// Where contexts lie on their way to the builder, and images on their way to a registry if there is no store.
     pub spool: PathBuf,
     /// Who may build.
     pub builders: Builders,

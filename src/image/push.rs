@@ -15,7 +15,8 @@
 //!
 //! What it promises:
 //! - One push for an image, a target and an identity, whoever asks. It belongs to the [`Pusher`]: who goes away ends its own wait.
-//! - A layer that the registry has is not sent, and one that was seen in the target's repository not even asked for (`seen`). That is a memory: when the registry
+//! - A layer that the registry has is not sent, and one that was seen in the target's repository not even asked for (`seen`); two pushes at once that need
+//!   the same layer there send it once. That is a memory: when the registry
 //!   disagrees, it is forgotten and the push made once more without it; the outcome is the registry's word on the manifest, never ours.
 //! - What is said to be pushed has the digest that the store knows it by: its manifest goes as it is.
 //! - An image that came by a caller's credentials ([`PRIVATE`](super::cache::PRIVATE)) is not pushed, whoever asks, as long as it is somebody's own.

@@ -8,6 +8,7 @@ use nspool::engine::docker::Docker;
 use nspool::engine::{Engine as _, EngineKind};
 
 use super::seen::{listener, metrics, sum};
+use crate::small_registry::{SmallRegistry, Trouble as Answers};
 use crate::support::daemon::{LIMIT, NSPOOL, TestDaemon, text};
 use crate::support::engines::{TestEngine, native, unique};
 use crate::support::eventually;
@@ -21,6 +22,8 @@ on_both_engines!(
     what_came_by_a_password_is_not_everybodys_after_a_restart,
     the_placeholder_follows_its_tag_and_stays_whoever_prunes,
     a_restart_with_the_same_image_rolls_nothing,
+    what_is_pushed_costs_nothing_the_second_time,
+    a_push_that_is_killed_leaves_nothing,
 );
 
 /// In the registry, and no longer in the engine.
@@ -116,6 +119,71 @@ async fn what_came_by_a_password_is_not_everybodys_after_a_restart(engine: &Test
     }
     let id = serde_json::from_slice::<serde_json::Value>(&fetched.stdout).unwrap()[0]["id"].as_str().unwrap().to_owned();
     engine.run(&["rmi", "-f", &id]);
+}
+
+async fn what_is_pushed_costs_nothing_the_second_time(engine: &TestEngine) {
+    let registry = TestRegistry::start(true);
+    let local = format!("localhost/nspool-test-fn-{:x}:1", unique());
+    let docker = Docker::connect(&engine.endpoint(), Some(engine.kind)).unwrap();
+    docker.load_image(random_archive(&local, 3 << 20).into()).await.unwrap();
+    let (line, address) = listener();
+    let mut daemon = TestDaemon::prepare(engine, &[&line]);
+    let (file, store) = (daemon.dir.path().join("password"), daemon.dir.path().join("no-store"));
+    std::fs::write(&file, PASSWORD).unwrap();
+    let of_registry = |key: &str, value: &str| format!("registries.\"{}\".{key} = {value:?}", registry.host);
+    let password = of_registry("password_file", &file.display().to_string());
+    daemon.configure(&[&of_registry("username", USER), &password, &format!("images.store = {store:?}")]);
+    daemon.launch().await;
+    let targets = ["team/fn:1", "team/fn:2"].map(|name| format!("{}/{name}", registry.host));
+    let counts = targets.each_ref().map(|target| {
+        let pushed = daemon.json(&["image", "push", &local, target]);
+        assert_eq!(pushed["target"].as_str(), Some(target.as_str()), "{pushed}");
+        ["layers", "uploaded", "seen"].map(|count| pushed[count].as_u64().unwrap())
+    });
+    assert_eq!(counts, [[1, 1, 0], [1, 0, 1]]);
+    let told = metrics(&address);
+    assert_eq!(sum(&told, "nspool_image_pushes_total", "outcome=\"pushed\""), 2.0, "{told}");
+    assert_eq!(sum(&told, "nspool_image_pushed_layers_total", "how=\"seen\""), 1.0, "{told}");
+
+    let missing = daemon.cli(&["image", "push", "localhost/nspool-test-none:1", &targets[0]]);
+    assert_eq!(missing.status.code(), Some(1), "{missing:?}");
+    engine.run(&["rmi", &local]);
+    let fetched = ensure_by(&daemon, &targets[1], PASSWORD);
+    assert!(fetched.status.success(), "{fetched:?}");
+    let own = daemon.cli(&["image", "push", &targets[1]]);
+    assert!(own.status.code() == Some(1) && text(&own.stderr).contains("a caller's credentials"), "{own:?}");
+    assert_eq!(daemon.stop().await, 0);
+    assert!(!daemon.log().contains(PASSWORD));
+    let id = serde_json::from_slice::<serde_json::Value>(&fetched.stdout).unwrap()[0]["id"].as_str().unwrap().to_owned();
+    engine.run(&["rmi", "-f", &id]);
+}
+
+async fn a_push_that_is_killed_leaves_nothing(engine: &TestEngine) {
+    let registry = SmallRegistry::start().await;
+    let local = format!("localhost/nspool-test-fn-{:x}:1", unique());
+    let docker = Docker::connect(&engine.endpoint(), Some(engine.kind)).unwrap();
+    docker.load_image(random_archive(&local, 3 << 20).into()).await.unwrap();
+    let mut daemon = TestDaemon::prepare(engine, &[]);
+    let (spool, store) = (daemon.dir.path().join("spool"), daemon.dir.path().join("no-store"));
+    std::fs::create_dir(&spool).unwrap();
+    daemon.configure(&[&format!("images.spool = {spool:?}"), &format!("images.store = {store:?}")]);
+    daemon.launch().await;
+    registry.next("PUT /v2/team/fn/blobs", Answers::Silent);
+    let target = format!("{}/team/fn:1", registry.host);
+    let mut pushing = daemon.cli_of(NSPOOL.as_ref(), &["image", "push", &local, &target]).stderr(Stdio::null()).spawn().unwrap();
+    registry.held.notified().await;
+    daemon.kill();
+    assert!(!pushing.wait().unwrap().success());
+    let spooled = || std::fs::read_dir(&spool).unwrap().count();
+    assert_eq!(spooled(), 1, "a store for one push");
+    assert!(registry.state.lock().manifests.is_empty());
+
+    daemon.launch().await;
+    let pushed = daemon.json(&["image", "push", &local, &target]);
+    assert_eq!((pushed["layers"].as_u64(), spooled()), (Some(1), 0), "{pushed}");
+    assert!(registry.state.lock().manifests.contains_key("team/fn 1"));
+    assert_eq!(daemon.stop().await, 0);
+    engine.run(&["rmi", &local]);
 }
 
 #[tokio::test]

@@ -23,6 +23,8 @@ pub enum Trouble {
     Says(u16, Vec<(&'static str, String)>, String),
     /// Nothing, ever.
     Silent,
+    /// What it asks for, once this is told.
+    After(Arc<Notify>),
     /// What is asked for is done, and this answered.
     DoneAndSays(u16, Vec<(&'static str, String)>, String),
 }
@@ -49,7 +51,7 @@ pub struct SmallRegistry {
     /// `127.0.0.1:PORT`, part of every reference.
     pub host: String,
     pub state: Arc<Mutex<State>>,
-    /// Each request that is never answered.
+    /// Each request that has to wait for its answer.
     pub held: Arc<Notify>,
     _serving: JoinSet<()>,
 }
@@ -118,11 +120,15 @@ async fn answer(state: &Mutex<State>, held: &Notify, request: Request) -> Respon
         state.requests.push(line.clone());
         state.trouble(&line)
     };
-    match trouble {
+    match trouble.clone() {
         Some(Trouble::Says(status, headers, body)) => return says(status, &headers, body),
         Some(Trouble::Silent) => {
             held.notify_one();
             return std::future::pending().await;
+        }
+        Some(Trouble::After(until)) => {
+            held.notify_one();
+            until.notified().await;
         }
         Some(Trouble::DoneAndSays(..)) | None => {}
     }
@@ -131,7 +137,7 @@ async fn answer(state: &Mutex<State>, held: &Notify, request: Request) -> Respon
     let done = act(&mut state.lock(), parts.method.as_str(), &target, &parts.headers, &bytes);
     match trouble {
         Some(Trouble::DoneAndSays(status, headers, body)) => says(status, &headers, body),
-        Some(Trouble::Says(..) | Trouble::Silent) | None => done,
+        Some(Trouble::Says(..) | Trouble::Silent | Trouble::After(_)) | None => done,
     }
 }
 

@@ -298,7 +298,7 @@ pub const KEYS: &[Key] = &[
         restart,
         time secs(1), DAY,
         |c| c.images.fetch_timeout,
-        "How long fetching an image may take, with the wait for its turn and all attempts."
+        "How long fetching an image, or pushing one, may take, with the wait for its turn and all attempts."
     ),
     key!(
         "images",
@@ -347,7 +347,8 @@ pub const KEYS: &[Key] = &[
         restart,
         time secs(1), secs(365 * 24 * 3600),
         |c| c.images.fresh_for,
-        "With freshness = ttl: for how long nobody asks. Of what was here before nspool, counted from when it was first asked for."
+        "With freshness = ttl: for how long nobody asks. Of what was here before nspool, counted from when it was first asked for. In any \
+         case, for how long a layer that was seen in a registry is taken to be there when an image is pushed."
     ),
     key!(
         "images",
@@ -408,7 +409,8 @@ pub const KEYS: &[Key] = &[
         get | c | Value::Text(c.images.spool.display().to_string()),
         set | c,
         value | c.images.spool = PathBuf::from(value.text()),
-        "Where contexts lie, without names, on their way to the builder: a disk with room for them, not memory."
+        "Where contexts lie, without names, on their way to the builder, and images on their way to a registry if there is no store: a disk with \
+         room for them, not memory."
     ),
     key!(
         "images",

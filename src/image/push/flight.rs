@@ -197,10 +197,13 @@ impl Errand<'_> {
     }
 
     async fn bring(&self, blob: Descriptor, is_layer: bool, trusting: bool) -> Result<(), Failure> {
+        let (seen, here) = (&self.pusher.seen, self.repository.path());
+        let turn = seen.turn(&self.who, &blob.digest, here).await;
         let how = self.bring_somehow(&blob, trusting).await?;
         if how != How::Seen {
-            self.pusher.seen.note(&self.who, &blob.digest, self.repository.path());
+            seen.note(&self.who, &blob.digest, here);
         }
+        drop(turn);
         if is_layer {
             self.told.change(|tally| tally.layers_done += 1);
             let mut layers = self.layers.lock();
@@ -239,9 +242,9 @@ impl Errand<'_> {
     }
 
     async fn upload(&self, blob: &Descriptor, mut session: Option<Session>) -> Result<How, Failure> {
-        let is_first = Mutex::new(true);
+        let mut is_first = true;
         let attempt = || {
-            let (session, is_first) = (session.take(), std::mem::replace(&mut *is_first.lock(), false));
+            let (session, is_first) = (session.take(), std::mem::replace(&mut is_first, false));
             async move {
                 // The answer may have been lost, and not the blob.
                 if !is_first && self.repository.has_blob(&blob.digest).await? {

@@ -5,14 +5,17 @@
 //!
 //! What one identity was shown is not used for another: whether there is something to mount from would tell it what others have there.
 //!
+//! Whoever looks for a blob has its [turn](Seen::turn): who comes second finds what the first has brought, and need not bring it as well.
+//!
 //! It is a memory and no truth: a registry that is wiped, or collects its garbage, knows better, and whoever uses it must be ready to hear so. It is bounded:
 //! what was of use the longest time ago is forgotten first. It deliberately outlives nothing.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 
 use crate::image::cache::Whose;
@@ -56,7 +59,11 @@ struct Table {
     /// By when they were of use.
     ages: BTreeMap<u64, Key>,
     next: u64,
+    /// Of those who look for a blob in a repository.
+    turns: HashMap<(Key, String), Weak<Turn>>,
 }
+
+type Turn = tokio::sync::Mutex<()>;
 
 struct Blob {
     /// The last one seen is the last.
@@ -67,6 +74,12 @@ struct Blob {
 impl Seen {
     pub(super) fn new(good_for: Duration) -> Self {
         Self { table: Mutex::default(), good_for, most: MOST }
+    }
+
+    /// Waits until nobody else, by the same identity, looks for this blob in this repository. To be held until it is noted, or given up. Cancel safe.
+    pub(super) async fn turn(&self, who: &Who, digest: &Digest, repository: &str) -> OwnedMutexGuard<()> {
+        let turn = self.table.lock().turn(((who.clone(), digest.clone()), repository.to_owned()));
+        turn.lock_owned().await
     }
 
     pub(super) fn of(&self, who: &Who, digest: &Digest, repository: &str) -> Known {
@@ -120,6 +133,17 @@ impl Seen {
 }
 
 impl Table {
+    fn turn(&mut self, of: (Key, String)) -> Arc<Turn> {
+        if let Some(turn) = self.turns.get(&of).and_then(Weak::upgrade) {
+            return turn;
+        }
+        // Of those that are under way there are few.
+        self.turns.retain(|_, turn| turn.strong_count() > 0);
+        let turn = Arc::new(Turn::default());
+        self.turns.insert(of, Arc::downgrade(&turn));
+        turn
+    }
+
     fn touch(&mut self, key: &Key) {
         self.next += 1;
         if let Some(blob) = self.blobs.get_mut(key) {

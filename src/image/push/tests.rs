@@ -241,6 +241,27 @@ async fn ten_who_ask_are_one_push_and_the_same_of_another_is_not() {
 }
 
 #[tokio::test]
+async fn two_at_once_that_share_a_layer_send_it_once() {
+    let host = Host::new(true).await;
+    let (base, go) = (Digest::of(b"base"), Arc::new(tokio::sync::Notify::new()));
+    host.registry.next(&format!("HEAD /v2/team/fn/blobs/{base}"), Trouble::After(Arc::clone(&go)));
+    let target = |name| host.target(name);
+    let mut first = host.pusher.push(&Source::parse("fn:1").unwrap(), &target("team/fn:1"), None).await.unwrap();
+    host.registry.held.notified().await;
+    let mut second = host.pusher.push(&Source::parse("fn:2").unwrap(), &target("team/fn:2"), None).await.unwrap();
+    // All that it can do alone.
+    second.wait_for(|told| told.progress.layers_done == 1).await.unwrap();
+    go.notify_one();
+    for (following, expected) in [(&mut first, layers(0, 0, 0, 2)), (&mut second, layers(1, 0, 0, 1))] {
+        let told = following.wait_for(|told| told.outcome.is_some()).await.unwrap().clone();
+        assert_eq!(told.outcome.unwrap().unwrap().layers, expected);
+    }
+    assert_eq!(host.registry.count(base.as_str()), 1, "{:?}", host.registry.taken());
+    let sent = base.as_str().replace(':', "%3A");
+    assert_eq!(host.registry.count(&format!("digest={sent}")), 1);
+}
+
+#[tokio::test]
 async fn a_stop_cuts_off_in_mid_upload() {
     let host = Host::new(false).await;
     host.registry.next("PUT /v2/team/fn/blobs", Trouble::Silent);
