@@ -7,6 +7,8 @@
 
 #[path = "images/builds.rs"]
 mod builds;
+#[path = "images/room.rs"]
+mod room;
 mod support;
 
 use std::sync::Arc;

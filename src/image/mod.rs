@@ -3,13 +3,14 @@
 //! [`placeholder`] makes the embedded image; [`gate`] sees to it that an image is there before a nanny creates from it, and that only one
 //! preparation runs, whoever waits (I5); [`cache`] does the same for any image, asked for by a [`mod@reference`]; [`freshness`] says when a [`registry`] is asked
 //! whether that is still what it has; [`build`] builds them; [`pull`] finds the credentials that a pull needs. [`store`] keeps images on this host, whatever
-//! becomes of its engines; [`transfer`] brings them from there into an engine and back. None of them knows slots, leases or nannies.
+//! becomes of its engines; [`transfer`] brings them from there into an engine and back. [`room`] keeps what they take below a mark. None of them knows slots, leases or nannies.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use self::build::Builds;
 use self::cache::Cache;
+use self::room::Room;
 use crate::config;
 use crate::engine::Engine;
 use crate::random;
@@ -23,6 +24,7 @@ pub mod places;
 pub mod pull;
 pub mod reference;
 pub mod registry;
+pub mod room;
 pub mod store;
 pub mod transfer;
 
@@ -33,20 +35,29 @@ pub struct Images {
     pub cache: Cache,
     /// By what goes in.
     pub builds: Builds,
+    /// That they fit on the disk.
+    pub room: Room,
 }
 
 impl Images {
     /// `engine` is a paced one.
     #[must_use]
     pub fn new(cache: Cache, engine: Arc<dyn Engine>, settings: &config::Images) -> Self {
-        let builds = Builds::new(engine, cache.clone(), settings.clone());
-        Self { cache, builds }
+        let builds = Builds::new(Arc::clone(&engine), cache.clone(), settings.clone());
+        let room = Room::new(engine, cache.uses().clone(), cache.places().clone(), settings);
+        let makes = room.clone();
+        cache.make_space_by(move || {
+            let room = makes.clone();
+            Box::pin(async move { room.make_space().await })
+        });
+        Self { cache, builds, room }
     }
 
     /// Cuts off fetches and builds, those to come included, and waits until they have ended. Cancel safe: they end all the same.
     pub async fn close(&self) {
         self.builds.close().await;
         self.cache.close().await;
+        self.room.close().await;
     }
 }
 
