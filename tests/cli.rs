@@ -140,6 +140,8 @@ fn tables_for_people() {
         &["inspect", "7"],
         &["inspect", "1"],
         &["image", "ensure", "busybox:1.36", "reg:5000/fn:7"],
+        &["image", "prune", "--dry-run"],
+        &["image", "prune", "--room", "1MiB"],
         &["restart-plan", "--config", SAMPLE],
         &["whois", "172.17.0.5"],
         &["whois", "nspool-default-1-1041-3-k2"],
@@ -195,6 +197,7 @@ fn json_for_programs() {
         &["image", "ensure", "busybox:1.36", "-o", "json"],
         &["image", "list", "-o", "json"],
         &["image", "list", "--failures", "-o", "json"],
+        &["image", "prune", "-o", "json"],
         &["restart-plan", "--config", SAMPLE, "-o", "json"],
         &["whois", "nspool-default-1-1041-3-k2", "-o", "json"],
     ] {
@@ -264,6 +267,7 @@ fn usage_mistakes_exit_with_64() {
         &["resize"],
         &["image"],
         &["image", "ensure"],
+        &["image", "prune", "--room", "much"],
         &["image", "ensure", "busybox", "--username", "ann"],
         &["usage", "--endpoint", "tcp://127.0.0.1:1"],
     ] {

@@ -109,7 +109,7 @@ async fn heard(turn: &Turn, shared: &Shared, peer: Peer, parts: &mut Streaming<p
 
 fn image(built: &Built) -> proto::BuiltImage {
     let (id, key, reference) = (built.id.to_string(), built.key.to_string(), built.name());
-    proto::BuiltImage { id, key, reference, reused: built.reused, built: None, used: None }
+    proto::BuiltImage { id, key, reference, reused: built.reused, built: None, used: None, held_until: None }
 }
 
 /// As it stands in lists.

@@ -21,6 +21,7 @@ mod deadline;
 mod health;
 mod image_builds;
 mod image_cache;
+mod image_room;
 mod local;
 mod namespace_pool;
 mod status;

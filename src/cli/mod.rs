@@ -19,6 +19,7 @@ mod helper;
 mod host;
 mod image;
 mod image_build;
+mod image_room;
 mod image_store;
 mod inspect;
 mod lease;
