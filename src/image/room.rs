@@ -14,7 +14,8 @@
 //! - The engine is the last judge: nothing is forced. What it keeps keeps its names.
 //! - An answer to EnsureImage or BuildImage is never of an image that is being removed.
 //! - By itself it removes nothing while slots are being filled.
-//! - What is known of uses survives the daemon and the host's boots ([`record`]). Where it is lost, what is not asked for anew stays for [`NOT_KNOWN_FOR`].
+//! - What is known of uses survives the daemon and the host's boots ([`record`]). Where it is lost, what is not asked for anew stays for [`NOT_KNOWN_FOR`]; after a daemon
+//!   that was killed everything is held once, as its last answers may not have been written down.
 //!
 //! What can go wrong: the engine does not answer (the next sweep comes) · uses cannot be written down (said once, a metric, tried again) · what must stay is more than
 //! the mark: that is said by the metrics. A daemon that is killed at a removal may leave an image with less names than it had; its mark of whose it is goes last.
@@ -107,6 +108,15 @@ pub enum PruneError {
     Stopping,
 }
 
+/// What a predecessor left, besides what it knew of images.
+#[derive(Clone, Copy, Debug)]
+struct Recalled {
+    /// Since when uses are known.
+    since: SystemTime,
+    /// Before that, any image may be held: it was killed, and its last answers may not be written down.
+    all_held_until: SystemTime,
+}
+
 /// See the module. Clones share everything.
 #[derive(Clone)]
 pub struct Room(Arc<Inner>);
@@ -121,8 +131,8 @@ struct Inner {
     pinned: OnceLock<Pinned>,
     /// Before it is said, nothing is read or written.
     file: OnceLock<File>,
-    /// Since when uses are known, once the file was read.
-    since: OnceCell<SystemTime>,
+    /// Once the file was read.
+    recalled: OnceCell<Recalled>,
     /// One sweep at a time.
     turn: tokio::sync::Mutex<()>,
     /// The last write of the file failed.
@@ -145,7 +155,7 @@ impl Room {
             reconfigured: Notify::new(),
             pinned: OnceLock::new(),
             file: OnceLock::new(),
-            since: OnceCell::new(),
+            recalled: OnceCell::new(),
             turn: tokio::sync::Mutex::new(()),
             failing: Mutex::new(false),
             tasks: TaskTracker::new(),
@@ -187,7 +197,7 @@ impl Room {
         self.0.stop.cancel();
         self.0.tasks.close();
         self.0.tasks.wait().await;
-        self.write().await;
+        self.write(true).await;
     }
 
     /// What goes, or would go, so that the engine's images take `room` bytes at most; `None`: nine tenths of `[images] room`. Carried out whether or not slots are
@@ -258,8 +268,8 @@ impl Room {
                 return Err(PruneError::Stopping);
             }
             let began = Instant::now();
-            let since = room.recall().await;
-            let swept = sweep.carry_out(&room.0, since).await?;
+            let recalled = room.recall().await;
+            let swept = sweep.carry_out(&room.0, recalled).await?;
             metrics::histogram!(metric::IMAGE_SWEEP).record(began.elapsed());
             Ok(swept)
         });
@@ -281,33 +291,37 @@ impl Room {
         }
     }
 
-    /// Reads what the last daemon knew, once. Since when uses are known.
-    async fn recall(&self) -> SystemTime {
+    /// Reads what the last daemon knew, once.
+    async fn recall(&self) -> Recalled {
         let read = async {
             let now = self.0.uses.now();
-            let Some(file) = self.0.file.get().cloned() else { return now };
+            let nothing = Recalled { since: now, all_held_until: now };
+            let Some(file) = self.0.file.get().cloned() else { return nothing };
             let record = tokio::task::spawn_blocking(move || file.read()).await.ok().flatten();
-            let Some(Record { since, known }) = record else { return now };
+            let Some(Record { since, complete, known }) = record else { return nothing };
             self.0.uses.recall(known);
-            since.min(now)
+            let all_held_until = if complete { now } else { self.0.uses.began() + self.0.uses.holds_for() };
+            Recalled { since: since.min(now), all_held_until }
         };
-        *self.0.since.get_or_init(|| read).await
+        *self.0.recalled.get_or_init(|| read).await
     }
 
     async fn keep_written(&self) {
         loop {
             self.0.uses.changed().await;
-            tokio::time::sleep(WRITE_EVERY).await;
-            while !self.write().await {
+            // The first one at once: from here on the file says that more may have been asked for.
+            while !self.write(false).await {
                 tokio::time::sleep(WRITE_AGAIN).await;
             }
+            tokio::time::sleep(WRITE_EVERY).await;
         }
     }
 
     /// Whether it is written, or there is nowhere to write to.
-    async fn write(&self) -> bool {
+    async fn write(&self, complete: bool) -> bool {
         let Some(file) = self.0.file.get().cloned() else { return true };
-        let record = Record { since: self.recall().await, known: self.0.uses.known() };
+        let since = self.recall().await.since;
+        let record = Record { since, complete, known: self.0.uses.known() };
         let path = file.path();
         let written = tokio::task::spawn_blocking(move || file.write(&record)).await;
         let why = match written {

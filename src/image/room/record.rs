@@ -29,6 +29,9 @@ struct Text {
     version: u32,
     /// Seconds since 1970, as all times here.
     since: u64,
+    /// Nothing was asked for after this was written.
+    #[serde(default)]
+    complete: bool,
     images: Vec<Row>,
 }
 
@@ -49,6 +52,8 @@ struct Row {
 pub struct Record {
     /// Uses are written down since then.
     pub since: SystemTime,
+    /// Its daemon has come to its end: nobody was answered after this was written.
+    pub complete: bool,
     /// All that is known.
     pub known: Known,
 }
@@ -120,7 +125,7 @@ impl File {
         };
         let mut images: Vec<Row> = record.known.iter().map(row).collect();
         images.sort_by(|a, b| a.id.cmp(&b.id));
-        let text = serde_json::to_vec(&Text { version: VERSION, since: seconds(record.since), images })?;
+        let text = serde_json::to_vec(&Text { version: VERSION, since: seconds(record.since), complete: record.complete, images })?;
         // Always the same one: a pool has one daemon, and what a killed one left is written over.
         let next = self.folder.join(format!("{}.next", self.name));
         let mut file = fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&next)?;
@@ -143,7 +148,7 @@ fn read(path: &Path) -> io::Result<Record> {
         let Row { id, came, names, asked, held_until } = row;
         (ImageId::from(id), Use { came, names, asked: time(asked), held_until: time(held_until) })
     };
-    Ok(Record { since: time(text.since), known: text.images.into_iter().take(MOST).map(row).collect() })
+    Ok(Record { since: time(text.since), complete: text.complete, known: text.images.into_iter().take(MOST).map(row).collect() })
 }
 
 fn seconds(time: SystemTime) -> u64 {

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use super::plan::{Candidate, Piece, Plan, Stays, bytes_of, plan};
 use super::uses::Known;
-use super::{Inner, Limits, NOT_KNOWN_FOR, low_of};
+use super::{Inner, Limits, NOT_KNOWN_FOR, Recalled, low_of};
 use crate::engine::{Engine, EngineError, Image, ImageId, ImageRemoval, SizedImage};
 use crate::image::cache::PRIVATE;
 use crate::image::reference::{self, repository_of};
@@ -142,7 +142,7 @@ impl Outcome {
 
 impl Sweep {
     /// The caller has the turn.
-    pub(super) async fn carry_out(self, room: &Inner, since: SystemTime) -> Result<Swept, EngineError> {
+    pub(super) async fn carry_out(self, room: &Inner, recalled: Recalled) -> Result<Swept, EngineError> {
         let listed = room.uses.now();
         let images = room.engine.image_sizes().await?;
         // After the images: whatever was made from one of them is seen.
@@ -151,7 +151,7 @@ impl Sweep {
         room.uses.keep_only(|id| there.contains(id.bare()), listed);
         let limits = *room.limits.lock();
         let pinned = room.pinned.get().map(|pinned| pinned()).unwrap_or_default();
-        let view = View { known: room.all_known().await, in_use, pinned, now: room.uses.now(), since, for_others: limits.for_others };
+        let view = View { known: room.all_known().await, in_use, pinned, now: room.uses.now(), recalled, for_others: limits.for_others };
         let candidates: Vec<Candidate> = images.iter().map(|image| view.candidate(image)).collect();
         let before = bytes_of(candidates.iter().map(|candidate| &*candidate.pieces));
         let wanted = match self.until {
@@ -260,7 +260,7 @@ struct View {
     in_use: HashSet<String>,
     pinned: Vec<String>,
     now: SystemTime,
-    since: SystemTime,
+    recalled: Recalled,
     for_others: bool,
 }
 
@@ -281,7 +281,9 @@ impl View {
             Some(Stays::Held)
         } else if !self.for_others && !self.is_ours(image) {
             Some(Stays::NotOurs)
-        } else if known.is_none() && self.now < self.since + NOT_KNOWN_FOR {
+        } else if self.now < self.recalled.all_held_until {
+            Some(Stays::Held)
+        } else if known.is_none() && self.now < self.recalled.since + NOT_KNOWN_FOR {
             Some(Stays::NotKnown)
         } else {
             None

@@ -220,6 +220,19 @@ async fn a_hold_and_the_order_outlive_the_daemon_and_a_lost_file_keeps_all() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn after_a_daemon_that_was_killed_everything_is_held_once() {
+    let host = Host::new(config::Images { hold: Duration::from_secs(2), ..settings(0) }).run();
+    host.fetched("reg:5000/a:1").await;
+    tokio::time::sleep(MINUTE).await;
+    // Not closed: a daemon that is no more.
+    let Host { world, dir, .. } = host;
+    let host = Host::again(world, settings(0), dir);
+    assert_eq!(host.prune(0).await[0].1, Outcome::Stays(Stays::Held), "its hold is over, and its last answer may not be written down");
+    tokio::time::sleep(10 * MINUTE).await;
+    assert_eq!(host.prune(0).await[0].1, Outcome::Removed, "it came by the one before");
+}
+
+#[tokio::test(start_paused = true)]
 async fn while_slots_are_filled_nothing_goes_by_itself() {
     let host = Host::new(config::Images { hold: Duration::ZERO, ..settings(1500) }).run();
     let short = Arc::new(AtomicBool::new(true));

@@ -111,6 +111,18 @@ impl Uses {
         self.0.wall + self.0.began.elapsed()
     }
 
+    /// The same, at the start.
+    #[must_use]
+    pub fn began(&self) -> SystemTime {
+        self.0.wall
+    }
+
+    /// How long an answer holds.
+    #[must_use]
+    pub fn holds_for(&self) -> Duration {
+        self.0.table.lock().hold
+    }
+
     /// Answers from now on hold for that long.
     pub fn set_hold(&self, hold: Duration) {
         self.0.table.lock().hold = hold;

@@ -8,7 +8,7 @@ fn record() -> Record {
         Use { came: true, names: vec!["reg:5000/fn:1".into(), "fn:1".into()], asked: at(1_800_000_000), held_until: at(1_800_000_601) };
     let other = Use { came: false, names: Vec::new(), asked: at(1), held_until: at(1) };
     let known = [("sha256:a", one), ("b", other)].into_iter().map(|(id, used)| (ImageId::from(id), used)).collect();
-    Record { since: at(1_700_000_000), known }
+    Record { since: at(1_700_000_000), complete: true, known }
 }
 
 /// Holds are rounded up.
