@@ -229,7 +229,9 @@ impl Room {
     async fn keep_room(&self) {
         let mut next = Instant::now() + jittered(EVERY / 10);
         loop {
-            if !self.0.limits.lock().any() {
+            let limits = *self.0.limits.lock();
+            sweep::tell_room(limits.room);
+            if !limits.any() {
                 self.0.reconfigured.notified().await;
                 continue;
             }

@@ -304,7 +304,8 @@ impl View {
         let marked = |name: &String| [PRIVATE, build::REPOSITORY].contains(&repository_of(name));
         let is_ours = |name: &String| marked(name) || known.is_some_and(|known| known.knows(name));
         let came = known.is_some_and(|known| known.came) || image.tags.iter().any(marked);
-        came && image.tags.iter().all(is_ours)
+        let from = |digest: &String| known.is_some_and(|known| known.names.iter().any(|name| repository_of(name) == repository_of(digest)));
+        came && image.tags.iter().all(is_ours) && image.digests.iter().all(|digest| marked(digest) || from(digest))
     }
 
     fn swept(&self, images: &[SizedImage], candidates: &[Candidate], plan: &Plan, outcomes: Vec<Outcome>, wanted: u64) -> Swept {
@@ -338,13 +339,18 @@ impl View {
     }
 }
 
+#[expect(clippy::cast_precision_loss, reason = "a gauge of bytes; nobody has 8 PiB of images")]
+pub(super) fn tell_room(room: Option<u64>) {
+    metrics::gauge!(metric::IMAGE_ROOM).set(room.unwrap_or_default() as f64);
+}
+
 impl Swept {
     #[expect(clippy::cast_precision_loss, reason = "a gauge of bytes; nobody has 8 PiB of images")]
     fn tell(&self, sweep: Sweep, limits: Limits) {
         let now = if sweep.dry_run { self.before } else { self.after };
         metrics::gauge!(metric::IMAGE_BYTES).set(now as f64);
         metrics::gauge!(metric::IMAGE_BYTES_OURS).set(self.ours as f64);
-        metrics::gauge!(metric::IMAGE_ROOM).set(limits.room.unwrap_or_default() as f64);
+        tell_room(limits.room);
         let removed = self.removed();
         if removed > 0 {
             tracing::info!(reason = sweep.why.word(), removed, before = self.before, after = self.after, "images made room");

@@ -160,7 +160,7 @@ impl Uses {
         true
     }
 
-    /// The image is about to be removed; from here to [`Claim::settle`] nobody is told that it is here. `None`: it is held.
+    /// The image is about to be removed; until the [`Claim`] is dropped nobody is told that it is here. `None`: it is held.
     #[must_use]
     pub fn claim(&self, id: &ImageId) -> Option<Claim> {
         let now = self.now();
