@@ -35,6 +35,7 @@ use crate::image::freshness::{Policy, Stale};
 use crate::image::gate::{Gate, GateState, Source};
 use crate::image::pull::CredentialSource;
 use crate::image::registry::{Client, Registry};
+use crate::image::room::record::File;
 use crate::ledger::{self, Ledger, Replayed};
 use crate::level;
 use crate::lock::LockError;
@@ -206,7 +207,7 @@ impl Daemon {
             detached: detached_tx,
             dice: parking_lot::Mutex::new(random::dice()),
         });
-        let images = images(&config, &tools.engine, registry, &tools.pool);
+        let images = images(&config, &tools, registry);
         let (observer, late) = observer_of(&config, &tools, state, images.as_ref());
         let (means, locks) = (means_of(&tools), parts.locks);
         let (status, shown) = level::channel(DaemonStatus::default());
@@ -300,7 +301,7 @@ impl Daemon {
             tokio::select! {
                 biased;
                 signal = signals.recv() => match signal {
-                    Some(Signal::Reload(new)) => reload(&tools, &settings, &limits, &mut config, &new),
+                    Some(Signal::Reload(new)) => reload(&tools, images.as_ref(), &settings, &limits, &mut config, &new),
                     Some(Signal::Stop) | None => break Ok(()),
                 },
                 worked = &mut work => break worked,
@@ -368,6 +369,7 @@ fn watchers(
     let mut background = JoinSet::new();
     if let Some(images) = images {
         background.spawn(images.builds.clone().run(ending.clone()));
+        background.spawn(images.room.clone().run(ending.clone()));
     }
     let (pool, gate) = (Arc::clone(&tools.pool), Arc::clone(&tools.gate));
     let stop = ending.clone();
@@ -408,7 +410,14 @@ async fn second_stop(signals: &mut mpsc::Receiver<Signal>) {
     }
 }
 
-fn reload(tools: &Tools, settings: &level::Sender<Settings>, limits: &level::Sender<Limits>, config: &mut Config, new: &Config) {
+fn reload(
+    tools: &Tools,
+    images: Option<&Images>,
+    settings: &level::Sender<Settings>,
+    limits: &level::Sender<Limits>,
+    config: &mut Config,
+    new: &Config,
+) {
     let config::reload::Reload { config: now_live, applied, needs_restart } = config::reload::reload(config, new);
     for change in applied {
         tracing::info!(key = change.key, old = change.old, new = change.new, "changed");
@@ -417,6 +426,9 @@ fn reload(tools: &Tools, settings: &level::Sender<Settings>, limits: &level::Sen
         tracing::warn!(key = change.key, old = change.old, new = change.new, "changes with the next start only");
     }
     tools.engine.reconfigure(&pacer_of(&now_live));
+    if let Some(images) = images {
+        images.room.reconfigure(&now_live.images);
+    }
     settings.send_replace(settings_of(&now_live));
     limits.send_replace(Limits::of(&now_live.api, &now_live.pool));
     tools.pool.with(|state, now| {
@@ -644,17 +656,25 @@ fn gate(config: &Config, engine: &Arc<Paced>, source: Source, registry: &Arc<dyn
 }
 
 /// Without a container engine there are none.
-fn images(config: &Config, engine: &Arc<Paced>, registry: Arc<dyn Registry>, pool: &Arc<Pool>) -> Option<Images> {
+fn images(config: &Config, tools: &Tools, registry: Arc<dyn Registry>) -> Option<Images> {
+    let engine = &tools.engine;
     let credentials = CredentialSource::from_env(config.registries.clone());
     if config.engine.kind == EngineChoice::Native {
         return None;
     }
     let (cache, pool) = (
         Cache::asking(registry, Arc::clone(engine) as Arc<dyn Engine>, credentials, config.images.clone(), config.backoff.clone()),
-        Arc::clone(pool),
+        Arc::clone(&tools.pool),
     );
     cache.places().spare_while(move || pool.read(State::is_short));
-    Some(Images::new(cache, Arc::clone(engine) as Arc<dyn Engine>, &config.images))
+    let images = Images::new(cache, Arc::clone(engine) as Arc<dyn Engine>, &config.images);
+    let gate = Arc::clone(&tools.gate);
+    images.room.pinned_by(move || {
+        let id = gate.state().image().map(ToString::to_string);
+        id.into_iter().chain([gate.reference().to_owned()]).collect()
+    });
+    images.room.recorded_in(File::beside(&config.images.store, &config.pool.name));
+    Some(images)
 }
 
 /// The rate is for an engine that others use as well; the kernel has nobody to be spared for.

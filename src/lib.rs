@@ -58,8 +58,8 @@
 //! engine is asked) → [`audit`] (what must agree) → [`daemon`] (assembly and stop) → [`api`] (what callers are told) → [`process`] (sockets and signals).
 //! Images: [`image::cache`] (one fetch for all who ask, and whose image it is) → [`image::freshness`] (whether it is still what its registry has) →
 //! [`image::build`] (one build for all, by what goes in) → [`image::gate`] (the placeholder) → [`nanny::pin`] (that it stays) → [`mod@roll`] (that all
-//! buddies come from it) → [`image::store`] (what outlives engines, and how) → [`image::transfer`] (engines are loaded from it) → [`image::push`] (registries are given
-//! what is here).
+//! buddies come from it) → [`image::room`] (that they fit on the disk) → [`image::store`] (what outlives engines, and how) → [`image::download`] (what comes into it) →
+//! [`image::transfer`] (engines are loaded from it) → [`image::push`] (registries are given what is here).
 //! Networks of our own: [`netns::networks`] (addresses and links as nannies use them) → [`netns::managed`] (bridges, links, rules) →
 //! [`engine_networks`] (those whose bridge the engine makes for us).
 //! Without a container engine: [`engine::native`] (a buddy is a folder) → [`netns::folders`] (namespaces as files, to be joined by path) →

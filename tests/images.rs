@@ -9,6 +9,8 @@
 mod builds;
 #[path = "images/push.rs"]
 mod push;
+#[path = "images/room.rs"]
+mod room;
 #[path = "images/stored.rs"]
 mod stored;
 mod support;

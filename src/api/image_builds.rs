@@ -122,7 +122,7 @@ async fn next_part(parts: &mut Streaming<proto::BuildImageRequest>) -> Result<Op
 
 fn image(built: &Built) -> proto::BuiltImage {
     let (id, key, reference) = (built.id.to_string(), built.key.to_string(), built.name());
-    proto::BuiltImage { id, key, reference, reused: built.reused, built: None, used: None }
+    proto::BuiltImage { id, key, reference, reused: built.reused, built: None, used: None, held_until: None }
 }
 
 /// As it stands in lists.

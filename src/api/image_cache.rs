@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::connection::Peer;
 use super::image_builds::Builder;
 use super::status::Refusal;
-use super::{Shared, image_builds, image_push, validate};
+use super::{Shared, image_builds, image_push, image_room, validate};
 use crate::engine::Credentials;
 use crate::image::build;
 use crate::image::cache::{Cache, Ensured, Failed, Failure, ImageState, Kind, Row, Told};
@@ -51,6 +51,25 @@ impl ImageService {
         let builds = &self.shared.images.as_ref()?.builds;
         builds.list().await;
         builds.rows()
+    }
+
+    /// When it was asked for last, and for how long it is held.
+    fn with_use(&self, image: proto::KnownImage) -> proto::KnownImage {
+        let (used, held_until) = self.use_of(&image.id);
+        proto::KnownImage { used, held_until, ..image }
+    }
+
+    fn built_with_use(&self, row: build::Row) -> proto::BuiltImage {
+        let image = image_builds::listed(row);
+        let (used, held_until) = self.use_of(&image.id);
+        proto::BuiltImage { used: used.or(image.used), held_until, ..image }
+    }
+
+    fn use_of(&self, id: &str) -> (Option<prost_types::Timestamp>, Option<prost_types::Timestamp>) {
+        let Some(uses) = self.shared.images.as_ref().map(|images| images.room.uses()) else { return (None, None) };
+        let known = uses.of(id).filter(|_| !id.is_empty());
+        let held = known.as_ref().map(|known| known.held_until).filter(|until| *until > uses.now());
+        (known.map(|known| known.asked.into()), held.map(Into::into))
     }
 
     fn begin(&self, asked: proto::EnsureImageRequest) -> Result<Follower, Refusal> {
@@ -104,15 +123,21 @@ impl ImageCache for ImageService {
         Ok(Response::new(messages.boxed()))
     }
 
+    type PruneImagesStream = BoxStream<'static, Result<proto::PruneImagesResponse, Status>>;
+
+    async fn prune_images(&self, request: Request<proto::PruneImagesRequest>) -> Result<Response<Self::PruneImagesStream>, Status> {
+        Ok(Response::new(image_room::prune(&self.shared, self.peer, request.into_inner())?))
+    }
+
     async fn list_images(&self, _: Request<proto::ListImagesRequest>) -> Result<Response<proto::ListImagesResponse>, Status> {
         let cache = self.cache()?;
         let all = self.shared.is_admin(self.peer);
         let own = self.shared.status.borrow().placeholder.clone().map(|(reference, shown)| placeholder(reference, &shown));
-        let images = cache.images().into_iter().filter(|row| all || !row.private).map(known).chain(own);
+        let images = cache.images().into_iter().filter(|row| all || !row.private).map(known).map(|image| self.with_use(image)).chain(own);
         let failures = cache.failures().into_iter().filter(|failed| all || !failed.private);
         let (images, failures) = (images.collect(), failures.map(failure).collect());
         let built = self.built().await;
-        let (built_unknown, built) = (built.is_none(), built.unwrap_or_default().into_iter().map(image_builds::listed).collect());
+        let (built_unknown, built) = (built.is_none(), built.unwrap_or_default().into_iter().map(|row| self.built_with_use(row)).collect());
         Ok(Response::new(proto::ListImagesResponse { images, failures, built, built_unknown }))
     }
 }

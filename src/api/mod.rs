@@ -22,6 +22,7 @@ mod health;
 mod image_builds;
 mod image_cache;
 mod image_push;
+mod image_room;
 mod local;
 mod namespace_pool;
 mod status;

@@ -10,6 +10,11 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|error| format!("{error}; a duration reads like 20s, 1m30s or 500ms"))
 }
 
+/// `20GiB`, `512MiB`, `1000`.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    crate::config::value::parse_size(text).ok_or_else(|| "a size reads like 20GiB, 512MiB or 1000000".to_owned())
+}
+
 /// `key=value`.
 pub(super) fn label(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {

@@ -14,7 +14,7 @@ use super::image_build::{self, Build};
 use super::output::table;
 use super::progress::spinner;
 use super::views;
-use super::{Globals, image_push, image_store};
+use super::{Globals, image_push, image_room, image_store};
 use crate::client::Client;
 use crate::proto;
 use crate::proto::ensure_image_response::Event;
@@ -64,6 +64,8 @@ registry says no.")]
         after_help = "Examples:\n  nspool image list\n  nspool image list --built\n  nspool image list --failures -o json | jq .failures"
     )]
     List(List),
+    /// Remove images that nobody has asked for in a long time, until the rest fits
+    Prune(image_room::Prune),
     /// Take images out of files into this host's image store
     Import(image_store::Import),
     /// Read all of this host's image store, and say what is broken
@@ -138,6 +140,7 @@ struct BuiltView {
     reference: String,
     built: String,
     used: String,
+    held_until: String,
     #[serde(skip)]
     age: String,
     #[serde(skip)]
@@ -158,8 +161,12 @@ struct ImageView {
     checked: String,
     stale_since: String,
     stale_why: String,
+    used: String,
+    held_until: String,
     #[serde(skip)]
     age: String,
+    #[serde(skip)]
+    last: String,
     #[serde(skip)]
     stale_for: String,
 }
@@ -181,6 +188,7 @@ pub(super) async fn run(globals: &Globals, args: ImageArgs) -> anyhow::Result<Ex
         ImageCommand::Build(args) => image_build::run(globals, args).await,
         ImageCommand::Push(args) => image_push::run(globals, args).await,
         ImageCommand::List(args) => list(globals, &args).await,
+        ImageCommand::Prune(args) => image_room::run(globals, args).await,
         ImageCommand::Import(args) => image_store::import(globals, args).await,
         ImageCommand::Verify(args) => image_store::verify(globals, args).await,
     }
@@ -288,6 +296,9 @@ async fn list(globals: &Globals, args: &List) -> anyhow::Result<ExitCode> {
         stale_since: views::time(image.stale_since.as_ref()),
         stale_for: views::age(image.stale_since.as_ref()),
         stale_why: image.stale_why,
+        used: views::time(image.used.as_ref()),
+        last: views::age(image.used.as_ref()),
+        held_until: views::time(image.held_until.as_ref()),
     };
     let failure = |failed: proto::ImageFailure| FailureView {
         at: views::time(failed.at.as_ref()),
@@ -300,6 +311,7 @@ async fn list(globals: &Globals, args: &List) -> anyhow::Result<ExitCode> {
     let built = |built: proto::BuiltImage| BuiltView {
         built: views::time(built.built.as_ref()),
         used: views::time(built.used.as_ref()),
+        held_until: views::time(built.held_until.as_ref()),
         age: views::age(built.built.as_ref()),
         last: views::age(built.used.as_ref()),
         id: built.id,
@@ -332,9 +344,14 @@ fn list_text(view: &ListView, args: &List) -> String {
                 (true, true) => image.digest.clone(),
             };
             let whose = if image.placeholder { "the pool".to_owned() } else { whose(image.private) };
-            vec![image.reference.clone(), image.state.clone(), image.age.clone(), whose, image.id.clone(), note]
+            let last = match (image.placeholder, image.held_until.is_empty()) {
+                (true, _) => "always".to_owned(),
+                (false, true) => image.last.clone(),
+                (false, false) => format!("{}, held", image.last),
+            };
+            vec![image.reference.clone(), image.state.clone(), image.age.clone(), last, whose, image.id.clone(), note]
         };
-        return table(&["reference", "state", "since", "for", "id", "note"], view.images.iter().map(row).collect());
+        return table(&["reference", "state", "since", "used", "for", "id", "note"], view.images.iter().map(row).collect());
     }
     let row = |failed: &FailureView| {
         vec![failed.reference.clone(), failed.failure.clone(), failed.age.clone(), whose(failed.private), failed.error.clone()]

@@ -20,6 +20,7 @@ mod host;
 mod image;
 mod image_build;
 mod image_push;
+mod image_room;
 mod image_store;
 mod inspect;
 mod lease;

@@ -185,6 +185,11 @@ impl Client {
         streaming!(self.images.push_image, "PushImage", asked)
     }
 
+    /// Makes room on the disk, or says what that would take: each image, then a summary. `room`: bytes that are left at most; dropping the stream ends nothing.
+    pub async fn prune_images(&self, dry_run: bool, room: Option<u64>) -> Result<Answers<proto::PruneImagesResponse>, ClientError> {
+        streaming!(self.images.prune_images, "PruneImages", proto::PruneImagesRequest { dry_run, room })
+    }
+
     /// What the daemon knows of images that were asked for, and the last failures.
     pub async fn images(&self) -> Result<proto::ListImagesResponse, ClientError> {
         unary!(self.images.list_images, "ListImages", proto::ListImagesRequest {})

@@ -279,6 +279,14 @@ pub struct Images {
     pub fetched_by: FetchedBy,
     /// Locks of images that are held for longer are logged.
     pub lock_bound: Duration,
+    /// Bytes that the engine's images may take; 0: no limit.
+    pub room: u64,
+    /// Images that did not come by nspool may go, too.
+    pub room_for_others: bool,
+    /// Bytes that the store may take; 0: no limit.
+    pub store_room: u64,
+    /// How long an image that was answered is not removed.
+    pub hold: Duration,
 }
 
 /// See [`Images::builders`].
@@ -320,6 +328,10 @@ impl Default for Images {
             spool: PathBuf::from("/var/tmp"),
             builders: Builders::Operators,
             store: PathBuf::from(crate::image::store::DEFAULT),
+            room: 0,
+            room_for_others: false,
+            store_room: 0,
+            hold: Duration::from_secs(600),
             fetched_by: FetchedBy::Engine,
             lock_bound: Duration::from_millis(20),
         }

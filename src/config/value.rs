@@ -324,7 +324,8 @@ pub fn show_duration(duration: Duration) -> String {
 const UNITS: &[(&str, u64)] =
     &[("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("GB", 1_000_000_000), ("MB", 1_000_000), ("kB", 1_000), ("B", 1)];
 
-fn parse_size(text: &str) -> Option<u64> {
+/// Bytes, with or without a unit.
+pub(crate) fn parse_size(text: &str) -> Option<u64> {
     let text = text.trim();
     let (number, factor) =
         UNITS.iter().find_map(|(unit, factor)| text.strip_suffix(unit).map(|number| (number.trim_end(), *factor))).unwrap_or((text, 1));

@@ -17,6 +17,7 @@ mod podman;
 mod powers;
 mod retry_after;
 mod security;
+mod sizes;
 mod transport;
 
 use std::collections::HashMap;
@@ -39,7 +40,8 @@ pub use functions::FunctionSpec;
 
 use super::{
     BuddySpec, BuildSpec, Chunks, Container, ContainerId, ContainerSummary, Credentials, Engine, EngineError, EngineEvent, EngineFuture,
-    EngineInfo, EngineKind, ErrorClass, Image, ImageArchive, ImageId, Network, NetworkSpec, PullStep, WaitOutcome,
+    EngineInfo, EngineKind, ErrorClass, Image, ImageArchive, ImageId, ImageRemoval, Network, NetworkSpec, PullStep, SizedImage,
+    WaitOutcome,
 };
 
 /// A client of one engine. Cheap to make, does no I/O until the first call.
@@ -53,6 +55,8 @@ pub struct Docker {
     kind: Mutex<Option<EngineKind>>,
     /// Network modes by container, for podman's list; a mode never changes after the create.
     modes: Mutex<HashMap<ContainerId, String>>,
+    /// What images are made of, by id.
+    layers: Mutex<sizes::Known>,
 }
 
 /// What an engine says of itself.
@@ -89,7 +93,16 @@ impl Docker {
         let client = transport::client(socket.clone(), None).map_err(|error| errors::convert("connect", endpoint, &error))?;
         let reader = transport::Reader::new(socket.clone());
         let endpoint = endpoint.to_owned();
-        Ok(Self { endpoint, socket, client, reader, wanted, kind: Mutex::new(None), modes: Mutex::new(HashMap::new()) })
+        Ok(Self {
+            endpoint,
+            socket,
+            client,
+            reader,
+            wanted,
+            kind: Mutex::new(None),
+            modes: Mutex::new(HashMap::new()),
+            layers: Mutex::default(),
+        })
     }
 
     /// `unix:///…`
@@ -246,6 +259,14 @@ impl Engine for Docker {
 
     fn images<'a>(&'a self, label: &'a str) -> EngineFuture<'a, Vec<Image>> {
         self.images_with(label).boxed()
+    }
+
+    fn image_sizes(&self) -> EngineFuture<'_, Vec<SizedImage>> {
+        sizes::list(self).boxed()
+    }
+
+    fn remove_image<'a>(&'a self, name: &'a str) -> EngineFuture<'a, ImageRemoval> {
+        sizes::remove(self, name).boxed()
     }
 
     fn build_image<'a>(&'a self, spec: &'a BuildSpec, context: File, told: &'a (dyn Fn(&str) + Send + Sync)) -> EngineFuture<'a, ()> {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::time::SystemTime;
 
 use futures::stream::{self, BoxStream, StreamExt as _};
 use hyper::body::Bytes;
@@ -58,6 +59,37 @@ pub struct Image {
     pub digests: Vec<String>,
     /// Its own, and those of what it was built from.
     pub labels: Labels,
+}
+
+/// One with what it takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SizedImage {
+    /// As ever.
+    pub image: Image,
+    /// When it was built, wherever that was.
+    pub created: SystemTime,
+    /// The lowest first.
+    pub layers: Vec<Layer>,
+}
+
+/// A layer of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layer {
+    /// The same in all images that share it: known by itself and all below it.
+    pub chain: String,
+    /// In the engine's store.
+    pub bytes: u64,
+}
+
+/// What became of an image's name, or of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ImageRemoval {
+    /// It is gone; with its last name, the image.
+    Removed,
+    /// There was none.
+    Absent,
+    /// The engine keeps it, and these are its words: a container has it, or other images are made of it.
+    InUse(String),
 }
 
 /// How an image is built, besides what it is built from.

@@ -26,7 +26,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 
-pub use images::{BuildSpec, Chunks, Image, ImageArchive, LayerStage, PullStep};
+pub use images::{BuildSpec, Chunks, Image, ImageArchive, ImageRemoval, Layer, LayerStage, PullStep, SizedImage};
 pub use network::{Network, NetworkRange, NetworkSpec};
 pub use spec::{BuddySpec, Flavour};
 
@@ -255,6 +255,8 @@ pub struct ContainerSummary {
     pub status: ContainerStatus,
     /// `container:<full id>` for joiners by network; joiners by ipc or pid alone do not show here.
     pub network_mode: String,
+    /// The id of the image that it was made from.
+    pub image: ImageId,
 }
 
 impl ContainerSummary {
@@ -353,6 +355,11 @@ pub trait Engine: Send + Sync + 'static {
     fn tag_image<'a>(&'a self, id: &'a ImageId, repository: &'a str, tag: &'a str) -> EngineFuture<'a, ()>;
     /// All images that have this label, whatever its value. An error is never an empty list.
     fn images<'a>(&'a self, label: &'a str) -> EngineFuture<'a, Vec<Image>>;
+    /// All images that have a name, or of which no other one is made, with what they take. An error is never an empty list.
+    fn image_sizes(&self) -> EngineFuture<'_, Vec<SizedImage>>;
+    /// Takes a name away; with its last one the image goes. By id: one that has no more than one name. Never by force: the engine is the last judge of whether
+    /// it is in use, which is an answer and no error.
+    fn remove_image<'a>(&'a self, name: &'a str) -> EngineFuture<'a, ImageRemoval>;
     /// Builds one from images that are here and a tar, read from where the file stands. `told` hears what the build prints, in pieces that may or may
     /// not be lines. Its containers go with it, however it ends. Errors inside the answer's stream are errors here.
     fn build_image<'a>(&'a self, spec: &'a BuildSpec, context: File, told: &'a (dyn Fn(&str) + Send + Sync)) -> EngineFuture<'a, ()>;

@@ -32,8 +32,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     BuddySpec, BuildSpec, Chunks, Container, ContainerId, ContainerStatus, ContainerSummary, Credentials, Engine, EngineError, EngineEvent,
-    EngineFuture, EngineInfo, EngineKind, ErrorClass, Image, ImageArchive, ImageId, Labels, NamespaceKind, Network, NetworkSpec, PullStep,
-    WaitOutcome,
+    EngineFuture, EngineInfo, EngineKind, ErrorClass, Image, ImageArchive, ImageId, ImageRemoval, Labels, NamespaceKind, Network,
+    NetworkSpec, PullStep, SizedImage, WaitOutcome,
 };
 use crate::netns::folders::{Folder, MountError, Mounter, RECORD, UNFINISHED};
 use crate::random;
@@ -215,6 +215,7 @@ impl Native {
             labels: record.labels.clone(),
             status: status_of(&name),
             network_mode: NONE.to_owned(),
+            image: ImageId::from(IMAGE),
         };
         Ok(found.into_iter().map(row).collect())
     }
@@ -323,6 +324,14 @@ impl Engine for Native {
 
     fn images<'a>(&'a self, _label: &'a str) -> EngineFuture<'a, Vec<Image>> {
         done(Ok(Vec::new()))
+    }
+
+    fn image_sizes(&self) -> EngineFuture<'_, Vec<SizedImage>> {
+        done(Ok(Vec::new()))
+    }
+
+    fn remove_image<'a>(&'a self, name: &'a str) -> EngineFuture<'a, ImageRemoval> {
+        done(Err(refused("remove image", name, "there is no container engine")))
     }
 
     fn build_image<'a>(&'a self, spec: &'a BuildSpec, _context: File, _told: &'a (dyn Fn(&str) + Send + Sync)) -> EngineFuture<'a, ()> {

@@ -43,7 +43,7 @@ use self::cap::{Cap, Place};
 use self::pieces::each_in_time;
 use super::{
     BuddySpec, BuildSpec, Chunks, Container, ContainerId, ContainerSummary, Credentials, Engine, EngineError, EngineEvent, EngineFuture,
-    EngineInfo, ErrorClass, Image, ImageArchive, ImageId, Network, NetworkSpec, PullStep, WaitOutcome,
+    EngineInfo, ErrorClass, Image, ImageArchive, ImageId, ImageRemoval, Network, NetworkSpec, PullStep, SizedImage, WaitOutcome,
 };
 use crate::config;
 use crate::level;
@@ -220,6 +220,18 @@ impl Engine for Paced {
 
     fn images<'a>(&'a self, label: &'a str) -> EngineFuture<'a, Vec<Image>> {
         self.read("images", label, self.0.engine.images(label))
+    }
+
+    fn image_sizes(&self) -> EngineFuture<'_, Vec<SizedImage>> {
+        // Of an image that was not seen before the engine is asked twice.
+        let deadline = self.0.deadlines.lock().prepare;
+        Box::pin(limited("image sizes", "", deadline, self.0.engine.image_sizes()))
+    }
+
+    fn remove_image<'a>(&'a self, name: &'a str) -> EngineFuture<'a, ImageRemoval> {
+        // As long as a disk takes for gigabytes.
+        let deadline = self.0.deadlines.lock().prepare;
+        Box::pin(limited("remove image", name, deadline, self.0.engine.remove_image(name)))
     }
 
     fn build_image<'a>(&'a self, spec: &'a BuildSpec, context: File, told: &'a (dyn Fn(&str) + Send + Sync)) -> EngineFuture<'a, ()> {

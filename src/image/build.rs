@@ -280,9 +280,14 @@ impl Inner {
 
     /// The image of a key, if the engine has it.
     async fn known(&self, key: Key) -> Result<Option<Built>, Failure> {
-        let image = self.engine.image(&name_of(&key)).await?;
+        let seen = self.cache.uses().seen();
+        let image = self.engine.image(&name_of(&key)).await?.filter(|image| is_of(image, key));
+        let image = match image {
+            Some(image) => self.cache.uses().hold(&image.id, &name_of(&key), true, seen).await.then_some(image),
+            None => None,
+        };
         let mut table = self.table.lock();
-        match image.filter(|image| is_of(image, key)) {
+        match image {
             Some(image) => {
                 table.index.used(key, &image, SystemTime::now());
                 Ok(Some(Built { id: image.id, key, reused: true }))

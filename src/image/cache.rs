@@ -36,7 +36,9 @@
 //! · a stop (fetches are cut off, which ends the engine's pulls too) · a daemon that is killed after a pull and before the image has its name: the image
 //! is everybody's then.
 //!
-//! It deliberately does not know the placeholder's gate, leases, or who calls; and never removes an image.
+//! - What is answered is held ([`uses`](super::room::uses)): it is not removed to make room for a while, and was not removed since the look.
+//!
+//! It deliberately does not know the placeholder's gate, leases, or who calls; and never removes an image. When a disk is full it asks [`room`](super::room) once.
 
 mod fetch;
 mod memory;
@@ -45,9 +47,10 @@ mod progress;
 mod tests;
 mod whose;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -63,6 +66,7 @@ use super::places::Places;
 use super::pull::CredentialSource;
 use super::reference::{Reference, repository_of};
 use super::registry::{Client, Registry, RegistryError};
+use super::room::uses::Uses;
 use super::store::StoreError;
 use super::transfer::TransferError;
 use crate::causes::with_causes;
@@ -268,9 +272,15 @@ struct Inner {
     table: Mutex<Table>,
     /// For fetches that ask the registry.
     places: Places,
+    /// What was answered is held.
+    uses: Uses,
+    make_space: OnceLock<MakeSpace>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
+
+/// For a fetch that met a full disk: whether it is worth another attempt.
+type MakeSpace = Box<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>;
 
 struct Table {
     under_way: HashMap<Key, level::Receiver<Told>>,
@@ -345,6 +355,7 @@ impl Cache {
         let (memory, checks) = (Memory::new(&settings), Checks::new(&settings));
         let lock = Named { name: "image_cache", bound: settings.lock_bound };
         let places = Places::new(settings.concurrent, settings.concurrent_while_filling);
+        let uses = Uses::new(settings.hold);
         Self(Arc::new(Inner {
             engine,
             registry,
@@ -355,6 +366,8 @@ impl Cache {
             identities: Identities::new(),
             table: Mutex::new(lock, Table { under_way: HashMap::default(), memory, checks, unnamed: Unnamed::default() }),
             places,
+            uses,
+            make_space: OnceLock::new(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         }))
@@ -384,6 +397,17 @@ impl Cache {
     pub(super) fn is_everybodys(&self, image: &Image) -> bool {
         let is_nameless = image.tags.is_empty() && image.digests.is_empty();
         !fetch::is_named(image) && (is_nameless || self.0.table.lock().unnamed.knows_as_everybodys(image))
+    }
+
+    /// Which images were asked for, and for whom they are held: its own, and all else that gives images to callers.
+    #[must_use]
+    pub fn uses(&self) -> &Uses {
+        &self.0.uses
+    }
+
+    /// Who is asked when a disk is full. Before this: nobody. To be said once; later ones do nothing.
+    pub fn make_space_by(&self, make_space: impl Fn() -> BoxFuture<'static, bool> + Send + Sync + 'static) {
+        let _first = self.0.make_space.set(Box::new(make_space));
     }
 
     /// Sees to it that an image is here and may be used by whoever has these credentials; `None`: the daemon's own. What comes back follows the fetch, which

@@ -6,7 +6,7 @@
 //!
 //! What it promises: nothing is visible before all of it is there and is what it is said to be; a blob that the store has is not asked for; one that comes
 //! with another digest or size than it should is thrown away, named, and asked for once more. What the registry had under the reference is kept with
-//! it ([`StoredImage::origin`]), so that one HEAD can tell whether it is still that.
+//! it ([`StoredImage::origin`]), so that one HEAD can tell whether it is still that. What had the name before, and no other name, is swept.
 //!
 //! What can go wrong is in [`DownloadError`]: the registry, the store, or what came. Dropping a download cuts it off and leaves nothing. It
 //! deliberately tries no registry twice, knows no engine, and keeps no progress from one attempt to the next but what was committed.
@@ -87,6 +87,15 @@ pub async fn download(
     fetched.try_collect::<()>().await?;
     let commit = Commit { manifest, names: vec![reference.clone()], origin: Some(origin) };
     let stored = blocking(move || staging.commit(&[commit])).await?;
+    let swept = store.clone();
+    // What had the name before may be nobody's now.
+    match blocking(move || swept.sweep()).await {
+        Ok(swept) if swept.blobs > 0 => {
+            tracing::info!(%reference, blobs = swept.blobs, bytes = swept.bytes, "what the image was before is gone")
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%reference, %error, "what the image was before stays in the store"),
+    }
     stored.into_iter().next().ok_or_else(|| DownloadError::Store(StoreError::nested(&digest)))
 }
 

@@ -3,8 +3,8 @@
 //! [`placeholder`] makes the embedded image; [`gate`] sees to it that an image is there before a nanny creates from it, and that only one
 //! preparation runs, whoever waits (I5); [`cache`] does the same for any image, asked for by a [`mod@reference`]; [`freshness`] says when a [`registry`] is asked
 //! whether that is still what it has; [`build`] builds them; [`push`] brings them to registries; [`pull`] finds the credentials that a pull needs. [`store`] keeps
-//! images on this host, whatever becomes of its engines; [`download`] brings them there from registries, [`transfer`] from there into an engine and back. [`stages`] measures all
-//! of it. None of them knows slots, leases or nannies.
+//! images on this host, whatever becomes of its engines; [`download`] brings them there from registries, [`transfer`] from there into an engine and back. [`room`] keeps what
+//! they take below a mark, [`stages`] measures all of it. None of them knows slots, leases or nannies.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use std::time::Duration;
 use self::build::Builds;
 use self::cache::Cache;
 use self::push::Pusher;
+use self::room::Room;
 use crate::config;
 use crate::engine::Engine;
 use crate::random;
@@ -27,6 +28,7 @@ pub mod pull;
 pub mod push;
 pub mod reference;
 pub mod registry;
+pub mod room;
 pub mod stages;
 pub mod store;
 pub mod transfer;
@@ -40,6 +42,8 @@ pub struct Images {
     pub builds: Builds,
     /// To registries.
     pub pusher: Pusher,
+    /// That they fit on the disk.
+    pub room: Room,
 }
 
 impl Images {
@@ -47,8 +51,14 @@ impl Images {
     #[must_use]
     pub fn new(cache: Cache, engine: Arc<dyn Engine>, settings: &config::Images) -> Self {
         let builds = Builds::new(Arc::clone(&engine), cache.clone(), settings.clone());
-        let pusher = Pusher::new(engine, cache.clone(), settings.clone());
-        Self { cache, builds, pusher }
+        let pusher = Pusher::new(Arc::clone(&engine), cache.clone(), settings.clone());
+        let room = Room::new(engine, cache.uses().clone(), cache.places().clone(), settings);
+        let makes = room.clone();
+        cache.make_space_by(move || {
+            let room = makes.clone();
+            Box::pin(async move { room.make_space().await })
+        });
+        Self { cache, builds, pusher, room }
     }
 
     /// Cuts off fetches, builds and pushes, those to come included, and waits until they have ended. Cancel safe: they end all the same.
@@ -56,6 +66,7 @@ impl Images {
         self.pusher.close().await;
         self.builds.close().await;
         self.cache.close().await;
+        self.room.close().await;
     }
 }
 

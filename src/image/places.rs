@@ -82,9 +82,14 @@ impl Places {
         }
     }
 
+    /// Slots are being filled, and fewer are ready than should be.
+    #[must_use]
+    pub fn is_short(&self) -> bool {
+        self.0.short.get().is_some_and(|short| short())
+    }
+
     fn try_take(&self) -> Option<Place> {
-        let is_short = self.0.short.get().is_some_and(|short| short());
-        let most = if is_short { self.0.while_short } else { self.0.most };
+        let most = if self.is_short() { self.0.while_short } else { self.0.most };
         let mut taken = self.0.taken.lock();
         (*taken < most).then(|| {
             *taken += 1;

@@ -95,6 +95,20 @@ pub const IMAGES_STALE_SINCE: &str = "nspool_images_stale_since";
 pub const PLACEHOLDER_STALE_SINCE: &str = "nspool_placeholder_stale_since";
 /// Histogram, labels `stage` and `outcome` (`done`, `failed`): one part of an image's way.
 pub const IMAGE_STAGE: &str = "nspool_image_stage_seconds";
+/// Gauge: what the engine's images take, layers counted once, as last measured.
+pub const IMAGE_BYTES: &str = "nspool_image_bytes";
+/// Gauge: those of images that came by nspool.
+pub const IMAGE_BYTES_OURS: &str = "nspool_image_bytes_ours";
+/// Gauge: what the engine's images may take; 0: no limit.
+pub const IMAGE_ROOM: &str = "nspool_image_room_bytes";
+/// Gauge: what the host's own store takes, as last measured.
+pub const IMAGE_STORE_BYTES: &str = "nspool_image_store_bytes";
+/// Counter, labels `reason` (`room`, `disk_full`, `prune`, `store_room`), `outcome` (`removed`, `stays`, `kept`, `failed`): images that were to make room.
+pub const IMAGES_REMOVED: &str = "nspool_images_removed_total";
+/// Histogram: a measurement of the engine's images, with the removals that follow.
+pub const IMAGE_SWEEP: &str = "nspool_image_sweep_seconds";
+/// Gauge: 1 while it cannot be written down when images were used.
+pub const IMAGE_USES_FAILING: &str = "nspool_image_uses_failing";
 /// Histogram, label `lock`: how long a lock was waited for.
 pub const LOCK_WAIT: &str = "nspool_lock_wait_seconds";
 /// Histogram, label `lock`: how long it was held.
@@ -131,6 +145,7 @@ pub const BUCKETS: &[(&str, &[f64])] = &[
     (INSPECTION, KERNEL_BUCKETS),
     (IMAGE_FETCH, FETCH_BUCKETS),
     (IMAGE_BUILD, FETCH_BUCKETS),
+    (IMAGE_SWEEP, FETCH_BUCKETS),
     (ENGINE_CALL, ENGINE_BUCKETS),
     (PACER_WAIT, ENGINE_BUCKETS),
     (IMAGE_STAGE, STAGE_BUCKETS),
@@ -196,6 +211,13 @@ pub const ALL: &[(&str, Kind, &str)] = &[
     (PLACEHOLDER_STALE_SINCE, Kind::Gauge, "Since when the placeholder's registry could not be asked, in seconds since 1970; 0: it could."),
     (IMAGE_FETCH, Kind::Histogram, "From the first wait for a turn until an image is fetched or given up."),
     (IMAGE_STAGE, Kind::Histogram, "Parts of an image's way, by stage and outcome."),
+    (IMAGE_BYTES, Kind::Gauge, "What the engine's images take, layers counted once, as last measured."),
+    (IMAGE_BYTES_OURS, Kind::Gauge, "What those of them take that came by nspool."),
+    (IMAGE_ROOM, Kind::Gauge, "What the engine's images may take; 0: no limit."),
+    (IMAGE_STORE_BYTES, Kind::Gauge, "What the host's own image store takes, as last measured."),
+    (IMAGES_REMOVED, Kind::Counter, "Images that were to be removed to make room, by reason and outcome."),
+    (IMAGE_SWEEP, Kind::Histogram, "A measurement of the engine's images, with the removals that follow."),
+    (IMAGE_USES_FAILING, Kind::Gauge, "1 while it cannot be written down when images were used."),
     (LOCK_WAIT, Kind::Histogram, "How long a lock was waited for."),
     (LOCK_HOLD, Kind::Histogram, "How long a lock was held."),
     (STALE_MESSAGES, Kind::Counter, "Messages about an earlier generation or use, dropped."),

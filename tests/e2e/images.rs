@@ -24,6 +24,7 @@ on_both_engines!(
     a_restart_with_the_same_image_rolls_nothing,
     what_is_pushed_costs_nothing_the_second_time,
     a_push_that_is_killed_leaves_nothing,
+    what_was_answered_outlives_a_killed_daemon_and_a_prune,
 );
 
 /// In the registry, and no longer in the engine.
@@ -295,4 +296,48 @@ async fn a_restart_with_the_same_image_rolls_nothing(engine: &TestEngine) {
     let now = daemon.buddies();
     assert!(now.len() == 4 && before.iter().all(|buddy| now.contains(buddy)), "{before:?}, then {now:?}");
     assert!(!daemon.log().contains("makes way"), "{}", daemon.log());
+}
+
+async fn what_was_answered_outlives_a_killed_daemon_and_a_prune(engine: &TestEngine) {
+    let registry = TestRegistry::start(false);
+    pushed(engine, &registry, |name| random_archive(name, 3 << 20)).await;
+    let reference = format!("{}/team/fn:1", registry.host);
+    let (line, address) = listener();
+    let mut daemon = TestDaemon::start(engine, &["stop.policy = \"keep\"", "images.hold = \"1h\"", &line]).await;
+    let id = daemon.json(&["image", "ensure", &reference])[0]["id"].as_str().unwrap().to_owned();
+    // Exit code 1: the pool's own image is more than nothing.
+    let prune = |daemon: &TestDaemon<'_>, more: &[&str]| {
+        let output = daemon.cli(&[&["image", "prune", "--room", "0", "-o", "json"], more].concat());
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        told["images"].as_array().unwrap().iter().find(|image| image["id"] == *id).cloned()
+    };
+    let is_held = |told: Option<serde_json::Value>| {
+        let told = told.unwrap();
+        assert_eq!((told["outcome"].as_str(), told["why"].as_str()), (Some("stays"), Some("held for who asked for it")), "{told}");
+    };
+    is_held(prune(&daemon, &[]));
+    let listed = daemon.json(&["image", "list"])["images"][0].clone();
+    assert!(listed["held_until"].as_str().is_some_and(|until| !until.is_empty()) && listed["id"] == *id, "{listed}");
+    let file = daemon.dir.path().join(format!("images-used/{}.json", daemon.pool));
+    let written = || async { std::fs::read_to_string(&file).ok().filter(|text| text.contains(&id)) };
+    eventually("the use to be written down", LIMIT, written).await;
+    daemon.kill();
+    daemon.launch().await;
+    is_held(prune(&daemon, &[]));
+    engine.run(&["image", "inspect", &id]);
+
+    // Nobody is about to use it any more.
+    daemon.configure(&["images.hold = \"0s\""]);
+    daemon.kill();
+    daemon.launch().await;
+    let would = prune(&daemon, &["--dry-run"]).unwrap();
+    assert_eq!((would["outcome"].as_str(), would["ours"].as_bool()), (Some("would_go"), Some(true)), "{would}");
+    assert!(would["frees"].as_u64().unwrap() >= 3 << 20, "{would}");
+    assert_eq!(prune(&daemon, &[]).unwrap()["outcome"], "removed");
+    assert_eq!(prune(&daemon, &[]), None);
+    assert!(!engine.client(&["image", "inspect", &id]).status.success());
+    let told = metrics(&address);
+    assert_eq!(sum(&told, "nspool_images_removed_total", "outcome=\"removed\""), 1.0, "{told}");
+    assert!(sum(&told, "nspool_image_bytes", "") > 0.0, "{told}");
 }

@@ -118,6 +118,8 @@ async fn a_tag_that_moves_costs_what_is_new_in_it(host: &TestEngine) {
     bench.is_in_both(&next, folder.path()).await;
     let asked = bench.proxy.taken();
     assert_eq!(asked.len(), 4, "one question, and what is new: {asked:?}");
+    let left = Store::open(&folder.path().join("images"), Options::default()).unwrap().verify().unwrap();
+    assert_eq!((left.images, left.blobs), (1, 3), "what the image was before is gone from the store");
 
     bench.proxy.always(Some(Trouble::Busy { retry_after: 3600 }));
     let stale = bench.ensure().await.unwrap();

@@ -8,9 +8,10 @@ use nspool::engine::{Credentials, ErrorClass};
 use nspool::proto::build_image_request::Part;
 use nspool::proto::build_image_response::Event as Told;
 use nspool::proto::ensure_image_response::Event;
+use nspool::proto::prune_images_response::Event as Pruned;
 use nspool::proto::{
     BuildDefinition, BuildImageRequest, BuiltImage, EnsureImageRequest, EnsureImageResponse, EnsuredImage, FetchProgress,
-    ListImagesRequest, RegistryAuth,
+    ListImagesRequest, PruneImagesRequest, PruneSummary, PrunedImage, RegistryAuth,
 };
 use tonic::{Code, Status, Streaming};
 use tonic_types::StatusExt;
@@ -283,4 +284,72 @@ async fn a_context_that_comes_no_further_is_given_up() {
     let late = answers.message().await.unwrap_err();
     assert_eq!(reason(&late), (Code::InvalidArgument, "BAD_BUILD".into()));
     assert_eq!(late.message(), "nothing of the context came for 1m");
+}
+
+impl Served {
+    /// By root, unless another uid is named.
+    async fn prune(&self, uid: Option<u32>, asked: PruneImagesRequest) -> Result<(Vec<PrunedImage>, PruneSummary), Status> {
+        let mut images = match uid {
+            Some(uid) => self.images_as(uid).await,
+            None => self.images().await,
+        };
+        let mut answers = images.prune_images(asked).await?.into_inner();
+        let mut rows = Vec::new();
+        loop {
+            match soon(answers.message()).await?.and_then(|answer| answer.event) {
+                Some(Pruned::Image(image)) => rows.push(image),
+                Some(Pruned::Summary(summary)) => {
+                    assert!(soon(answers.message()).await.unwrap().is_none(), "the summary is the last message");
+                    return Ok((rows, summary));
+                }
+                None => panic!("the stream ended without a summary"),
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_operator_sees_what_would_go_and_why_the_rest_stays() {
+    let mut setup = Setup::default();
+    setup.config.images.hold = Duration::ZERO;
+    let served = Served::start(setup).await;
+    let all = |dry_run| PruneImagesRequest { dry_run, room: Some(0) };
+    served.images.publish_image("reg:5000/fn:1", None);
+    let ensured = served.ensure("reg:5000/fn:1", None).await.1.unwrap();
+    served.images.put_image("mine:1");
+    let (rows, summary) = served.prune(None, all(true)).await.unwrap();
+    let told: Vec<_> =
+        rows.iter().map(|row| (row.names[0].as_str(), row.outcome.as_str(), row.why.as_str(), row.frees, row.ours)).collect();
+    assert_eq!(told, [("reg:5000/fn:1", "would_go", "", 1000, true), ("mine:1", "stays", "not nspool's", 0, false)]);
+    assert!(rows[0].used.is_some() && rows[1].used.is_none() && rows[0].id == ensured.id && rows[0].bytes == 1000);
+    assert_eq!(summary, PruneSummary { bytes_before: 2000, bytes_after: 1000, bytes_ours: 1000, bytes_wanted: 0, removed: 0 });
+    assert_eq!(served.images.count(Operation::RemoveImage), 0);
+
+    let refused = assert_refused(served.prune(Some(NOBODY), all(false)).await, Code::PermissionDenied, "NOT_ALLOWED");
+    assert!(!refused.message().contains("fn:1"));
+    let unlimited = assert_refused(served.prune(None, PruneImagesRequest::default()).await, Code::InvalidArgument, "BAD_FIELD");
+    assert_eq!(bad_fields(&unlimited), ["room"]);
+
+    let (rows, summary) = served.prune(None, all(false)).await.unwrap();
+    assert_eq!((rows[0].outcome.as_str(), summary.removed, summary.bytes_after), ("removed", 1, 1000));
+    assert!(served.ensure("reg:5000/fn:1", None).await.1.unwrap().fetched, "it is gone");
+    served.images.engine_away();
+    assert_refused(served.prune(None, all(true)).await, Code::Unavailable, "ENGINE_AWAY");
+}
+
+#[tokio::test]
+async fn the_list_says_when_an_image_was_used_and_for_how_long_it_is_held() {
+    let served = served().await;
+    served.images.put_image("here:1");
+    served.ensure("here:1", None).await.1.unwrap();
+    let tar = tar_of("Dockerfile", "FROM scratch\n");
+    served.build(parts(BuildDefinition::default(), &tar)).await.unwrap();
+    let listed = served.images().await.list_images(ListImagesRequest {}).await.unwrap().into_inner();
+    let (image, built) = (&listed.images[0], &listed.built[0]);
+    let ten_minutes = |used: &Option<prost_types::Timestamp>, held: &Option<prost_types::Timestamp>| {
+        held.as_ref().unwrap().seconds - used.as_ref().unwrap().seconds
+    };
+    assert_eq!((ten_minutes(&image.used, &image.held_until), ten_minutes(&built.used, &built.held_until)), (600, 600));
+    let (rows, _) = served.prune(None, PruneImagesRequest { dry_run: false, room: Some(0) }).await.unwrap();
+    assert!(rows.len() == 2 && rows.iter().all(|row| row.why == "held for who asked for it"), "{rows:?}");
 }

@@ -493,6 +493,43 @@ impl ImageCache for Stub {
         Ok(Response::new(if source == "slow:1" { events.take(1).chain(stream::pending()).boxed() } else { events }))
     }
 
+    type PruneImagesStream = BoxStream<'static, Result<PruneImagesResponse, Status>>;
+
+    async fn prune_images(&self, request: Request<PruneImagesRequest>) -> Result<Response<Self::PruneImagesStream>, Status> {
+        use prune_images_response::Event;
+        let PruneImagesRequest { dry_run, room } = request.into_inner();
+        self.note(format!("PruneImages {dry_run} {room:?}"))?;
+        let outcome = if dry_run { "would_go" } else { "removed" };
+        let goes = PrunedImage {
+            id: "sha256:1d".into(),
+            names: vec!["busybox:1.36".into(), "reg:5000/busybox:1".into()],
+            bytes: 3 << 20,
+            frees: 1 << 20,
+            created: timestamp(0),
+            ours: true,
+            outcome: outcome.into(),
+            ..PrunedImage::default()
+        };
+        let stays = PrunedImage {
+            id: "sha256:2d".into(),
+            names: vec!["busybox:1.37".into()],
+            bytes: 2 << 20,
+            created: timestamp(0),
+            outcome: "stays".into(),
+            why: "a container has it".into(),
+            ..PrunedImage::default()
+        };
+        let summary = PruneSummary {
+            bytes_before: 3 << 20,
+            bytes_after: 2 << 20,
+            bytes_ours: 1 << 20,
+            bytes_wanted: room.unwrap_or(5 << 20),
+            removed: 1,
+        };
+        let events = [Event::Image(goes), Event::Image(stays), Event::Summary(summary)];
+        Ok(Response::new(stream::iter(events.map(|event| Ok(PruneImagesResponse { event: Some(event) }))).boxed()))
+    }
+
     async fn list_images(&self, _: Request<ListImagesRequest>) -> Result<Response<ListImagesResponse>, Status> {
         self.note("ListImages")?;
         let (present, failed) = ("busybox:1.36".to_owned(), "reg:5000/fn:7".to_owned());

@@ -65,6 +65,7 @@ impl<'e> TestDaemon<'e> {
             format!("state.namespaces = {:?}", daemon.dir.path().join("ns").display().to_string()),
             format!("api.listen = [\"unix:{}\"]", daemon.socket.display()),
             format!("state.dir = {:?}", daemon.dir.path().join("state").display().to_string()),
+            format!("images.store = {:?}", daemon.dir.path().join("images").display().to_string()),
         ];
         daemon.configure(&lines.iter().map(String::as_str).collect::<Vec<_>>());
         daemon.configure(config);

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use futures::stream::{BoxStream, StreamExt};
 use nspool::engine::{
     BuddySpec, BuildSpec, Chunks, Container, ContainerId, ContainerSummary, Credentials, Engine, EngineError, EngineEvent, EngineFuture,
-    EngineInfo, Image, ImageArchive, ImageId, Network, NetworkSpec, PullStep, WaitOutcome,
+    EngineInfo, Image, ImageArchive, ImageId, ImageRemoval, Network, NetworkSpec, PullStep, SizedImage, WaitOutcome,
 };
 use nspool::ledger::Store;
 
@@ -110,6 +110,12 @@ impl Engine for MortalEngine {
     }
     fn images<'a>(&'a self, label: &'a str) -> EngineFuture<'a, Vec<Image>> {
         Box::pin(self.life.pass(self.engine.images(label)))
+    }
+    fn image_sizes(&self) -> EngineFuture<'_, Vec<SizedImage>> {
+        Box::pin(self.life.pass(self.engine.image_sizes()))
+    }
+    fn remove_image<'a>(&'a self, name: &'a str) -> EngineFuture<'a, ImageRemoval> {
+        Box::pin(self.life.pass(self.engine.remove_image(name)))
     }
     fn build_image<'a>(&'a self, spec: &'a BuildSpec, context: File, told: &'a (dyn Fn(&str) + Send + Sync)) -> EngineFuture<'a, ()> {
         Box::pin(self.life.pass(self.engine.build_image(spec, context, told)))

@@ -449,6 +449,53 @@ pub const KEYS: &[Key] = &[
     ),
     key!(
         "images",
+        "room",
+        "image-room",
+        live,
+        Kind::Size { min: 0, max: 1 << 50 },
+        None,
+        get | c | Value::Number(c.images.room),
+        set | c,
+        value | c.images.room = value.number(),
+        "What the engine's images may take, layers counted once; 0 means no limit. Above it those that came by nspool and were asked for the longest ago are removed, \
+         down to nine tenths of it; never what a container uses, or what is held."
+    ),
+    key!(
+        "images",
+        "room_for_others",
+        "image-room-for-others",
+        live,
+        Kind::Switch,
+        None,
+        get | c | Value::Switch(c.images.room_for_others),
+        set | c,
+        value | c.images.room_for_others = value.is_on(),
+        "Images that did not come by nspool (pulled, built or named by others) may be removed for room, too; those that nobody asked nspool for go by the date they were built. \
+         Without this they are only counted."
+    ),
+    key!(
+        "images",
+        "store_room",
+        "image-store-room",
+        live,
+        Kind::Size { min: 0, max: 1 << 50 },
+        None,
+        get | c | Value::Number(c.images.store_room),
+        set | c,
+        value | c.images.store_room = value.number(),
+        "What the host's own images (store) may take; 0 means no limit. Above it those that were asked for the longest ago are removed, down to nine tenths of it."
+    ),
+    key!(
+        "images",
+        "hold",
+        "image-hold",
+        live,
+        time Duration::ZERO, WEEK,
+        |c| c.images.hold,
+        "For how long an image that EnsureImage or BuildImage answered is not removed for room: who asked is about to create from it."
+    ),
+    key!(
+        "images",
         "builders",
         "image-builders",
         restart,

@@ -42,6 +42,7 @@ fn other_value(key: &Key) -> (String, String) {
         "images.store" => "/tmp/store",
         "images.fetched_by" => "nspool",
         "images.builders" => "everybody",
+        "images.room_for_others" => "true",
         _ => match key.kind {
             Kind::Duration { .. } => "1m7s",
             Kind::Size { .. } => "128KiB",

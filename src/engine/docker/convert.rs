@@ -187,6 +187,8 @@ pub(super) struct Row {
     labels: Option<Labels>,
     state: Option<String>,
     host_config: Option<Modes>,
+    #[serde(rename = "ImageID")]
+    image_id: Option<String>,
 }
 
 /// What inspect says.
@@ -260,6 +262,7 @@ pub(super) fn summary(row: Row) -> ContainerSummary {
         labels: row.labels.unwrap_or_default(),
         status: status(row.state.as_deref().unwrap_or_default()),
         network_mode: row.host_config.and_then(|modes| modes.network_mode).unwrap_or_default(),
+        image: row.image_id.unwrap_or_default().into(),
     }
 }
 
@@ -451,6 +454,7 @@ mod tests {
             labels: Labels::new(),
             status: ContainerStatus::Created,
             network_mode: mode.into(),
+            image: "sha256:aa".into(),
         };
         let mut rows = vec![row("1", "buddy", "bridge"), row("2", "late", "container:buddy"), row("3", "later", "container:gone")];
         resolve_joined_names(&mut rows);

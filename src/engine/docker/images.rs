@@ -51,7 +51,7 @@ impl Docker {
                 digests: repo_digests.unwrap_or_default(),
                 labels: config.and_then(|config| config.labels).unwrap_or_default(),
             })),
-            Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(None),
+            Err(error) if is_gone(&error) => Ok(None),
             Err(error) => Err(errors::convert("inspect image", reference, &error)),
         }
     }
@@ -149,6 +149,12 @@ impl Docker {
         let tagged = self.client.tag_image(id.as_str(), Some(options)).await;
         tagged.map_err(|error| errors::convert("tag", id.as_str(), &error))
     }
+}
+
+/// There is no such image. podman says it by a 500 when the image goes while it is looked at.
+pub(super) fn is_gone(error: &Error) -> bool {
+    let Error::DockerResponseServerError { status_code, message } = error else { return false };
+    *status_code == 404 || *status_code == 500 && message.contains("image not known")
 }
 
 /// Reads a pull's or load's progress to its end; an error inside it is the call's error.

@@ -393,6 +393,7 @@ impl Model {
             labels: item.labels.clone(),
             status: item.status,
             network_mode: self.network_mode(item),
+            image: item.image.clone(),
         }
     }
 

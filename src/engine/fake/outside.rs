@@ -4,7 +4,7 @@ use super::model::{Attachment, Item, Model, Recipe};
 use super::script::Operation;
 use super::{EngineState, FUNCTION_LABEL, FakeWorld, FunctionId};
 use crate::engine::{
-    Container, ContainerStatus, ContainerSummary, Credentials, EngineError, ErrorClass, EventAction, Flavour, ImageId, Labels,
+    Container, ContainerId, ContainerStatus, ContainerSummary, Credentials, EngineError, ErrorClass, EventAction, Flavour, ImageId, Labels,
     NamespaceKind,
 };
 use crate::netns::{NamespaceId, Process};
@@ -217,6 +217,23 @@ impl FakeWorld {
     /// A new local image with this tag.
     pub fn put_image(&self, reference: &str) -> ImageId {
         self.model.lock().images.put(reference)
+    }
+
+    /// What an image is made of, the lowest layer first: each name is a layer with all below it.
+    pub fn set_layers(&self, id: &ImageId, layers: &[(&str, u64)]) {
+        self.model.lock().images.set_layers(id, layers);
+    }
+
+    /// A container of somebody's is made from it, and never started; until that is removed, the engine lets it not go.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub fn use_image(&self, id: &ImageId) -> Result<ContainerId, EngineError> {
+        let mut model = self.model.lock();
+        let name = model.made_up_name();
+        let (labels, network) = (Labels::new(), Attachment::Network("none".into()));
+        let (image, flavour) = (id.clone(), Flavour::Fixed);
+        model.create(Recipe { name, labels, image, network, shares: Vec::new(), privileged: false, buddy: false, flavour })
     }
 
     /// The registry has it from now on, for these credentials or for anyone.

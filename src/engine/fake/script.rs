@@ -25,6 +25,10 @@ pub enum Operation {
     TagImage,
     /// `Engine::images`
     Images,
+    /// `Engine::image_sizes`
+    ImageSizes,
+    /// `Engine::remove_image`
+    RemoveImage,
     /// `Engine::build_image`
     BuildImage,
     /// `Engine::create`
@@ -72,6 +76,8 @@ impl Operation {
             Self::PullImage => "pull",
             Self::TagImage => "tag",
             Self::Images => "images",
+            Self::ImageSizes => "image sizes",
+            Self::RemoveImage => "remove image",
             Self::BuildImage => "build",
             Self::Create => "create",
             Self::Start => "start",
@@ -97,6 +103,7 @@ impl Operation {
         match self {
             Self::LoadImage
             | Self::BuildImage
+            | Self::RemoveImage
             | Self::PullImage
             | Self::TagImage
             | Self::Create
@@ -109,6 +116,7 @@ impl Operation {
             | Self::Ping
             | Self::Image
             | Self::Images
+            | Self::ImageSizes
             | Self::SaveImage
             | Self::Inspect
             | Self::Wait

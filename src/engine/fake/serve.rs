@@ -13,7 +13,8 @@ use super::script::{Call, Fault, Operation, Phase};
 use super::{EngineState, FakeWorld};
 use crate::engine::{
     BuddySpec, BuildSpec, Chunks, Container, ContainerId, ContainerSummary, Credentials, Engine, EngineError, EngineEvent, EngineFuture,
-    EngineInfo, EngineKind, ErrorClass, Image, ImageArchive, ImageId, LayerStage, Network, NetworkSpec, PullStep, WaitOutcome,
+    EngineInfo, EngineKind, ErrorClass, Image, ImageArchive, ImageId, ImageRemoval, LayerStage, Network, NetworkSpec, PullStep, SizedImage,
+    WaitOutcome,
 };
 use crate::level;
 
@@ -212,6 +213,15 @@ impl Engine for FakeEngine {
     fn images<'a>(&'a self, label: &'a str) -> EngineFuture<'a, Vec<Image>> {
         let wanted = label.to_owned();
         Box::pin(self.0.call(Operation::Images, label, move |model| Ok(model.images.with_label(&wanted))))
+    }
+
+    fn image_sizes(&self) -> EngineFuture<'_, Vec<SizedImage>> {
+        Box::pin(self.0.call(Operation::ImageSizes, "", |model| Ok(model.images.sizes())))
+    }
+
+    fn remove_image<'a>(&'a self, name: &'a str) -> EngineFuture<'a, ImageRemoval> {
+        let wanted = name.to_owned();
+        Box::pin(self.0.call(Operation::RemoveImage, name, move |model| Ok(model.let_image_go(&wanted))))
     }
 
     fn build_image<'a>(&'a self, spec: &'a BuildSpec, _context: File, told: &'a (dyn Fn(&str) + Send + Sync)) -> EngineFuture<'a, ()> {

@@ -71,6 +71,12 @@ impl Engine for Slow {
     fn images<'a>(&'a self, _: &'a str) -> EngineFuture<'a, Vec<Image>> {
         self.call("images", Vec::new())
     }
+    fn image_sizes(&self) -> EngineFuture<'_, Vec<SizedImage>> {
+        self.call("image sizes", Vec::new())
+    }
+    fn remove_image<'a>(&'a self, _: &'a str) -> EngineFuture<'a, ImageRemoval> {
+        self.call("remove image", ImageRemoval::Removed)
+    }
     fn build_image<'a>(&'a self, _: &'a BuildSpec, _: File, _: &'a (dyn Fn(&str) + Send + Sync)) -> EngineFuture<'a, ()> {
         self.call("build", ())
     }

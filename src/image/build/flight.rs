@@ -135,13 +135,18 @@ impl Flight {
             }
         };
         self.build(packed, dockerfile).await?;
+        let uses = self.builds.cache.uses();
         for (reference, id) in &bases {
             if self.builds.engine.image_id(reference.as_str()).await?.as_ref() != Some(id) {
                 return Err(Ended::Changed("an image that it begins from"));
             }
         }
+        let seen = uses.seen();
         let image = self.builds.engine.image(&name_of(&self.key)).await?.filter(|image| is_of(image, self.key));
         let image = image.ok_or_else(|| Failure::new(Kind::Failed, "the engine says that it was built, and then has no image of it"))?;
+        if !uses.hold(&image.id, &name_of(&self.key), true, seen).await {
+            return Err(Ended::Changed("the image itself"));
+        }
         self.builds.table.lock().index.used(self.key, &image, SystemTime::now());
         Ok(Built { id: image.id, key: self.key, reused: false })
     }

@@ -33,7 +33,12 @@ pub(super) struct Fetch {
     end: End,
     /// A pull may have brought an image that does not have its second name.
     doubtful: AtomicBool,
+    /// What the engine had under the reference, at the last look before anything was done.
+    had: Mutex<Option<ImageId>>,
 }
+
+/// An image that was removed each time between the look and the answer is no answer.
+const LOOKS: u32 = 3;
 
 /// What is left to say when it is dropped.
 enum End {
@@ -68,7 +73,7 @@ impl Drop for Fetch {
 
 impl Fetch {
     pub(super) fn new(cache: Arc<Inner>, key: Key, told: level::Sender<Told>) -> Self {
-        Self { cache, key, told, end: End::Fallen, doubtful: AtomicBool::new(false) }
+        Self { cache, key, told, end: End::Fallen, doubtful: AtomicBool::new(false), had: Mutex::default() }
     }
 
     pub(super) async fn run(mut self, credentials: Option<Credentials>) {
@@ -76,9 +81,30 @@ impl Fetch {
         let end = tokio::select! {
             biased;
             () = stop.cancelled() => End::Outcome(Err(Failure::new(Kind::Stopping, "nspool is stopping"))),
-            end = self.carry_out(credentials) => end,
+            end = self.carry_out_and_hold(credentials) => end,
         };
         self.end = end;
+    }
+
+    /// Who is told of an image is about to create from it.
+    async fn carry_out_and_hold(&self, credentials: Option<Credentials>) -> End {
+        // A removal that ends after its image was fetched anew has the new one looked at once more.
+        let mut brought: Option<Ensured> = None;
+        for _ in 0..LOOKS {
+            let seen = self.cache.uses.seen();
+            let ensured = match self.carry_out(credentials.clone()).await {
+                End::Outcome(Ok(ensured)) => ensured,
+                end @ (End::Outcome(Err(_)) | End::Again(_) | End::Fallen) => return end,
+            };
+            let before = brought.take().filter(|before| before.id == ensured.id);
+            let came = before.is_some() || self.had.lock().as_ref() != Some(&ensured.id);
+            let ensured = Ensured { fetched: ensured.fetched || before.is_some_and(|before| before.fetched), ..ensured };
+            if self.cache.uses.hold(&ensured.id, self.key.reference.as_str(), came, seen).await {
+                return End::Outcome(Ok(ensured));
+            }
+            brought = Some(ensured).filter(|_| came);
+        }
+        End::Outcome(Err(Failure::new(Kind::Failed, "it was removed again each time that it was here: is there room for it?")))
     }
 
     async fn carry_out(&self, credentials: Option<Credentials>) -> End {
@@ -197,6 +223,7 @@ impl Fetch {
         let (others, before) = seen();
         let image = self.cache.engine.image(self.key.reference.as_str()).await?;
         let quiet = !others && seen() == (false, before);
+        *self.had.lock() = image.as_ref().map(|image| image.id.clone());
         Ok(match image {
             Some(image) if self.key.whose == Whose::Daemons && quiet && !is_named(&image) => Here::Usable(image),
             image => Here::NotUsable(image.map(|image| image.id)),
@@ -230,7 +257,7 @@ impl Fetch {
 
     async fn attempts(&self, wanted: Wanted<'_>, deadline: Instant) -> Result<Ensured, Failure> {
         let settings = &self.cache.settings;
-        let mut attempt = 1;
+        let (mut attempt, mut made_space) = (1, false);
         loop {
             let attempted = tokio::time::timeout_at(deadline, self.attempt(attempt, wanted)).await;
             let failure = match attempted {
@@ -238,6 +265,10 @@ impl Fetch {
                 Ok(Err(failure)) => failure,
                 Err(_) => return Err(Failure::new(Kind::Failed, &self.late())),
             };
+            if failure.kind == Kind::DiskFull && !std::mem::replace(&mut made_space, true) && self.space_was_made(deadline).await {
+                attempt += 1;
+                continue;
+            }
             let wait = wait_after(&failure, &self.cache.backoff, attempt);
             if failure.kind.is_permanent() || attempt >= settings.attempts || Instant::now() + wait >= deadline {
                 return Err(failure);
@@ -248,6 +279,12 @@ impl Fetch {
             tokio::time::sleep(wait).await;
             attempt += 1;
         }
+    }
+
+    /// Whether something was removed so that there is room for it.
+    async fn space_was_made(&self, deadline: Instant) -> bool {
+        let Some(make_space) = self.cache.make_space.get() else { return false };
+        tokio::time::timeout_at(deadline, make_space()).await.unwrap_or(false)
     }
 
     /// Why the last attempt was cut off.

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use super::*;
 use crate::engine::{
     BuddySpec, BuildSpec, Chunks, Container, ContainerId, ContainerSummary, Credentials, EngineEvent, EngineFuture, EngineInfo, Image,
-    ImageArchive, Labels, Network, NetworkSpec, PullStep, WaitOutcome,
+    ImageArchive, ImageRemoval, Labels, Network, NetworkSpec, PullStep, SizedImage, WaitOutcome,
 };
 
 const BACKOFF: config::Backoff =
@@ -82,6 +82,12 @@ impl Engine for Images {
     }
     fn images<'a>(&'a self, _: &'a str) -> EngineFuture<'a, Vec<Image>> {
         unreachable!("the gate lists no images")
+    }
+    fn image_sizes(&self) -> EngineFuture<'_, Vec<SizedImage>> {
+        unreachable!("the gate measures no images")
+    }
+    fn remove_image<'a>(&'a self, _: &'a str) -> EngineFuture<'a, ImageRemoval> {
+        unreachable!("the gate removes no images")
     }
     fn build_image<'a>(&'a self, _: &'a BuildSpec, _: File, _: &'a (dyn Fn(&str) + Send + Sync)) -> EngineFuture<'a, ()> {
         unreachable!("the gate builds no images")

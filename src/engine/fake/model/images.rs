@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
+use std::time::{Duration, SystemTime};
 
 use super::{Model, fail};
 use crate::engine::fake::script::Operation;
-use crate::engine::{BuildSpec, Credentials, EngineError, EngineEvent, ErrorClass, EventAction, Image, ImageId, Labels};
+use crate::engine::{
+    BuildSpec, Credentials, EngineError, EngineEvent, ErrorClass, EventAction, Image, ImageId, ImageRemoval, Labels, Layer, SizedImage,
+};
 
 /// Tags and ids.
 #[derive(Debug, Default)]
@@ -18,8 +21,13 @@ pub(in crate::engine::fake) struct Images {
     registry: BTreeMap<String, Published>,
     /// Those that were loaded, as they were.
     archives: BTreeMap<ImageId, Vec<u8>>,
+    /// Of those that are not one layer of their own.
+    layers: BTreeMap<ImageId, Vec<Layer>>,
     next: u64,
 }
+
+/// What an image takes of which nobody said anything.
+const BYTES: u64 = 1000;
 
 /// What a registry has under a name. An image's digest is its id here.
 #[derive(Debug)]
@@ -138,6 +146,21 @@ impl Images {
         labelled.filter_map(|(id, _)| self.look(id.as_str())).collect()
     }
 
+    pub(in crate::engine::fake) fn set_layers(&mut self, id: &ImageId, layers: &[(&str, u64)]) {
+        let layer = |(chain, bytes): &(&str, u64)| Layer { chain: (*chain).to_owned(), bytes: *bytes };
+        self.layers.insert(id.clone(), layers.iter().map(layer).collect());
+    }
+
+    /// Each is a second younger than the one before it.
+    pub(in crate::engine::fake) fn sizes(&self) -> Vec<SizedImage> {
+        let number = |id: &ImageId| u64::from_str_radix(id.bare().get(48..).unwrap_or_default(), 16).unwrap_or_default();
+        let created = |id: &ImageId| SystemTime::UNIX_EPOCH + Duration::from_secs(number(id) % (1 << 30));
+        let own = |id: &ImageId| vec![Layer { chain: id.to_string(), bytes: BYTES }];
+        let layers = |id: &ImageId| self.layers.get(id).cloned().unwrap_or_else(|| own(id));
+        let sized = |id: &ImageId| Some(SizedImage { image: self.look(id.as_str())?, created: created(id), layers: layers(id) });
+        self.ids.iter().filter_map(sized).collect()
+    }
+
     /// Each build is another image, as with Docker's classic builder.
     pub(in crate::engine::fake) fn build(&mut self, spec: &BuildSpec) {
         let id = self.put(&spec.tag);
@@ -212,6 +235,21 @@ impl Model {
         for id in self.images.ids.difference(&used).cloned().collect::<Vec<_>>() {
             self.remove_image(id.as_str());
         }
+    }
+
+    /// As the engine does it when nobody forces it.
+    pub(in crate::engine::fake) fn let_image_go(&mut self, name: &str) -> ImageRemoval {
+        let Some(image) = self.images.look(name) else { return ImageRemoval::Absent };
+        let user = self.containers.values().find(|item| item.image == image.id).map(|item| item.id.clone());
+        let by_id = image.id.as_str() == name;
+        if by_id && image.tags.len() > 1 {
+            return ImageRemoval::InUse(format!("unable to delete {name} (must be forced) - image is referenced in multiple repositories"));
+        }
+        if let Some(user) = user.filter(|_| image.tags.len() <= 1) {
+            return ImageRemoval::InUse(format!("unable to remove {name} (must force) - container {user} is using it"));
+        }
+        self.remove_image(name);
+        ImageRemoval::Removed
     }
 
     fn image_is_gone(&mut self, id: &ImageId) {

@@ -116,20 +116,22 @@ class BuildLog(_message.Message):
     def __init__(self, lines: _Optional[_Iterable[str]] = ..., missed: _Optional[int] = ...) -> None: ...
 
 class BuiltImage(_message.Message):
-    __slots__ = ("id", "key", "reference", "reused", "built", "used")
+    __slots__ = ("id", "key", "reference", "reused", "built", "used", "held_until")
     ID_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
     REUSED_FIELD_NUMBER: _ClassVar[int]
     BUILT_FIELD_NUMBER: _ClassVar[int]
     USED_FIELD_NUMBER: _ClassVar[int]
+    HELD_UNTIL_FIELD_NUMBER: _ClassVar[int]
     id: str
     key: str
     reference: str
     reused: bool
     built: _timestamp_pb2.Timestamp
     used: _timestamp_pb2.Timestamp
-    def __init__(self, id: _Optional[str] = ..., key: _Optional[str] = ..., reference: _Optional[str] = ..., reused: bool = ..., built: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., used: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    held_until: _timestamp_pb2.Timestamp
+    def __init__(self, id: _Optional[str] = ..., key: _Optional[str] = ..., reference: _Optional[str] = ..., reused: bool = ..., built: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., used: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., held_until: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class PushImageRequest(_message.Message):
     __slots__ = ("source", "target", "auth")
@@ -200,7 +202,7 @@ class ListImagesResponse(_message.Message):
     def __init__(self, images: _Optional[_Iterable[_Union[KnownImage, _Mapping]]] = ..., failures: _Optional[_Iterable[_Union[ImageFailure, _Mapping]]] = ..., built: _Optional[_Iterable[_Union[BuiltImage, _Mapping]]] = ..., built_unknown: bool = ...) -> None: ...
 
 class KnownImage(_message.Message):
-    __slots__ = ("reference", "state", "since", "id", "digest", "failure", "error", "private", "checked", "stale_since", "stale_why", "placeholder")
+    __slots__ = ("reference", "state", "since", "id", "digest", "failure", "error", "private", "checked", "stale_since", "stale_why", "placeholder", "used", "held_until")
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     SINCE_FIELD_NUMBER: _ClassVar[int]
@@ -213,6 +215,8 @@ class KnownImage(_message.Message):
     STALE_SINCE_FIELD_NUMBER: _ClassVar[int]
     STALE_WHY_FIELD_NUMBER: _ClassVar[int]
     PLACEHOLDER_FIELD_NUMBER: _ClassVar[int]
+    USED_FIELD_NUMBER: _ClassVar[int]
+    HELD_UNTIL_FIELD_NUMBER: _ClassVar[int]
     reference: str
     state: str
     since: _timestamp_pb2.Timestamp
@@ -225,7 +229,9 @@ class KnownImage(_message.Message):
     stale_since: _timestamp_pb2.Timestamp
     stale_why: str
     placeholder: bool
-    def __init__(self, reference: _Optional[str] = ..., state: _Optional[str] = ..., since: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., id: _Optional[str] = ..., digest: _Optional[str] = ..., failure: _Optional[str] = ..., error: _Optional[str] = ..., private: bool = ..., checked: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., stale_since: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., stale_why: _Optional[str] = ..., placeholder: bool = ...) -> None: ...
+    used: _timestamp_pb2.Timestamp
+    held_until: _timestamp_pb2.Timestamp
+    def __init__(self, reference: _Optional[str] = ..., state: _Optional[str] = ..., since: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., id: _Optional[str] = ..., digest: _Optional[str] = ..., failure: _Optional[str] = ..., error: _Optional[str] = ..., private: bool = ..., checked: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., stale_since: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., stale_why: _Optional[str] = ..., placeholder: bool = ..., used: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., held_until: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class ImageFailure(_message.Message):
     __slots__ = ("reference", "at", "failure", "error", "private")
@@ -240,3 +246,55 @@ class ImageFailure(_message.Message):
     error: str
     private: bool
     def __init__(self, reference: _Optional[str] = ..., at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., failure: _Optional[str] = ..., error: _Optional[str] = ..., private: bool = ...) -> None: ...
+
+class PruneImagesRequest(_message.Message):
+    __slots__ = ("dry_run", "room")
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    ROOM_FIELD_NUMBER: _ClassVar[int]
+    dry_run: bool
+    room: int
+    def __init__(self, dry_run: bool = ..., room: _Optional[int] = ...) -> None: ...
+
+class PruneImagesResponse(_message.Message):
+    __slots__ = ("image", "summary")
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    image: PrunedImage
+    summary: PruneSummary
+    def __init__(self, image: _Optional[_Union[PrunedImage, _Mapping]] = ..., summary: _Optional[_Union[PruneSummary, _Mapping]] = ...) -> None: ...
+
+class PrunedImage(_message.Message):
+    __slots__ = ("id", "names", "bytes", "frees", "used", "created", "ours", "outcome", "why")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    FREES_FIELD_NUMBER: _ClassVar[int]
+    USED_FIELD_NUMBER: _ClassVar[int]
+    CREATED_FIELD_NUMBER: _ClassVar[int]
+    OURS_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    names: _containers.RepeatedScalarFieldContainer[str]
+    bytes: int
+    frees: int
+    used: _timestamp_pb2.Timestamp
+    created: _timestamp_pb2.Timestamp
+    ours: bool
+    outcome: str
+    why: str
+    def __init__(self, id: _Optional[str] = ..., names: _Optional[_Iterable[str]] = ..., bytes: _Optional[int] = ..., frees: _Optional[int] = ..., used: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., created: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., ours: bool = ..., outcome: _Optional[str] = ..., why: _Optional[str] = ...) -> None: ...
+
+class PruneSummary(_message.Message):
+    __slots__ = ("bytes_before", "bytes_after", "bytes_ours", "bytes_wanted", "removed")
+    BYTES_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    BYTES_AFTER_FIELD_NUMBER: _ClassVar[int]
+    BYTES_OURS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_WANTED_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    bytes_before: int
+    bytes_after: int
+    bytes_ours: int
+    bytes_wanted: int
+    removed: int
+    def __init__(self, bytes_before: _Optional[int] = ..., bytes_after: _Optional[int] = ..., bytes_ours: _Optional[int] = ..., bytes_wanted: _Optional[int] = ..., removed: _Optional[int] = ...) -> None: ...

@@ -55,6 +55,11 @@ class ImageCacheStub(object):
                 request_serializer=nspool_dot_v1_dot_image__pb2.ListImagesRequest.SerializeToString,
                 response_deserializer=nspool_dot_v1_dot_image__pb2.ListImagesResponse.FromString,
                 _registered_method=True)
+        self.PruneImages = channel.unary_stream(
+                '/nspool.v1.ImageCache/PruneImages',
+                request_serializer=nspool_dot_v1_dot_image__pb2.PruneImagesRequest.SerializeToString,
+                response_deserializer=nspool_dot_v1_dot_image__pb2.PruneImagesResponse.FromString,
+                _registered_method=True)
 
 
 class ImageCacheServicer(object):
@@ -94,6 +99,14 @@ class ImageCacheServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PruneImages(self, request, context):
+        """Removes images that came by nspool, those first that were asked for the longest ago, until the rest fits; says what goes and why the others stay. For operators
+        only. It goes on when its caller goes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ImageCacheServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -116,6 +129,11 @@ def add_ImageCacheServicer_to_server(servicer, server):
                     servicer.ListImages,
                     request_deserializer=nspool_dot_v1_dot_image__pb2.ListImagesRequest.FromString,
                     response_serializer=nspool_dot_v1_dot_image__pb2.ListImagesResponse.SerializeToString,
+            ),
+            'PruneImages': grpc.unary_stream_rpc_method_handler(
+                    servicer.PruneImages,
+                    request_deserializer=nspool_dot_v1_dot_image__pb2.PruneImagesRequest.FromString,
+                    response_serializer=nspool_dot_v1_dot_image__pb2.PruneImagesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -227,6 +245,33 @@ class ImageCache(object):
             '/nspool.v1.ImageCache/ListImages',
             nspool_dot_v1_dot_image__pb2.ListImagesRequest.SerializeToString,
             nspool_dot_v1_dot_image__pb2.ListImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PruneImages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/nspool.v1.ImageCache/PruneImages',
+            nspool_dot_v1_dot_image__pb2.PruneImagesRequest.SerializeToString,
+            nspool_dot_v1_dot_image__pb2.PruneImagesResponse.FromString,
             options,
             channel_credentials,
             insecure,
