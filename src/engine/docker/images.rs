@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::time::Duration;
 
 use bollard::auth::DockerCredentials;
 use bollard::errors::Error;
@@ -13,6 +14,7 @@ use bollard::query_parameters::{BuildImageOptions, CreateImageOptions, ImportIma
 use futures::stream::{self, Stream};
 use futures::{StreamExt as _, TryStreamExt as _};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use tokio_util::io::ReaderStream;
 
 use super::{Docker, convert, errors};
@@ -39,12 +41,29 @@ struct InspectedConfig {
     labels: Option<Labels>,
 }
 
+/// How long podman is let be after an answer that was none, in milliseconds.
+const AGAIN_AFTER: [u64; 4] = [10, 40, 160, 640];
+
 impl Docker {
+    /// While an image is on its way in or out, podman answers questions about it, and about all, by a 500 in ever other words ("locating item named
+    /// manifest", "failed to convert ImageData"): that passes within milliseconds.
+    pub(super) async fn about_images<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
+        for wait in AGAIN_AFTER {
+            match self.reader.get(path).await {
+                Err(error @ Error::DockerResponseServerError { status_code: 500, .. }) if !is_gone(&error) => {
+                    tokio::time::sleep(Duration::from_millis(wait)).await;
+                }
+                answer => return answer,
+            }
+        }
+        self.reader.get(path).await
+    }
+
     pub(super) async fn look_at_image(&self, reference: &str) -> Result<Option<Image>, EngineError> {
         if !convert::is_path_safe(reference) {
             return Err(errors::refused("inspect image", ErrorClass::Refused, reference, "not an image reference"));
         }
-        match self.reader.get::<Inspected>(&format!("/images/{reference}/json")).await {
+        match self.about_images::<Inspected>(&format!("/images/{reference}/json")).await {
             Ok(Inspected { id, repo_tags, repo_digests, config }) => Ok(id.map(|id| Image {
                 id: ImageId::from(id),
                 tags: repo_tags.unwrap_or_default(),

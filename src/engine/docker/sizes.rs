@@ -74,8 +74,8 @@ struct Step {
 
 /// All images that a list shows: with names, or at the top of their kind.
 pub(super) async fn list(docker: &Docker) -> Result<Vec<SizedImage>, EngineError> {
-    let failed = |error: &Error| errors::convert("image sizes", "", error);
-    let rows: Vec<Row> = docker.reader.get("/images/json").await.map_err(|error| failed(&error))?;
+    let listed = docker.about_images("/images/json").await;
+    let rows: Vec<Row> = listed.map_err(|error| errors::convert("image sizes", "", &error))?;
     let unknown: Vec<ImageId> = {
         let known = docker.layers.lock();
         rows.iter().map(|row| ImageId::from(row.id.as_str())).filter(|id| !known.contains_key(id)).collect()
@@ -97,7 +97,7 @@ async fn look(docker: &Docker, id: &ImageId) -> Result<Option<Told>, EngineError
     if !convert::is_path_safe(id.as_str()) {
         return Err(errors::refused("image sizes", ErrorClass::Refused, id.as_str(), "no image can have this id"));
     }
-    let inspected = match docker.reader.get::<Inspected>(&format!("/images/{id}/json")).await {
+    let inspected = match docker.about_images::<Inspected>(&format!("/images/{id}/json")).await {
         Err(error) if is_gone(&error) => return Ok(None),
         answer => answer.map_err(|error| failed(&error))?,
     };
