@@ -12,7 +12,7 @@ target := $(abspath $(or $(CARGO_TARGET_DIR),target))
 export PATH := $(target)/tools/bin:$(PATH):/usr/sbin:/sbin
 section := deploy/setup.sh section
 scripts := $(wildcard deploy/*.sh) .ci/run $(wildcard clients/*/*.sh tests/*.sh tests/support/*.sh benches/*.sh)
-# The engines' tests wait more than they work: two at a time leave a fifth of two cores idle.
+# The daemon's tests wait more than they work: two at a time leave a fifth of two cores idle.
 threads := $(shell cores=$$(nproc); echo $$((cores < 4 ? 4 : cores)))
 # Written out, because cargo's --all-targets would run the benches, too.
 tests := --workspace --locked --lib --bins --tests
@@ -43,7 +43,9 @@ packages-test:
 test-rust:
 	@$(section) "build of the tests" $(CARGO) test $(tests) --no-run
 	@$(section) "tests of the program, with Docker and podman" \
-	    env RUST_TEST_THREADS=$${RUST_TEST_THREADS:-$(threads)} deploy/setup.sh engine run $(CARGO) test $(tests) --offline --no-fail-fast
+	    deploy/setup.sh engine run $(CARGO) test $(tests) --offline --no-fail-fast -- --skip e2e::
+	@$(section) "tests of the daemon, with Docker and podman" \
+	    env RUST_TEST_THREADS=$${RUST_TEST_THREADS:-$(threads)} deploy/setup.sh engine run $(CARGO) test --locked --offline --test daemon e2e::
 	@$(section) "tests in the documentation" $(CARGO) test --workspace --locked --doc
 
 test-clients:

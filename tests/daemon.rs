@@ -48,4 +48,5 @@ mod e2e {
     mod upgrades;
     mod users;
     mod verified;
+    mod wiped;
 }

@@ -56,6 +56,7 @@ pub use self::key::Key;
 use self::memo::Memo;
 use super::cache::{Cache, Failure, Kind};
 use super::reference::Reference;
+use super::room::uses::Seen;
 use crate::config;
 use crate::engine::{Engine, Image, ImageId};
 use crate::level;
@@ -73,6 +74,8 @@ pub const DATE_LABEL: &str = "nspool.build.at";
 
 /// A context or base that changes under each of so many attempts is given up.
 const ATTEMPTS: u32 = 3;
+/// More definitions than that are not told apart for long: they are looked for one question later.
+const MOST_GUESSES: usize = 1024;
 
 /// What is to be built.
 #[derive(Debug)]
@@ -155,6 +158,8 @@ struct Inner {
     builder: OnceCell<String>,
     memo: Memo,
     table: Mutex<Table>,
+    /// Which key a definition had last, without regard to its context and bases: worth a look while those are looked at.
+    guesses: Mutex<HashMap<Key, Key>>,
     turns: Arc<Semaphore>,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -181,6 +186,7 @@ impl Builds {
             builder: OnceCell::new(),
             memo: Memo::default(),
             table: Mutex::new(lock, Table::default()),
+            guesses: Mutex::new(lock, HashMap::default()),
             turns,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -280,8 +286,18 @@ impl Inner {
 
     /// The image of a key, if the engine has it.
     async fn known(&self, key: Key) -> Result<Option<Built>, Failure> {
+        let look = self.look(key).await?;
+        self.seen(look).await
+    }
+
+    async fn look(&self, key: Key) -> Result<Look, Failure> {
         let seen = self.cache.uses().seen();
         let image = self.engine.image(&name_of(&key)).await?.filter(|image| is_of(image, key));
+        Ok(Look { key, seen, image })
+    }
+
+    /// What a look has found is held for who asked.
+    async fn seen(&self, Look { key, seen, image }: Look) -> Result<Option<Built>, Failure> {
         let image = match image {
             Some(image) => self.cache.uses().hold(&image.id, &name_of(&key), true, seen).await.then_some(image),
             None => None,
@@ -297,6 +313,14 @@ impl Inner {
                 Ok(None)
             }
         }
+    }
+
+    fn guess_next(&self, draft: Key, key: Key) {
+        let mut guesses = self.guesses.lock();
+        if guesses.len() >= MOST_GUESSES && !guesses.contains_key(&draft) {
+            guesses.clear();
+        }
+        guesses.insert(draft, key);
     }
 
     async fn builder(&self) -> Result<&str, Failure> {
@@ -375,8 +399,17 @@ pub fn tar_of(folder: &Path, dockerfile: Option<&str>, limit: u64) -> Result<Fil
     Ok(out)
 }
 
+/// At an image by its key.
+struct Look {
+    key: Key,
+    seen: Seen,
+    image: Option<Image>,
+}
+
 /// What is known of a context before the builder gets it.
 struct Surveyed {
+    /// At its key's image, if that was guessed.
+    looked: Option<Look>,
     key: Key,
     bases: Vec<(Reference, ImageId)>,
     parcel: Parcel,
@@ -420,13 +453,16 @@ impl Building {
 
     async fn find_or_start(&mut self) -> Result<Option<Built>, Failure> {
         self.attempts += 1;
-        let surveyed = self.survey().await?;
-        if !self.definition.anew
-            && let Some(built) = self.builds.known(surveyed.key).await?
-        {
+        let mut surveyed = self.survey().await?;
+        let key = surveyed.key;
+        let known = match surveyed.looked.take() {
+            _ if self.definition.anew => None,
+            Some(look) => self.builds.seen(look).await?,
+            None => self.builds.known(key).await?,
+        };
+        if let Some(built) = known {
             return Ok(Some(built));
         }
-        let key = surveyed.key;
         let mut table = self.builds.table.lock();
         let told = match table.under_way.get(&key) {
             Some(following) => following.clone(),
@@ -442,6 +478,15 @@ impl Building {
         Ok(None)
     }
 
+    /// Asks the engine beside its bases, and not after them. Most definitions are asked for again as they were.
+    async fn guess(&self, draft: Key) -> Result<Option<Look>, Failure> {
+        let key = self.builds.guesses.lock().get(&draft).copied();
+        match key {
+            Some(key) if !self.definition.anew => self.builds.look(key).await.map(Some),
+            Some(_) | None => Ok(None),
+        }
+    }
+
     async fn survey(&self) -> Result<Surveyed, Failure> {
         let (builds, definition) = (Arc::clone(&self.builds), Arc::clone(&self.definition));
         let read = self.builds.blocking(move || Read::new(&builds, &definition)).await?;
@@ -452,17 +497,16 @@ impl Building {
         if !target.is_empty() && !file.has_stage(target) {
             return Err(invalid(&format!("there is no stage {target:?}")));
         }
-        let bases = self.builds.bases(&file).await?;
-        let inputs = Inputs {
-            builder: self.builds.builder().await?,
-            platform: &self.definition.platform,
-            dockerfile: &text,
-            target,
-            args: &self.definition.args,
-            bases: &bases,
-            context: &entries,
-        };
-        Ok(Surveyed { key: inputs.key(), bases, parcel, dockerfile, text })
+        let Definition { platform, args, .. } = &*self.definition;
+        let builder = self.builds.builder().await?;
+        let (nothing, mut inputs) =
+            (Entries::default(), Inputs { builder, platform, dockerfile: &text, target, args, bases: &[], context: &entries });
+        let draft = Inputs { context: &nothing, ..inputs.clone() }.key();
+        let (bases, guessed) = tokio::try_join!(self.builds.bases(&file), self.guess(draft))?;
+        inputs.bases = &bases;
+        let key = inputs.key();
+        self.builds.guess_next(draft, key);
+        Ok(Surveyed { key, looked: guessed.filter(|look| look.key == key), bases, parcel, dockerfile, text })
     }
 }
 
