@@ -46,7 +46,7 @@ async fn used_up_addresses_are_told_and_the_others_go_on(engine: &TestEngine) {
     daemon.json(&["release", lease["token"].as_str().unwrap()]);
     daemon.usage("all that there is room for", |usage| usage.ready == 3 && usage.vacating + usage.retiring == 0).await;
     assert_eq!(daemon.stop().await, 0, "{}", daemon.log());
-    assert_eq!(daemon.buddies(), [""; 0]);
+    assert_eq!(daemon.containers(), [""; 0]);
 }
 
 async fn an_image_that_cannot_be_had_is_told(engine: &TestEngine) {
@@ -76,7 +76,7 @@ async fn a_placeholder_that_ends_at_once_is_never_handed_out(engine: &TestEngine
     assert!(slot.last_error.contains("ended at once"), "{slot:?}");
     assert_eq!(daemon.cli(&["allocate", "--wait", "1s"]).status.code(), Some(75));
     assert_eq!(daemon.stop().await, 0, "{}", daemon.log());
-    assert_eq!(daemon.buddies(), [""; 0]);
+    assert_eq!(daemon.containers(), [""; 0]);
 }
 
 async fn a_placeholder_of_ones_own_works(engine: &TestEngine) {
@@ -92,7 +92,7 @@ async fn a_placeholder_of_ones_own_works(engine: &TestEngine) {
     client.release(&lease.token, false).await.unwrap();
     daemon.settled(1).await;
     assert_eq!(daemon.stop().await, 0, "{}", daemon.log());
-    assert_eq!(daemon.buddies(), [""; 0]);
+    assert_eq!(daemon.containers(), [""; 0]);
 }
 
 async fn a_name_that_is_taken_by_somebody_else_stays_theirs(engine: &TestEngine) {

@@ -90,7 +90,7 @@ async fn buddies_that_die_with_their_engine_are_replaced() {
     daemon.settled(2).await;
     assert_eq!(daemon.buddies().len(), 2);
     assert_eq!(daemon.stop().await, 0);
-    assert_eq!(daemon.buddies(), [""; 0]);
+    assert_eq!(daemon.containers(), [""; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -120,5 +120,5 @@ async fn a_stop_is_bounded_when_the_engine_hangs_or_is_gone() {
     daemon.launch().await;
     daemon.settled(2).await;
     assert_eq!(daemon.stop().await, 0);
-    assert_eq!(daemon.buddies(), [""; 0]);
+    assert_eq!(daemon.containers(), [""; 0]);
 }

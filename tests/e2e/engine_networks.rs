@@ -241,7 +241,7 @@ async fn a_stop_takes_the_network_away_unless_a_container_is_on_it() {
     engine.run(&["create", "--name", &name, "--label", &label, "--network", &made.name, BUSYBOX, "true"]);
     assert_eq!(daemon.stop().await, 1, "{}", daemon.log());
     assert!(daemon.log().contains(&format!("container {name}")) && made.has_bridge());
-    assert_eq!(daemon.buddies(), [] as [&str; 0]);
+    assert_eq!(daemon.containers(), [] as [&str; 0]);
     engine.run(&["rm", &name]);
     daemon.launch().await;
     daemon.settled(1).await;

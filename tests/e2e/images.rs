@@ -264,7 +264,7 @@ async fn the_placeholder_follows_its_tag_and_stays_whoever_prunes(engine: &TestE
 
     daemon.json(&["resize", "--ready", "0", "--max", "4"]);
     daemon.settled(0).await;
-    let pinned = || async { (daemon.buddies().len() == 1).then_some(()) };
+    let pinned = || async { (daemon.containers().len() == 1).then_some(()) };
     eventually("a container to keep the image", LIMIT, pinned).await;
     let second = image();
     prune();
@@ -280,7 +280,7 @@ async fn the_placeholder_follows_its_tag_and_stays_whoever_prunes(engine: &TestE
     };
     eventually("the list to say since when", LIMIT, stale).await;
     assert_eq!(daemon.stop().await, 0, "{}", daemon.log());
-    assert_eq!(daemon.buddies(), Vec::<String>::new(), "nothing is left");
+    assert_eq!(daemon.containers(), Vec::<String>::new(), "nothing is left");
     prune();
     assert!(!engine.client(&["image", "inspect", &reference]).status.success(), "nobody keeps it any more");
 }

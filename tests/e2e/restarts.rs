@@ -203,11 +203,11 @@ async fn two_pools_on_one_engine_leave_each_other_alone(engine: &TestEngine) {
     one.launch().await;
     one.settled(1).await;
     assert_eq!(one.stop().await, 0);
-    assert_eq!(one.buddies(), [""; 0]);
+    assert_eq!(one.containers(), [""; 0]);
     assert_eq!(other.buddies(), theirs);
     assert_eq!(other.settled(1).await.misses, 0);
     assert_eq!(other.stop().await, 0);
-    assert_eq!(other.buddies(), [""; 0]);
+    assert_eq!(other.containers(), [""; 0]);
 }
 
 async fn a_second_daemon_of_the_same_pool_gives_up(engine: &TestEngine) {

@@ -19,7 +19,7 @@ async fn a_stop_removes_what_is_ready_or_leased(engine: &TestEngine) {
     let began = Instant::now();
     assert_eq!(daemon.stop().await, 0, "{}", daemon.log());
     assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
-    assert_eq!(daemon.buddies(), [""; 0]);
+    assert_eq!(daemon.containers(), [""; 0]);
     assert!(!daemon.socket.exists());
     assert!(!daemon.log().contains(&lease.token));
     assert_eq!(daemon.cli(&["usage"]).status.code(), Some(69));
@@ -34,7 +34,7 @@ async fn a_stop_during_the_fill_leaves_nothing(engine: &TestEngine) {
         let began = Instant::now();
         assert_eq!(daemon.stop().await, 0, "{}", daemon.log());
         assert!(began.elapsed() < Duration::from_secs(10), "what nobody wants any more was still made: {:?}", began.elapsed());
-        assert_eq!(daemon.buddies(), [""; 0], "stopped with {ready} ready");
+        assert_eq!(daemon.containers(), [""; 0], "stopped with {ready} ready");
         daemon.launch().await;
     }
     daemon.stop().await;
@@ -42,7 +42,7 @@ async fn a_stop_during_the_fill_leaves_nothing(engine: &TestEngine) {
 
 async fn a_stop_leaves_what_somebody_is_in_and_the_next_start_minds_it(engine: &TestEngine) {
     load_busybox(engine);
-    let mut daemon = TestDaemon::start(engine, &["stop.timeout = \"3s\""]).await;
+    let mut daemon = TestDaemon::start(engine, &["stop.timeout = \"10s\""]).await;
     let client = daemon.client();
     let lease = daemon.allocate(&client).await;
     let mut events = client.watch(None).await.unwrap();
@@ -67,7 +67,7 @@ async fn a_stop_leaves_what_somebody_is_in_and_the_next_start_minds_it(engine: &
     daemon.usage("nothing detached", |usage| usage.detached == 0).await;
     assert_eq!(daemon.buddies().len(), 2);
     assert_eq!(daemon.stop().await, 0);
-    assert_eq!(daemon.buddies(), [""; 0]);
+    assert_eq!(daemon.containers(), [""; 0]);
 }
 
 async fn a_second_signal_stops_at_once(engine: &TestEngine) {

@@ -51,7 +51,7 @@ async fn systemd_hears_of_readiness_reload_stop_and_the_heartbeat() {
     daemon.settled(1).await;
     assert_eq!(daemon.buddies(), kept);
     assert_eq!(daemon.stop().await, 0);
-    assert_eq!(daemon.buddies(), [""; 0], "without systemd it removes");
+    assert_eq!(daemon.containers(), [""; 0], "without systemd it removes");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -66,5 +66,5 @@ async fn an_inherited_socket_is_used_and_stays() {
     assert!(!configured.exists(), "passed sockets go before configured ones");
     assert_eq!(daemon.stop().await, 0, "{}", daemon.log());
     assert!(passed.exists(), "it is systemd's");
-    assert_eq!(daemon.buddies(), [""; 0]);
+    assert_eq!(daemon.containers(), [""; 0]);
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use nspool::client::{Answers, Client, Request};
 use nspool::engine::EngineKind;
+use nspool::nanny::buddy::PIN_SLOT;
 use nspool::proto;
 use nspool::proto::watch_response::Event;
 
@@ -280,7 +281,20 @@ impl<'e> TestDaemon<'e> {
 
     /// Ids of this pool's buddies in the engine, whatever their state.
     pub fn buddies(&self) -> Vec<String> {
-        containers(self.engine, &format!("nspool.pool={}", self.pool))
+        let pin = format!("nspool-{}-{PIN_SLOT}-", self.pool);
+        self.own().into_iter().filter(|(_, name)| !name.starts_with(&pin)).map(|(id, _)| id).collect()
+    }
+
+    /// The same with the one that keeps the placeholder's image while there is no buddy, which a slow fill has, too.
+    pub fn containers(&self) -> Vec<String> {
+        self.own().into_iter().map(|(id, _)| id).collect()
+    }
+
+    /// Full ids and names.
+    fn own(&self) -> Vec<(String, String)> {
+        let label = format!("label=nspool.pool={}", self.pool);
+        let listed = self.engine.run(&["ps", "-a", "--no-trunc", "--filter", &label, "--format", "{{.ID}} {{.Names}}"]);
+        listed.lines().filter_map(|line| line.split_once(' ')).map(|(id, name)| (id.to_owned(), name.to_owned())).collect()
     }
 }
 

@@ -76,6 +76,8 @@ fn classify(operation: &str, subject: &str, status: Option<u16>, message: &str) 
         "pull" if status == Some(429) || says(REGISTRY_BUSY) => ErrorClass::RegistryBusy { retry_after: retry_after::of_words(message) },
         "pull" if matches!(status, Some(401 | 403)) || says(REGISTRY_DENIED) => ErrorClass::RegistryDenied,
         "pull" if status == Some(404) || says(REGISTRY_UNKNOWN) => ErrorClass::RegistryUnknown,
+        // podman reads all images for each step, and one of them has just gone.
+        "build" if says(&["layer not known", "image not known"]) => ErrorClass::ImageMissing,
         "pull" | "load" | "build" => ErrorClass::Refused,
         _ if status == Some(404) || says(&["no such container"]) => ErrorClass::NotFound,
         _ => ErrorClass::Refused,
@@ -214,6 +216,13 @@ mod tests {
             ("pull", Some(500), "toomanyrequests: retry-after: 2s", C::RegistryBusy { retry_after: Some(Duration::from_secs(2)) }),
             ("pull", None, "received unexpected HTTP status: 429 Too Many Requests", C::RegistryBusy { retry_after: None }),
             ("start", Some(500), "error while dialing containerd", C::Refused),
+            (
+                "build",
+                None,
+                "checking if cached image exists from a previous build: getting top layer info: layer not known",
+                C::ImageMissing,
+            ),
+            ("build", None, "The command '/bin/sh -c false' returned a non-zero code: 1", C::Refused),
         ];
         for (operation, status, message, class) in cases {
             assert_eq!(classify(operation, id, *status, message), *class, "{operation} {status:?} {message}");

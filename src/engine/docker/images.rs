@@ -44,19 +44,24 @@ struct InspectedConfig {
 /// How long podman is let be after an answer that was none, in milliseconds.
 const AGAIN_AFTER: [u64; 4] = [10, 40, 160, 640];
 
-impl Docker {
-    /// While an image is on its way in or out, podman answers questions about it, and about all, by a 500 in ever other words ("locating item named
-    /// manifest", "failed to convert ImageData"): that passes within milliseconds.
-    pub(super) async fn about_images<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
-        for wait in AGAIN_AFTER {
-            match self.reader.get(path).await {
-                Err(error @ Error::DockerResponseServerError { status_code: 500, .. }) if !is_gone(&error) => {
-                    tokio::time::sleep(Duration::from_millis(wait)).await;
-                }
-                answer => return answer,
-            }
+/// While an image is on its way in or out, podman answers questions about it, and about all others, by a 500 in ever other words ("locating item named
+/// manifest", "failed to convert ImageData", another one's "image not known"): that passes within milliseconds, and what it says then holds.
+pub(super) async fn again<T, F>(ask: impl Fn() -> F) -> Result<T, Error>
+where
+    F: Future<Output = Result<T, Error>>,
+{
+    for wait in AGAIN_AFTER {
+        match ask().await {
+            Err(Error::DockerResponseServerError { status_code: 500, .. }) => tokio::time::sleep(Duration::from_millis(wait)).await,
+            answer => return answer,
         }
-        self.reader.get(path).await
+    }
+    ask().await
+}
+
+impl Docker {
+    pub(super) async fn about_images<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
+        again(|| self.reader.get(path)).await
     }
 
     pub(super) async fn look_at_image(&self, reference: &str) -> Result<Option<Image>, EngineError> {
@@ -128,7 +133,7 @@ impl Docker {
     pub(super) async fn images_with(&self, label: &str) -> Result<Vec<Image>, EngineError> {
         let filters = HashMap::from([("label".to_owned(), vec![label.to_owned()])]);
         let options = ListImagesOptions { filters: Some(filters), ..Default::default() };
-        let listed = self.client.list_images(Some(options)).await;
+        let listed = again(|| self.client.list_images(Some(options.clone()))).await;
         let listed = listed.map_err(|error| errors::convert("images", label, &error))?;
         let image = |image: ImageSummary| Image {
             id: ImageId::from(image.id),
@@ -170,7 +175,7 @@ impl Docker {
     }
 }
 
-/// There is no such image. podman says it by a 500 when the image goes while it is looked at.
+/// There is no such image. podman may say it by a 500, [`again`] and again.
 pub(super) fn is_gone(error: &Error) -> bool {
     let Error::DockerResponseServerError { status_code, message } = error else { return false };
     *status_code == 404 || *status_code == 500 && message.contains("image not known")
@@ -219,9 +224,38 @@ fn registry_auth(reference: &str, credentials: &Credentials) -> DockerCredential
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use bollard::models::ProgressDetail;
 
     use super::*;
+
+    /// The answers one after the other, the last one for ever; how many were taken, too.
+    async fn asked(answers: &[(u16, &str)]) -> (Result<(), Error>, u32) {
+        let taken = AtomicU32::new(0);
+        let answered = again(|| async {
+            let turn = taken.fetch_add(1, Ordering::Relaxed) as usize;
+            match answers[turn.min(answers.len() - 1)] {
+                (200, _) => Ok(()),
+                (status_code, message) => Err(Error::DockerResponseServerError { status_code, message: message.into() }),
+            }
+        });
+        (answered.await, taken.load(Ordering::Relaxed))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_passes_is_asked_again_and_what_holds_is_told() {
+        let (answered, taken) =
+            asked(&[(500, "locating image with ID \"d8\": image not known"), (500, "layer not known"), (200, "")]).await;
+        assert!(answered.is_ok() && taken == 3, "{answered:?} {taken}");
+        let (answered, taken) = asked(&[(500, "image not known"), (404, "no such image")]).await;
+        assert!(is_gone(&answered.unwrap_err()) && taken == 2, "{taken}");
+        let (answered, taken) = asked(&[(500, "no space left on device")]).await;
+        assert!(answered.unwrap_err().to_string().contains("no space left") && taken == 1 + u32::try_from(AGAIN_AFTER.len()).unwrap());
+        for others in [404, 409, 503] {
+            assert_eq!(asked(&[(others, "no"), (200, "")]).await.1, 1, "{others}");
+        }
+    }
 
     #[test]
     fn lines_about_layers_are_steps_and_the_others_are_not() {

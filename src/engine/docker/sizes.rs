@@ -23,7 +23,7 @@ use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
-use super::images::is_gone;
+use super::images::{again, is_gone};
 use super::{Docker, convert, errors};
 use crate::engine::{EngineError, ErrorClass, Image, ImageId, ImageRemoval, Labels, Layer, SizedImage};
 use crate::random::HashMap;
@@ -181,7 +181,7 @@ pub(super) async fn remove(docker: &Docker, name: &str) -> Result<ImageRemoval, 
     if !convert::is_path_safe(name) {
         return Err(errors::refused("remove image", ErrorClass::Refused, name, "not an image reference"));
     }
-    match docker.client.remove_image(name, None::<RemoveImageOptions>, None).await {
+    match again(|| docker.client.remove_image(name, None::<RemoveImageOptions>, None)).await {
         Ok(_) => Ok(ImageRemoval::Removed),
         Err(error) if is_gone(&error) => Ok(ImageRemoval::Absent),
         Err(Error::DockerResponseServerError { status_code: 409, message }) => Ok(ImageRemoval::InUse(message)),

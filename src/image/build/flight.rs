@@ -151,8 +151,8 @@ impl Flight {
         Ok(Built { id: image.id, key: self.key, reused: false })
     }
 
-    async fn build(&self, mut packed: File, dockerfile: String) -> Result<(), Failure> {
-        packed.rewind().map_err(ContextError::Spool)?;
+    async fn build(&self, mut packed: File, dockerfile: String) -> Result<(), Ended> {
+        packed.rewind().map_err(|error| Failure::from(ContextError::Spool(error)))?;
         let date = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
         let labels = Labels::from([(KEY_LABEL.to_owned(), self.key.to_string()), (DATE_LABEL.to_owned(), date)]);
         let Definition { target, args, platform, anew, .. } = &*self.definition;
@@ -168,8 +168,9 @@ impl Flight {
         let hear = |piece: &str| self.told.send_modify(|told| told.log.push(piece));
         Stage::Build.of(self.builds.engine.build_image(&spec, packed, &hear)).await.map_err(|error| match (error.class, error.status) {
             // What the builder says before it begins.
-            (ErrorClass::Refused, Some(400)) => Failure::new(Kind::Invalid, &error.message),
-            (ErrorClass::Refused, _) => Failure::new(Kind::BuildFailed, &error.message),
+            (ErrorClass::Refused, Some(400)) => Failure::new(Kind::Invalid, &error.message).into(),
+            (ErrorClass::Refused, _) => Failure::new(Kind::BuildFailed, &error.message).into(),
+            (ErrorClass::ImageMissing, _) => Ended::Changed("what the engine has"),
             _ => error.into(),
         })
     }

@@ -254,6 +254,20 @@ async fn a_build_that_fails_or_is_late_says_why_and_is_tried_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_build_that_missed_an_image_which_has_just_gone_is_begun_anew() {
+    let host = host();
+    let missed = || Fault::Error(ErrorClass::ImageMissing, "getting top layer info: layer not known".into());
+    host.world.script(Operation::BuildImage, missed());
+    assert!(!host.build().await.unwrap().reused);
+    host.write("a", "something else");
+    for _ in 0..ATTEMPTS {
+        host.world.script(Operation::BuildImage, missed());
+    }
+    let failed = host.build().await.unwrap_err();
+    assert_eq!(failed, Failure::new(Kind::Failed, "what the engine has changed while it was built from, 3 times"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stop_ends_builds_and_those_to_come() {
     let host = host();
     let building = over(host.builds.enter().unwrap().begin(host.definition()));
