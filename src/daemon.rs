@@ -33,6 +33,7 @@ use crate::image::Images;
 use crate::image::cache::Cache;
 use crate::image::freshness::{Policy, Stale};
 use crate::image::gate::{Gate, GateState, Source};
+use crate::image::host_store::HostStore;
 use crate::image::pull::CredentialSource;
 use crate::image::registry::{Client, Registry};
 use crate::image::room::record::File;
@@ -652,7 +653,7 @@ fn may_fork(config: &Config) -> bool {
 
 fn gate(config: &Config, engine: &Arc<Paced>, source: Source, registry: &Arc<dyn Registry>) -> Gate {
     let gate = Gate::new(Arc::clone(engine) as Arc<dyn Engine>, source, config.backoff.clone(), config.placeholder.prepare_timeout);
-    gate.kept_fresh(Policy::of(&config.images), Arc::clone(registry)).stocked(config.images.store.clone())
+    gate.kept_fresh(Policy::of(&config.images), Arc::clone(registry)).stocked(HostStore::new(&config.images))
 }
 
 /// Without a container engine there are none.

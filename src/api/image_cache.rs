@@ -1,16 +1,15 @@
 //! `nspool.v1.ImageCache`: images for whoever may call, each fetch followed by as many as ask.
 //!
-//! Progress goes out when it differs, at most every [`PACE`]; the outcome at once. A caller that goes away stops following, which ends nothing else.
+//! Progress and outcome go out as [`follow`](super::follow) says. A caller that goes away stops following, which ends nothing else.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream::{self, BoxStream};
-use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::connection::Peer;
+use super::follow::{Following, Heard};
 use super::image_builds::Builder;
 use super::status::Refusal;
 use super::{Shared, image_builds, image_push, image_room, validate};
@@ -20,16 +19,12 @@ use crate::image::cache::{Cache, Ensured, Failed, Failure, ImageState, Kind, Row
 use crate::image::freshness::Stale;
 use crate::image::gate::Placeholder;
 use crate::image::reference::Reference;
-use crate::level;
 use crate::proto;
 use crate::proto::build_image_response;
 use crate::proto::ensure_image_response::Event;
 use crate::proto::image_cache_server::ImageCache;
 use crate::proto::push_image_response;
 use crate::telemetry::metric;
-
-/// How often progress is told, at most.
-pub(super) const PACE: Duration = Duration::from_millis(100);
 
 /// See the module. One instance per connection, which knows its peer.
 pub(super) struct ImageService {
@@ -77,8 +72,8 @@ impl ImageService {
         let (reference, credentials) = validate::image(&asked.reference, asked.auth)?;
         let own = credentials.is_some();
         tracing::debug!(%reference, own_credentials = own, peer_uid = self.peer.uid, peer_pid = self.peer.pid, "an image is asked for");
-        let following = cache.ensure(&reference, credentials);
-        Ok(Follower { shared: Arc::clone(&self.shared), reference, following, told: None, next_at: Instant::now() })
+        let following = Following::new(cache.ensure(&reference, credentials), self.shared.stop.clone());
+        Ok(Follower { reference, following })
     }
 }
 
@@ -148,39 +143,23 @@ fn count(outcome: &'static str) {
 
 /// One caller's view of a fetch.
 struct Follower {
-    shared: Arc<Shared>,
     reference: Reference,
-    following: level::Receiver<Told>,
-    /// What was told last, and when the next may be told.
-    told: Option<proto::FetchProgress>,
-    next_at: Instant,
+    following: Following<Told, proto::FetchProgress>,
 }
 
 impl Follower {
     /// Cancel safe.
     async fn next(&mut self) -> Result<Event, Refusal> {
-        loop {
-            let now = self.following.borrow_and_update().clone();
-            if let Some(outcome) = now.outcome {
-                let ensured = outcome.map_err(Refusal::NotFetched)?;
+        let read = |told: Told| match told.outcome {
+            Some(outcome) => Heard::Outcome(outcome),
+            None => Heard::Progress(progress(&told)),
+        };
+        let lost = || Failure::new(Kind::Failed, "the fetch ended without a word: a bug in nspool");
+        match self.following.next(read, lost).await? {
+            Heard::Progress(progress) => Ok(Event::Progress(progress)),
+            Heard::Outcome(ensured) => {
                 count(if ensured.fetched { "fetched" } else { "present" });
-                return Ok(Event::Image(image(&self.reference, ensured)));
-            }
-            let progress = progress(&now);
-            let differs = self.told.as_ref() != Some(&progress);
-            if differs && Instant::now() >= self.next_at {
-                self.told = Some(progress.clone());
-                self.next_at = Instant::now() + PACE;
-                return Ok(Event::Progress(progress));
-            }
-            tokio::select! {
-                biased;
-                () = self.shared.stop.cancelled() => return Err(Refusal::Stopping),
-                changed = self.following.changed() => if changed.is_err() && self.following.borrow().outcome.is_none() {
-                    let why = "the fetch ended without a word: a bug in nspool".into();
-                    return Err(Refusal::NotFetched(Failure { kind: Kind::Failed, why, retry_after: None }));
-                },
-                () = tokio::time::sleep_until(self.next_at), if differs => {}
+                Ok(Event::Image(image(&self.reference, ensured)))
             }
         }
     }

@@ -1,31 +1,23 @@
 //! `PushImage`: for operators, each push followed by as many as ask.
 //!
-//! Progress goes out when it differs, at most every [`PACE`]; the outcome at once. A caller that goes away stops following, which ends nothing else.
+//! Progress and outcome go out as [`follow`](super::follow) says. A caller that goes away stops following, which ends nothing else.
 
 use std::sync::Arc;
 
-use tokio::time::Instant;
-use tonic::Status;
-
 use super::connection::Peer;
-use super::image_cache::PACE;
+use super::follow::{Following, Heard};
 use super::status::Refusal;
 use super::{Shared, validate};
 use crate::image::cache::{Failure, Kind};
 use crate::image::push::{Layers, Pushed, Told};
 use crate::image::reference::Reference;
-use crate::level;
 use crate::proto;
 use crate::proto::push_image_response::Event;
 
 /// One caller's view of a push.
 pub(super) struct Follower {
-    shared: Arc<Shared>,
     target: Reference,
-    following: level::Receiver<Told>,
-    /// What was told last, and when the next may be told.
-    told: Option<proto::PushProgress>,
-    next_at: Instant,
+    following: Following<Told, proto::PushProgress>,
 }
 
 impl Follower {
@@ -43,33 +35,20 @@ impl Follower {
             () = shared.stop.cancelled() => return Err(Refusal::Stopping),
             begun = pusher.push(&source, &target, credentials) => begun,
         };
-        let following = begun.map_err(Refusal::NotFetched)?;
-        Ok(Self { shared, target, following, told: None, next_at: Instant::now() })
+        let following = Following::new(begun.map_err(Refusal::NotFetched)?, shared.stop.clone());
+        Ok(Self { target, following })
     }
 
     /// The next answer; [`Event::Pushed`] is the last. Cancel safe.
-    pub(super) async fn next(&mut self) -> Result<Event, Status> {
-        loop {
-            let now = self.following.borrow_and_update().clone();
-            if let Some(outcome) = now.outcome {
-                return Ok(Event::Pushed(pushed(&self.target, &outcome.map_err(Refusal::NotFetched)?)));
-            }
-            let progress = progress(&now);
-            let differs = self.told.as_ref() != Some(&progress);
-            if differs && Instant::now() >= self.next_at {
-                self.told = Some(progress);
-                self.next_at = Instant::now() + PACE;
-                return Ok(Event::Progress(progress));
-            }
-            tokio::select! {
-                biased;
-                () = self.shared.stop.cancelled() => return Err(Refusal::Stopping.into()),
-                changed = self.following.changed() => if changed.is_err() && self.following.borrow().outcome.is_none() {
-                    let failure = Failure::new(Kind::PushFailed, "the push ended without a word: a bug in nspool");
-                    return Err(Refusal::NotFetched(failure).into());
-                },
-                () = tokio::time::sleep_until(self.next_at), if differs => {}
-            }
+    pub(super) async fn next(&mut self) -> Result<Event, Refusal> {
+        let read = |told: Told| match told.outcome {
+            Some(outcome) => Heard::Outcome(outcome),
+            None => Heard::Progress(progress(&told)),
+        };
+        let lost = || Failure::new(Kind::PushFailed, "the push ended without a word: a bug in nspool");
+        match self.following.next(read, lost).await? {
+            Heard::Progress(progress) => Ok(Event::Progress(progress)),
+            Heard::Outcome(done) => Ok(Event::Pushed(pushed(&self.target, &done))),
         }
     }
 }

@@ -18,6 +18,7 @@ mod connection;
 mod convert;
 mod counters;
 mod deadline;
+mod follow;
 mod health;
 mod image_builds;
 mod image_cache;

@@ -62,6 +62,7 @@ pub(in crate::image) use self::whose::Identities;
 pub use self::whose::{Identity, Whose};
 use super::download::DownloadError;
 use super::freshness::{Checks, Stale};
+use super::host_store::HostStore;
 use super::places::Places;
 use super::pull::CredentialSource;
 use super::reference::{Reference, repository_of};
@@ -129,7 +130,7 @@ pub enum Kind {
     BuildFailed,
     /// What is to be pushed is somebody's own.
     Private,
-    /// A registry did not take an image, for any other reason.
+    /// An image did not come to a registry, for any other reason.
     PushFailed,
     /// Anything else, after all attempts.
     Failed,
@@ -266,6 +267,7 @@ struct Inner {
     /// For what is fetched into the store.
     client: Client,
     credentials: CredentialSource,
+    store: HostStore,
     settings: config::Images,
     backoff: config::Backoff,
     identities: Identities,
@@ -361,6 +363,7 @@ impl Cache {
             registry,
             client: Client::default(),
             credentials,
+            store: HostStore::new(&settings),
             settings,
             backoff,
             identities: Identities::new(),
@@ -377,6 +380,12 @@ impl Cache {
     #[must_use]
     pub fn places(&self) -> &Places {
         &self.0.places
+    }
+
+    /// The host's own.
+    #[must_use]
+    pub fn store(&self) -> &HostStore {
+        &self.0.store
     }
 
     /// By whose credentials a registry is asked: a caller's, else the daemon's own.

@@ -4,7 +4,8 @@
 //! manifest ─ an index? ─► that for this machine ─► its blobs, some at once ─► hashed while they are written ─► committed under the reference
 //! ```
 //!
-//! What it promises: nothing is visible before all of it is there and is what it is said to be; a blob that the store has is not asked for; one that comes
+//! What it promises: of all who want the same reference at one moment, one asks the registry, over all daemons that share the store, and the others have what it
+//! brought; nothing is visible before all of it is there and is what it is said to be; a blob that the store has is not asked for; one that comes
 //! with another digest or size than it should is thrown away, named, and asked for once more. What the registry had under the reference is kept with
 //! it ([`StoredImage::origin`]), so that one HEAD can tell whether it is still that. What had the name before, and no other name, is swept.
 //!
@@ -12,7 +13,6 @@
 //! deliberately tries no registry twice, knows no engine, and keeps no progress from one attempt to the next but what was committed.
 
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -21,16 +21,19 @@ use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use tokio_util::io::{StreamReader, SyncIoBridge};
 use tokio_util::sync::CancellationToken;
 
+use super::host_store::{HostStore, blocking};
 use super::pull::CredentialSource;
 use super::reference::Reference;
 use super::registry::{Access, Client, RegistryError, Repository};
 use super::stages::Stage;
-use super::store::{Commit, Contents, Descriptor, Digest, Expected, Options, Staging, Store, StoreError, StoredImage, contents};
+use super::store::{Commit, Contents, Descriptor, Digest, Expected, Staging, Store, StoreError, StoredImage, contents};
 use crate::causes::with_causes;
 use crate::engine::{LayerStage, PullStep};
 
 /// Blobs of one image that are on their way at once.
 const AT_ONCE: usize = 3;
+/// Between two looks whether another process is done: a lock of a file cannot be waited for but by a thread that nobody can cut off.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How often it is told how far a blob is.
 const PACE: Duration = Duration::from_millis(100);
 
@@ -66,8 +69,43 @@ pub async fn download(
     reference: &Reference,
     told: &(dyn Fn(PullStep) + Send + Sync),
 ) -> Result<StoredImage, DownloadError> {
-    let open = store.clone();
-    let staging = Arc::new(blocking(move || open.stage()).await?);
+    let before = stored(store, reference).await?;
+    let (staging, now) = turn(store, reference).await?;
+    match now {
+        Some(now) if before.as_ref() != Some(&now) => Ok(now),
+        Some(_) | None => download_into(staging, repository, store, reference, told).await,
+    }
+}
+
+/// What the store has under that name.
+async fn stored(store: &Store, reference: &Reference) -> Result<Option<StoredImage>, DownloadError> {
+    let (store, reference) = (store.clone(), reference.clone());
+    blocking(move || store.image(reference.as_str())).await
+}
+
+/// The only one at this reference's, and what the store has then.
+async fn turn(store: &Store, reference: &Reference) -> Result<(Staging, Option<StoredImage>), DownloadError> {
+    let mut waits = false;
+    loop {
+        let (open, wanted) = (store.clone(), reference.clone());
+        if let Some(staging) = blocking::<_, DownloadError>(move || open.stage_for(&wanted)).await? {
+            return Ok((staging, stored(store, reference).await?));
+        }
+        if !std::mem::replace(&mut waits, true) {
+            tracing::debug!(%reference, "somebody else fetches it into the store");
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+async fn download_into(
+    staging: Staging,
+    repository: &Repository,
+    store: &Store,
+    reference: &Reference,
+    told: &(dyn Fn(PullStep) + Send + Sync),
+) -> Result<StoredImage, DownloadError> {
+    let staging = Arc::new(staging);
     let found = repository.manifest(reference.version()).await?;
     let origin = found.digest.clone();
     let (mut media_type, mut digest, mut bytes) = (found.media_type, found.digest, found.bytes);
@@ -79,17 +117,17 @@ pub async fn download(
         return Err(DownloadError::Store(StoreError::nested(&digest)));
     };
     let put = Arc::clone(&staging);
-    let manifest = blocking(move || put.put("the manifest", &media_type, &bytes)).await?;
+    let manifest = blocking::<_, DownloadError>(move || put.put("the manifest", &media_type, &bytes)).await?;
     let cut_off = CancellationToken::new();
     let _at_the_end = cut_off.clone().drop_guard();
     let part = |part: Descriptor| Part { repository, staging: &staging, cut_off: &cut_off, told, part };
     let fetched = stream::iter(parts).map(|descriptor| part(descriptor).fetch()).buffer_unordered(AT_ONCE);
     fetched.try_collect::<()>().await?;
     let commit = Commit { manifest, names: vec![reference.clone()], origin: Some(origin) };
-    let stored = blocking(move || staging.commit(&[commit])).await?;
+    let stored = blocking::<_, DownloadError>(move || staging.commit(&[commit])).await?;
     let swept = store.clone();
     // What had the name before may be nobody's now.
-    match blocking(move || swept.sweep()).await {
+    match blocking::<_, DownloadError>(move || swept.sweep()).await {
         Ok(swept) if swept.blobs > 0 => {
             tracing::info!(%reference, blobs = swept.blobs, bytes = swept.bytes, "what the image was before is gone")
         }
@@ -99,20 +137,19 @@ pub async fn download(
     stored.into_iter().next().ok_or_else(|| DownloadError::Store(StoreError::nested(&digest)))
 }
 
-/// The same into the store in this folder, which is begun if need be, by what `source` has for the registry; without credentials when they cannot be had.
+/// The same into the host's own store, which is begun if need be, by what `source` has for the registry; without credentials when they cannot be had.
 /// If the registry then says no, both are told.
 ///
 /// # Errors
 /// [`DownloadError`].
 pub async fn by_source(
     client: &Client,
-    (root, options): (&Path, Options),
+    host: &HostStore,
     reference: &Reference,
     source: &CredentialSource,
     told: &(dyn Fn(PullStep) + Send + Sync),
 ) -> Result<Store, DownloadError> {
-    let root = root.to_owned();
-    let store = blocking(move || Store::open(&root, options)).await?;
+    let store = host.begun::<DownloadError>().await?;
     let found = source.lookup(reference.as_str()).await;
     if let Err(error) = &found {
         tracing::warn!(%reference, %error, "no credentials, fetching without");
@@ -141,7 +178,7 @@ impl Part<'_> {
         self.tell(LayerStage::Waiting);
         for is_last in [false, true] {
             let (staging, digest) = (Arc::clone(self.staging), self.part.digest.clone());
-            if blocking(move || staging.adopt(&digest)).await? {
+            if blocking::<_, DownloadError>(move || staging.adopt(&digest)).await? {
                 break;
             }
             match self.write().await {
@@ -192,19 +229,13 @@ impl Part<'_> {
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, StoreError> + Send + 'static) -> Result<T, DownloadError> {
-    Ok(tokio::task::spawn_blocking(work).await??)
-}
-
 /// What the registry had under that name when the store's image of that id was downloaded; `None`: it was not, or it is another one.
 ///
 /// # Errors
 /// [`DownloadError::Store`].
-pub async fn origin(root: &Path, reference: &Reference, id: &str) -> Result<Option<Digest>, DownloadError> {
-    let (root, reference, id) = (root.to_owned(), reference.clone(), id.to_owned());
-    blocking(move || {
-        let Some(store) = Store::open_existing(&root)? else { return Ok(None) };
-        Ok(store.image(reference.as_str())?.filter(|image| image.id.as_str() == id).and_then(|image| image.origin))
-    })
-    .await
+pub async fn origin(host: &HostStore, reference: &Reference, id: &str) -> Result<Option<Digest>, DownloadError> {
+    let (reference, id) = (reference.clone(), id.to_owned());
+    let look =
+        move |store: Store| Ok(store.image(reference.as_str())?.filter(|image| image.id.as_str() == id).and_then(|image| image.origin));
+    host.look(look).await.map(Option::flatten)
 }

@@ -22,7 +22,6 @@
 mod fresh;
 
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -33,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::fresh::KeptFresh;
 use super::freshness::{Policy, Stale};
+use super::host_store::HostStore;
 use super::placeholder::Archive;
 use super::pull::{self, CredentialSource};
 use super::reference::Reference;
@@ -174,7 +174,7 @@ pub struct Gate {
     had: Mutex<Option<Image>>,
     fresh: Option<KeptFresh>,
     /// Where to look before a registry is asked.
-    store: Option<PathBuf>,
+    store: Option<HostStore>,
     /// Kept until the gate is open again, where it means one more look.
     gone: Notify,
     nudged: Notify,
@@ -201,9 +201,9 @@ impl Gate {
         self
     }
 
-    /// Looks into the host's own [`store`](super::store) in this folder, if it is there, before an image is pulled.
+    /// Looks into the host's own [`store`](super::store), if it is there, before an image is pulled.
     #[must_use]
-    pub fn stocked(mut self, store: PathBuf) -> Self {
+    pub fn stocked(mut self, store: HostStore) -> Self {
         self.store = Some(store);
         self
     }
@@ -401,8 +401,8 @@ impl Gate {
 
     /// Whether the host's own store had it, and the engine has it from there.
     async fn stored(&self) -> bool {
-        let (Some(root), Ok(reference)) = (&self.store, Reference::parse(self.reference())) else { return false };
-        match transfer::load_if_stored(&*self.engine, root, &reference).await {
+        let (Some(store), Ok(reference)) = (&self.store, Reference::parse(self.reference())) else { return false };
+        match transfer::load_if_stored(&*self.engine, store, &reference).await {
             Ok(loaded) => loaded.is_some(),
             Err(error) => {
                 tracing::warn!(%reference, why = with_causes(&error), "the placeholder image cannot be had from the store, and is pulled");

@@ -3,7 +3,7 @@
 //! [`placeholder`] makes the embedded image; [`gate`] sees to it that an image is there before a nanny creates from it, and that only one
 //! preparation runs, whoever waits (I5); [`cache`] does the same for any image, asked for by a [`mod@reference`]; [`freshness`] says when a [`registry`] is asked
 //! whether that is still what it has; [`build`] builds them; [`push`] brings them to registries; [`pull`] finds the credentials that a pull needs. [`store`] keeps
-//! images on this host, whatever becomes of its engines; [`download`] brings them there from registries, [`transfer`] from there into an engine and back. [`room`] keeps what
+//! images on this host, whatever becomes of its engines; [`host_store`] is that of a daemon; [`download`] brings them there from registries, [`transfer`] from there into an engine and back. [`room`] keeps what
 //! they take below a mark, [`stages`] measures all of it. None of them knows slots, leases or nannies.
 
 use std::sync::Arc;
@@ -22,6 +22,7 @@ pub mod cache;
 pub mod download;
 pub mod freshness;
 pub mod gate;
+pub mod host_store;
 pub mod placeholder;
 pub mod places;
 pub mod pull;
@@ -52,7 +53,7 @@ impl Images {
     pub fn new(cache: Cache, engine: Arc<dyn Engine>, settings: &config::Images) -> Self {
         let builds = Builds::new(Arc::clone(&engine), cache.clone(), settings.clone());
         let pusher = Pusher::new(Arc::clone(&engine), cache.clone(), settings.clone());
-        let room = Room::new(engine, cache.uses().clone(), cache.places().clone(), settings);
+        let room = Room::new(engine, cache.uses().clone(), cache.places().clone(), cache.store().clone(), settings);
         let makes = room.clone();
         cache.make_space_by(move || {
             let room = makes.clone();

@@ -221,3 +221,10 @@ impl Pusher {
         self.0.tasks.wait().await;
     }
 }
+
+/// What a fetch would call a failure like any other is one of a push here.
+fn not_pushed(error: impl Into<Failure>) -> Failure {
+    let failure = error.into();
+    let kind = if failure.kind == Kind::Failed { Kind::PushFailed } else { failure.kind };
+    Failure { kind, ..failure }
+}

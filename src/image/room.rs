@@ -30,7 +30,6 @@ mod sweep;
 mod tests;
 pub mod uses;
 
-use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
@@ -44,7 +43,10 @@ use self::record::{File, Record};
 pub use self::sweep::{Outcome, Row, Swept};
 use self::sweep::{Sweep, Until, Why};
 use self::uses::{Known, Uses};
+use super::host_store::HostStore;
 use super::places::Places;
+use super::transfer::TransferError;
+use crate::causes::with_causes;
 use crate::config;
 use crate::engine::{Engine, EngineError};
 use crate::random;
@@ -125,7 +127,7 @@ struct Inner {
     engine: Arc<dyn Engine>,
     uses: Uses,
     places: Places,
-    store: PathBuf,
+    store: HostStore,
     limits: Mutex<Limits>,
     reconfigured: Notify,
     pinned: OnceLock<Pinned>,
@@ -145,12 +147,12 @@ struct Inner {
 impl Room {
     /// Does nothing until [`Room::run`], or until it is told to. `engine` is a paced one.
     #[must_use]
-    pub fn new(engine: Arc<dyn Engine>, uses: Uses, places: Places, settings: &config::Images) -> Self {
+    pub fn new(engine: Arc<dyn Engine>, uses: Uses, places: Places, store: HostStore, settings: &config::Images) -> Self {
         Self(Arc::new(Inner {
             engine,
             uses,
             places,
-            store: settings.store.clone(),
+            store,
             limits: Mutex::new(Limits::of(settings)),
             reconfigured: Notify::new(),
             pinned: OnceLock::new(),
@@ -281,15 +283,9 @@ impl Room {
     async fn sweep_store(&self, room: u64) {
         let _turn = self.0.turn.lock().await;
         self.recall().await;
-        let (root, known) = (self.0.store.clone(), self.0.all_known().await);
-        let swept = tokio::task::spawn_blocking(move || stored::sweep(&root, room, &known)).await;
-        match swept {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                let why = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
-                tracing::warn!("the image store cannot be swept: {error}{why}");
-            }
-            Err(ended) => tracing::error!(%ended, "sweeping the image store ended early: a bug in nspool"),
+        let known = self.0.all_known().await;
+        if let Err(error) = self.0.store.look::<_, TransferError>(move |store| stored::sweep(&store, room, &known)).await {
+            tracing::warn!(why = with_causes(&error), "the image store cannot be swept");
         }
     }
 

@@ -145,12 +145,9 @@ impl Store {
         Ok(store)
     }
 
-    /// The store in this folder, if there is one: looking for it is not to begin one.
-    ///
-    /// # Errors
-    /// As [`Store::open`].
-    pub fn open_existing(root: &Path) -> Result<Option<Self>, StoreError> {
-        if root.join(INDEX).exists() { Self::open(root, Options::default()).map(Some) } else { Ok(None) }
+    #[cfg(test)]
+    pub(super) fn hold_bound(&self) -> Duration {
+        self.0.lock.named.bound
     }
 
     /// Makes what is missing of the store's own files and folders.
@@ -211,6 +208,14 @@ impl Store {
     /// The system's.
     pub fn stage(&self) -> Result<Staging, StoreError> {
         Staging::new(self)
+    }
+
+    /// The same for what this reference stands for elsewhere: there is one at a time, over all processes. `None`: somebody has it, or had it until now.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn stage_for(&self, reference: &Reference) -> Result<Option<Staging>, StoreError> {
+        Staging::named(self, &format!("for-{}", Digest::of(reference.as_str().as_bytes()).hex()))
     }
 
     /// All images, by their manifests.

@@ -10,12 +10,12 @@
 //! Docker with containerd's image store has ids of its own: there nothing is skipped.
 
 use std::io::{self, Read};
-use std::path::Path;
 
 use futures::stream::{self, StreamExt as _};
 use tokio::sync::mpsc;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
+use super::host_store::{HostStore, blocking};
 use super::reference::{self, Reference};
 use super::stages::Stage;
 use super::store::{Store, StoreError, StoredImage};
@@ -42,7 +42,7 @@ pub enum TransferError {
     NotThere(Reference),
     /// The thread that reads or writes the store ended early: a bug, or the process ends.
     #[error("the work on the image store ended early")]
-    CutOff(#[source] tokio::task::JoinError),
+    CutOff(#[from] tokio::task::JoinError),
 }
 
 impl From<StoreError> for TransferError {
@@ -83,7 +83,8 @@ pub struct Ensured {
 /// [`TransferError`].
 pub async fn ensure_loaded(engine: &dyn Engine, store: &Store, reference: &Reference) -> Result<Ensured, TransferError> {
     let (look, wanted) = (store.clone(), reference.clone());
-    let stored = blocking(move || look.image(wanted.as_str())).await?.ok_or_else(|| TransferError::NotStored(reference.clone()))?;
+    let stored = blocking::<_, TransferError>(move || look.image(wanted.as_str())).await?;
+    let stored = stored.ok_or_else(|| TransferError::NotStored(reference.clone()))?;
     if let Some(present) = engine.image(stored.id.as_str()).await? {
         return name(engine, present, reference).await;
     }
@@ -94,17 +95,14 @@ pub async fn ensure_loaded(engine: &dyn Engine, store: &Store, reference: &Refer
     }
 }
 
-/// The same from the store in this folder, if there is one, and if it has the image; `None` otherwise.
+/// The same from the host's own store, if there is one, and if it has the image; `None` otherwise.
 ///
 /// # Errors
 /// [`TransferError`].
-pub async fn load_if_stored(engine: &dyn Engine, root: &Path, reference: &Reference) -> Result<Option<Ensured>, TransferError> {
-    let (root, wanted) = (root.to_owned(), reference.clone());
-    let found = blocking(move || {
-        let Some(store) = Store::open_existing(&root)? else { return Ok(None) };
-        Ok(store.image(wanted.as_str())?.map(|_| store))
-    });
-    let Some(store) = found.await? else { return Ok(None) };
+pub async fn load_if_stored(engine: &dyn Engine, host: &HostStore, reference: &Reference) -> Result<Option<Ensured>, TransferError> {
+    let wanted = reference.clone();
+    let found = host.look::<_, TransferError>(move |store| Ok(store.image(wanted.as_str())?.map(|_| store)));
+    let Some(store) = found.await?.flatten() else { return Ok(None) };
     ensure_loaded(engine, &store, reference).await.map(Some)
 }
 
@@ -118,7 +116,7 @@ async fn name(engine: &dyn Engine, image: Image, reference: &Reference) -> Resul
 
 async fn load(engine: &dyn Engine, store: &Store, stored: StoredImage, reference: &Reference) -> Result<(), TransferError> {
     let (open, names) = (store.clone(), vec![reference.to_string()]);
-    let export = blocking(move || open.export(&stored, &names)).await?;
+    let export = blocking::<_, TransferError>(move || open.export(&stored, &names)).await?;
     Ok(engine.load_image(crate::engine::ImageArchive::Chunks(chunks(export))).await?)
 }
 
@@ -146,10 +144,6 @@ pub async fn save_as(
         blocking(move || store.import_tar(reader, name.as_ref())).await
     };
     Stage::Save.of(work).await
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, StoreError> + Send + 'static) -> Result<T, TransferError> {
-    Ok(tokio::task::spawn_blocking(work).await.map_err(TransferError::CutOff)??)
 }
 
 /// What comes from there, read by a thread that ends with the stream.

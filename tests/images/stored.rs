@@ -2,22 +2,26 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::join_all;
 use nspool::config;
 use nspool::engine::EngineKind;
-use nspool::image::cache::{Cache, Ensured, Kind};
+use nspool::image::cache::{Cache, Ensured, Failure, Kind};
 use nspool::image::pull::CredentialSource;
 use nspool::image::reference::Reference;
 use nspool::image::store::{Digest, Options, Store};
 
 use crate::support::engines::{TestEngine, docker, podman};
+use crate::support::eventually;
 use crate::support::proxy::Trouble;
 use crate::support::registry::{PASSWORD, USER};
-use crate::{Bench, paced};
+use crate::{Bench, LIMIT, paced};
 
 crate::on_both_engines!(
     ten_callers_cost_the_registry_what_one_costs_and_a_wiped_engine_nothing,
+    two_daemons_at_once_cost_the_registry_what_one_costs,
+    a_daemon_that_stops_leaves_its_fetch_to_the_other,
     a_blob_that_is_not_what_it_should_be_is_fetched_once_more,
     a_registry_that_always_sends_another_digest_leaves_a_store_that_verifies,
     a_tag_that_moves_costs_what_is_new_in_it,
@@ -62,16 +66,62 @@ async fn ten_callers_cost_the_registry_what_one_costs_and_a_wiped_engine_nothing
     assert_eq!((&again.id, &again.digest, again.fetched), (&one.id, &one.digest, false));
     bench.is_in_both(&again, folder.path()).await;
 
-    // Another engine of the host, and another daemon.
-    let other = if host.kind == EngineKind::Docker { podman() } else { docker() };
-    let engine = paced(nspool::engine::docker::Docker::connect(&other.endpoint(), Some(other.kind)).unwrap());
-    let source = CredentialSource::new(Vec::new(), None);
-    let cache = Cache::new(Arc::clone(&engine), source, settings(folder.path()), config::Backoff::default());
-    let mut following = cache.ensure(&Reference::parse(&bench.name).unwrap(), None);
-    let there = following.wait_for(|told| told.outcome.is_some()).await.unwrap().outcome.clone().unwrap().unwrap();
+    let (other, cache) = other_daemon(host, folder.path());
+    let there = ensured(&cache, &bench.name).await.unwrap();
     assert_eq!((&there.id, &there.digest, there.fetched), (&one.id, &one.digest, false));
     assert_eq!(bench.proxy.taken(), Vec::<String>::new());
     other.run(&["rmi", &bench.name]);
+    bench.forget();
+}
+
+/// Another engine of the host, and another daemon.
+fn other_daemon(host: &TestEngine, folder: &Path) -> (&'static TestEngine, Cache) {
+    let other = if host.kind == EngineKind::Docker { podman() } else { docker() };
+    let engine = paced(nspool::engine::docker::Docker::connect(&other.endpoint(), Some(other.kind)).unwrap());
+    let source = CredentialSource::new(Vec::new(), None);
+    (other, Cache::new(engine, source, settings(folder), config::Backoff::default()))
+}
+
+async fn ensured(cache: &Cache, name: &str) -> Result<Ensured, Failure> {
+    let mut following = cache.ensure(&Reference::parse(name).unwrap(), None);
+    following.wait_for(|told| told.outcome.is_some()).await.unwrap().outcome.clone().unwrap()
+}
+
+async fn two_daemons_at_once_cost_the_registry_what_one_costs(host: &TestEngine) {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = Bench::with(host, false, settings(folder.path())).await;
+    let (other, cache) = other_daemon(host, folder.path());
+    // Long enough for both to be at it.
+    bench.proxy.next(Trouble::Slow(Duration::from_secs(1)));
+    let (one, there) = tokio::join!(bench.ensure(), ensured(&cache, &bench.name));
+    let (one, there) = (one.unwrap(), there.unwrap());
+    assert_eq!((&there.id.bare(), &there.digest), (&one.id.bare(), &one.digest));
+    let asked = bench.proxy.taken();
+    assert_eq!(asked.len(), 3, "a manifest, a config, a layer: {asked:?}");
+    bench.is_in_both(&one, folder.path()).await;
+    other.run(&["rmi", &bench.name]);
+    bench.forget();
+}
+
+async fn a_daemon_that_stops_leaves_its_fetch_to_the_other(host: &TestEngine) {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = Bench::with(host, false, settings(folder.path())).await;
+    let (other, cache) = other_daemon(host, folder.path());
+    bench.proxy.next(Trouble::Slow(Duration::from_secs(60)));
+    let begun = async {
+        let asks = || async { bench.proxy.taken().iter().any(|line| line.contains("/blobs/")).then_some(()) };
+        eventually("the other one to fetch", LIMIT, asks).await;
+        let mut asked = Box::pin(bench.ensure());
+        assert!(tokio::time::timeout(Duration::from_millis(500), &mut asked).await.is_err(), "it waits for the other's");
+        assert!(bench.proxy.taken().iter().all(|line| !line.contains("/manifests/")), "and asks nobody");
+        cache.close().await;
+        asked.await
+    };
+    let (stopped, one) = tokio::join!(ensured(&cache, &bench.name), begun);
+    assert_eq!(stopped.unwrap_err().kind, Kind::Stopping);
+    bench.is_in_both(&one.unwrap(), folder.path()).await;
+    assert_eq!(std::fs::read_dir(folder.path().join("images/staging")).unwrap().count(), 0, "nothing is left of either");
+    assert!(!other.client(&["image", "inspect", &bench.name]).status.success());
     bench.forget();
 }
 
@@ -140,8 +190,6 @@ async fn a_registry_that_wants_a_password_gets_ours(host: &TestEngine) {
     let own = config::Registry { host: bench.proxy.host.clone(), username: USER.into(), password: PASSWORD.into() };
     let source = CredentialSource::new(vec![own], None);
     let cache = Cache::new(Arc::clone(&bench.engine), source, settings(folder.path()), config::Backoff::default());
-    let mut following = cache.ensure(&Reference::parse(&bench.name).unwrap(), None);
-    let ensured = following.wait_for(|told| told.outcome.is_some()).await.unwrap().outcome.clone().unwrap().unwrap();
-    bench.is_in_both(&ensured, folder.path()).await;
+    bench.is_in_both(&ensured(&cache, &bench.name).await.unwrap(), folder.path()).await;
     bench.forget();
 }

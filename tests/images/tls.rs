@@ -3,13 +3,14 @@
 use std::path::Path;
 use std::process::Command;
 
+use nspool::config;
 use nspool::engine::Engine as _;
 use nspool::engine::docker::Docker;
 use nspool::image::download;
+use nspool::image::host_store::HostStore;
 use nspool::image::pull::CredentialSource;
 use nspool::image::reference::Reference;
 use nspool::image::registry::{Client, Registry as _, RegistryError};
-use nspool::image::store::Options;
 
 use crate::support::engines::{docker, unique};
 use crate::support::image::random_archive;
@@ -78,7 +79,8 @@ async fn what_is_behind_tls_comes() {
     let (client, reference, dir) = (Client::default(), reference(), tempfile::tempdir().unwrap());
     let digest = client.head(&reference, None).await.unwrap();
     let source = CredentialSource::new(Vec::new(), None);
-    let store = download::by_source(&client, (dir.path(), Options::default()), &reference, &source, &|_| {}).await.unwrap();
+    let host = HostStore::new(&config::Images { store: dir.path().join("images"), ..config::Images::default() });
+    let store = download::by_source(&client, &host, &reference, &source, &|_| {}).await.unwrap();
     let image = store.image(reference.as_str()).unwrap().unwrap();
     assert_eq!(image.origin.unwrap().as_str(), digest);
     assert_eq!(store.verify().unwrap().faults.len(), 0);

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use nspool::image::store::{Expected, Options, Step, Steps, Store};
 use rustix::process::{Signal, getpid, kill_process};
 
-use super::images::{Image, assert_sound, assert_whole, in_memory, layer, name, open};
+use super::images::{Image, assert_sound, assert_whole, in_memory, layer, name, open, spawned};
 
 const ROOT: &str = "NSPOOL_TEST_STORE";
 const WORK: &str = "NSPOOL_TEST_STORE_WORK";
@@ -36,13 +36,13 @@ impl Steps for Death {
 
 /// The test binary once more, doing one of the works below.
 pub fn child(root: &Path, work: &str, dies_at: u32) -> Child {
-    Command::new(std::env::current_exe().unwrap())
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
         .args(["--exact", "store::crashes::work", "--ignored", "--quiet"])
         .envs([(WORK, work), (ROOT, root.to_str().unwrap()), (DIES_AT, &dies_at.to_string())])
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap()
+        .stderr(Stdio::null());
+    spawned(&mut command)
 }
 
 fn first() -> Image {

@@ -2,8 +2,8 @@
 
 use std::io::Write as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Child, Command, Stdio};
+use std::sync::RwLock;
 
 use nspool::image::reference::Reference;
 use nspool::image::store::{Digest, Options, Store};
@@ -109,7 +109,7 @@ pub fn layer(seed: u64, bytes: usize) -> Vec<u8> {
 }
 
 pub fn gzip(bytes: &[u8]) -> Vec<u8> {
-    let mut child = Command::new("gzip").args(["-n", "-1"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = spawned(Command::new("gzip").args(["-n", "-1"]).stdin(Stdio::piped()).stdout(Stdio::piped()));
     let mut stdin = child.stdin.take().unwrap();
     let bytes = bytes.to_vec();
     let writing = std::thread::spawn(move || stdin.write_all(&bytes).unwrap());
@@ -128,8 +128,23 @@ pub fn name(text: &str) -> Reference {
     Reference::parse(text).unwrap()
 }
 
+/// A process that was just forked has all locks of this one, those of folders included, until it is its own program: an opening then would leave a dead
+/// writer's folder. So no opening is beside a fork.
+static FORKS: RwLock<()> = RwLock::new(());
+
 pub fn open(root: &Path) -> Store {
-    Store::open(root, Options::default()).unwrap()
+    open_with(root, Options::default())
+}
+
+pub fn open_with(root: &Path, options: Options) -> Store {
+    let _no_fork = FORKS.read().unwrap();
+    Store::open(root, options).unwrap()
+}
+
+/// The way to start a program.
+pub fn spawned(command: &mut Command) -> Child {
+    let _no_opening = FORKS.write().unwrap();
+    command.spawn().unwrap()
 }
 
 /// Whole, and nobody's staging is left but so many folders.
@@ -137,12 +152,6 @@ pub fn assert_sound(store: &Store, staging: usize) {
     let verified = store.verify().unwrap();
     assert_eq!(verified.faults, [], "{verified:?}");
     let left = || std::fs::read_dir(store.root().join("staging")).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
-    // A process that another test has just forked has the dead writer's lock, too, until it becomes its own program: the next opening removes the folder.
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while left().len() > staging && Instant::now() < deadline {
-        open(store.root());
-        std::thread::yield_now();
-    }
     assert_eq!(left().len(), staging, "{:?}", left());
 }
 

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use nspool::image::store::{Digest, Options, Step, Steps, Store, Swept};
+use nspool::image::store::{Digest, Options, Step, Steps, Swept};
 
-use super::images::{Image, assert_sound, assert_whole, name, open};
+use super::images::{Image, assert_sound, assert_whole, name, open, open_with};
 use super::writers::files;
 
 #[test]
@@ -105,7 +105,7 @@ fn a_sweep_between_any_two_steps_of_a_writer_takes_nothing_of_its_image() {
         let plain = open(dir.path());
         plain.import_tar(&*first.saved(&["a/first:1"]), None).unwrap();
         let sweeper = Arc::new(Sweeper { root: dir.path().into(), looked: AtomicBool::new(false), swept: AtomicU64::new(0) });
-        let store = Store::open(dir.path(), Options { steps: Some(sweeper.clone()), ..Options::default() }).unwrap();
+        let store = open_with(dir.path(), Options { steps: Some(sweeper.clone()), ..Options::default() });
         if is_adopted {
             let layout = tempfile::tempdir().unwrap();
             second.layout(layout.path(), Some("a/second:1"), false);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nspool::image::store::{Options, Step, Steps, Store};
 
 use super::crashes::child;
-use super::images::{Image, assert_sound, assert_whole, name, open};
+use super::images::{Image, assert_sound, assert_whole, name, open, open_with, spawned};
 
 const IMAGES: u64 = 12;
 
@@ -40,6 +40,31 @@ fn assert_written(store: &Store, seeds: std::ops::Range<u64>) {
     let wanting = store.images().unwrap().iter().filter(|image| image.names.iter().any(|name| name == "all/want:1")).count();
     assert_eq!(wanting, 1);
     assert_sound(store, 0);
+}
+
+#[test]
+fn what_is_staged_for_one_reference_is_staged_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, wanted) = (open(dir.path()), name("reg:5000/a:1"));
+    let first = store.stage_for(&wanted).unwrap().unwrap();
+    // Another process.
+    let other = open(dir.path());
+    assert!(other.stage_for(&wanted).unwrap().is_none());
+    assert!(other.stage_for(&name("reg:5000/a:2")).unwrap().is_some());
+    let mut blob = first.blob("it", Default::default()).unwrap();
+    drop(first);
+    assert!(other.stage_for(&wanted).unwrap().is_none(), "a blob of it is still being written");
+    blob.write_all_of(&b"it"[..]).unwrap();
+    drop(blob);
+    let second = other.stage_for(&wanted).unwrap().unwrap();
+    let folder = std::fs::read_dir(dir.path().join("staging")).unwrap().next().unwrap().unwrap().path();
+    drop(second);
+    std::fs::create_dir(folder).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let third = std::iter::repeat_with(|| store.stage_for(&wanted).unwrap()).take_while(|_| Instant::now() < deadline).flatten().next();
+    assert!(third.is_some(), "a dead one's is nobody's");
+    drop(third);
+    assert_sound(&store, 0);
 }
 
 #[test]
@@ -125,7 +150,7 @@ fn who_is_overtaken_each_time_comes_through_in_the_end() {
     let dir = tempfile::tempdir().unwrap();
     open(dir.path());
     let steps = Arc::new(Overtaken { root: dir.path().into(), times: Mutex::new(0), seen_under_lock: AtomicBool::new(false) });
-    let slow = Store::open(dir.path(), Options { steps: Some(steps.clone()), ..Options::default() }).unwrap();
+    let slow = open_with(dir.path(), Options { steps: Some(steps.clone()), ..Options::default() });
     let image = Image::new(&[77], 10);
     slow.import_tar(&*image.saved(&["slow/fn:1"]), None).unwrap();
     assert!(steps.seen_under_lock.load(Ordering::Relaxed));
@@ -159,7 +184,7 @@ fn beneath_the_lock_are_renames_only_as_many_as_there_are_blobs() {
     let dir = tempfile::tempdir().unwrap();
     open(dir.path());
     let steps = Arc::new(UnderLock { root: dir.path().into(), seen: Mutex::default() });
-    let store = Store::open(dir.path(), Options { steps: Some(steps.clone()), ..Options::default() }).unwrap();
+    let store = open_with(dir.path(), Options { steps: Some(steps.clone()), ..Options::default() });
     let taken = || std::mem::take(&mut *steps.seen.lock().unwrap());
     for (seeds, bytes, renames) in [([1, 2], 100, 5), ([3, 4], 5_000_000, 5)] {
         store.import_tar(&*Image::new(&seeds, bytes).saved(&["a/fn:1"]), None).unwrap();
@@ -202,7 +227,7 @@ fn a_staging_folder_is_dead_when_its_lock_is_free_and_not_before() {
     // Also when it is as old as can be, and the store is another's.
     let mut touch = std::process::Command::new("touch");
     touch.args(["-d", "1980-01-01"]).args(std::fs::read_dir(&staging).unwrap().map(|entry| entry.unwrap().path()));
-    assert!(touch.status().unwrap().success());
+    assert!(spawned(&mut touch).wait().unwrap().success());
     open(dir.path());
     assert_eq!(count(), 1);
     assert!(live.adopt(&nspool::image::store::Digest::of(b"x")).unwrap());

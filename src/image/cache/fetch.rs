@@ -15,7 +15,6 @@ use crate::engine::{Credentials, EngineError, ErrorClass, Image, ImageId, PullSt
 use crate::image::freshness::{Verdict, ask, can_change, take_over};
 use crate::image::reference::{Reference, repository_of};
 use crate::image::stages::Stage;
-use crate::image::store::Options;
 use crate::image::transfer::{self, TransferError};
 use crate::image::{download, jittered, pull};
 use crate::level;
@@ -138,7 +137,7 @@ impl Fetch {
         }
         let _place = cache.places.acquire(Instant::now() + cache.settings.fetch_timeout).await?;
         let loaded = async {
-            let Some(loaded) = transfer::load_if_stored(&*cache.engine, &cache.settings.store, reference).await? else { return Ok(None) };
+            let Some(loaded) = transfer::load_if_stored(&*cache.engine, &cache.store, reference).await? else { return Ok(None) };
             let transfer::Ensured { id, how } = loaded;
             tracing::info!(%reference, image = %id, ?how, "an image came from the store");
             Ok::<_, TransferError>(cache.engine.image(id.as_str()).await?)
@@ -153,8 +152,8 @@ impl Fetch {
     /// With what its registry had under the reference, if it came from there through the store: of what they were loaded with, Docker knows no
     /// manifest, and podman makes one of its own.
     async fn with_origin(&self, mut image: Image) -> Image {
-        let (settings, reference) = (&self.cache.settings, &self.key.reference);
-        match download::origin(&settings.store, reference, image.id.as_str()).await {
+        let reference = &self.key.reference;
+        match download::origin(&self.cache.store, reference, image.id.as_str()).await {
             Ok(Some(origin)) => {
                 image.digests.retain(|digest| repository_of(digest) != reference.repository());
                 image.digests.push(format!("{}@{origin}", reference.repository()));
@@ -334,10 +333,9 @@ impl Fetch {
 
     /// Into the store, and from there into the engine.
     async fn by_nspool(&self, hear: &(dyn Fn(PullStep) + Send + Sync)) -> Result<Image, Failure> {
-        let Inner { client, credentials, settings, engine, .. } = &*self.cache;
-        let options = Options { hold_bound: settings.lock_bound, ..Options::default() };
+        let Inner { client, credentials, store, engine, .. } = &*self.cache;
         let reference = &self.key.reference;
-        let store = download::by_source(client, (&settings.store, options), reference, credentials, hear).await?;
+        let store = download::by_source(client, store, reference, credentials, hear).await?;
         transfer::ensure_loaded(&**engine, &store, reference).await?;
         Ok(self.with_origin(self.brought().await?).await)
     }

@@ -427,13 +427,15 @@ async fn an_image_that_a_load_did_not_bring_is_a_failure() {
 #[tokio::test(start_paused = true)]
 async fn what_is_in_the_hosts_store_is_not_pulled() {
     use crate::engine::fake::{FakeWorld, Operation};
+    use crate::image::host_store::HostStore;
     use crate::image::store::{Options, Store};
 
     let dir = tempfile::tempdir().unwrap();
     let (world, archive) = (FakeWorld::new(1), Archive::embedded().unwrap());
     let stored = Store::open(dir.path(), Options::default()).unwrap().import_tar(archive.bytes(), None).unwrap();
+    let settings = config::Images { store: dir.path().to_owned(), ..config::Images::default() };
     let source = Source::Reference { reference: archive.reference().into(), credentials: CredentialSource::new(Vec::new(), None) };
-    let gate = Arc::new(Gate::new(world.engine(), source, BACKOFF, PREPARE_TIMEOUT).stocked(dir.path().to_owned()));
+    let gate = Arc::new(Gate::new(world.engine(), source, BACKOFF, PREPARE_TIMEOUT).stocked(HostStore::new(&settings)));
     let mut tasks = JoinSet::new();
     let running = gate.clone();
     tasks.spawn(async move { running.run(CancellationToken::new()).await });

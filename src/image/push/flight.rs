@@ -10,7 +10,7 @@ use tokio_util::io::ReaderStream;
 
 use super::seen::{Known, Who};
 use super::source::{Found, Stored};
-use super::{How, Inner, Key, Layers, Progress, Pushed, Told};
+use super::{How, Inner, Key, Layers, Progress, Pushed, Told, not_pushed};
 use crate::config;
 use crate::engine::Credentials;
 use crate::image::cache::{Failure, Kind};
@@ -182,7 +182,7 @@ impl Errand<'_> {
         brought.try_collect::<()>().await?;
         let media_type = manifest.media_type();
         let put = || self.repository.put_manifest(self.target, media_type, self.stored.bytes.clone().into());
-        match self.patiently(put).await.map_err(refused)? {
+        match self.patiently(put).await.map_err(not_pushed)? {
             Put::Missing(missing) => Ok(Ended::Missing(missing)),
             Put::Taken => {
                 let mut layers = Layers::default();
@@ -231,11 +231,11 @@ impl Errand<'_> {
                 Err(RegistryError::Denied { .. } | RegistryError::Unknown { .. } | RegistryError::Strange { .. }) => {
                     seen.forget(&self.who, digest, &from);
                 }
-                Err(error) => return Err(refused(error)),
+                Err(error) => return Err(not_pushed(error)),
             },
             Known::No => {}
         }
-        if self.patiently(|| self.repository.has_blob(digest)).await.map_err(refused)? {
+        if self.patiently(|| self.repository.has_blob(digest)).await.map_err(not_pushed)? {
             return Ok(How::Present);
         }
         self.upload(blob, None).await
@@ -264,7 +264,7 @@ impl Errand<'_> {
                 uploaded
             }
         };
-        self.patiently(attempt).await.map_err(refused)?;
+        self.patiently(attempt).await.map_err(not_pushed)?;
         Ok(How::Uploaded)
     }
 
@@ -337,16 +337,4 @@ fn wait_after(error: &RegistryError, backoff: &config::Backoff) -> Duration {
         Some(after) => after + (after / 4 + backoff.first).mul_f64(random::dice().f64()),
         None => jittered(backoff.first, backoff.longest, 1),
     }
-}
-
-fn refused(error: RegistryError) -> Failure {
-    let kind = match &error {
-        RegistryError::Denied { .. } => Kind::Denied,
-        RegistryError::Unknown { .. } => Kind::Unknown,
-        RegistryError::Busy { .. } => Kind::Busy,
-        RegistryError::Unreachable { .. } | RegistryError::Silent { .. } | RegistryError::Ailing { .. } | RegistryError::Strange { .. } => {
-            Kind::PushFailed
-        }
-    };
-    Failure { retry_after: error.retry_after(), ..Failure::new(kind, &error.to_string()) }
 }

@@ -11,11 +11,12 @@ use std::path::Path;
 use rustix::fs::{FlockOperation, flock};
 use tempfile::TempDir;
 
-use super::Inner;
+use super::{Inner, not_pushed};
 use crate::engine::{Image, ImageId};
 use crate::image::cache::{Failure, Kind};
+use crate::image::host_store::blocking;
 use crate::image::reference::{BadReference, Reference};
-use crate::image::store::{INDEX, Manifest, Options, Store, StoreError, StoredImage};
+use crate::image::store::{Manifest, Options, Store, StoreError, StoredImage};
 use crate::image::transfer::{self, TransferError};
 
 /// Of the folders of stores for one push.
@@ -64,12 +65,9 @@ pub(super) async fn look(pusher: &Inner, source: &Source) -> Result<Found, Failu
     if let Some(image) = pusher.engine.image(source.as_str()).await? {
         return allowed(pusher, source, image);
     }
-    let (root, wanted) = (pusher.settings.store.clone(), source.as_str().to_owned());
-    let stored = blocking(move || match open(&root)? {
-        Some(store) => store.image(&wanted),
-        None => Ok(None),
-    });
-    match stored.await? {
+    let wanted = source.as_str().to_owned();
+    let stored = pusher.cache.store().look::<_, TransferError>(move |store| store.image(&wanted));
+    match stored.await.map_err(not_pushed)?.flatten() {
         Some(image) => Ok(Found { id: image.id.as_str().into(), name: None, in_engine: false }),
         None => Err(Failure::new(Kind::Unknown, &format!("{} is neither in the engine nor in the host's own store", source.as_str()))),
     }
@@ -101,24 +99,21 @@ pub(super) struct Stored {
 impl Stored {
     pub(super) async fn have(pusher: &Inner, found: &Found) -> Result<Self, Failure> {
         // As the store writes it; podman leaves the kind of digest out.
-        let (root, id) = (pusher.settings.store.clone(), format!("sha256:{}", found.id.bare()));
-        let known = blocking(move || {
-            let Some(store) = open(&root)? else { return Ok((None, None)) };
-            let image = store.image(&id)?;
-            Ok((Some(store), image))
-        });
-        let (store, temporary) = match (known.await?, &found.name) {
-            ((Some(store), Some(image)), _) => return Self::read(store, image, None).await,
+        let id = format!("sha256:{}", found.id.bare());
+        let known = pusher.cache.store().look::<_, TransferError>(move |store| Ok((store.image(&id)?, store)));
+        let (store, temporary) = match (known.await.map_err(not_pushed)?, &found.name) {
+            (Some((Some(image), store)), _) => return Self::read(store, image, None).await,
             _ if !found.in_engine => return Err(Failure::new(Kind::Unknown, &format!("{} has just left the store", found.id))),
-            ((Some(store), None), Some(_)) => (store, None),
-            ((_, None), _) | ((None, _), _) => {
-                let spool = pusher.settings.spool.clone();
-                let (store, temporary) = blocking(move || Temporary::make(&spool)).await?;
+            (Some((None, store)), Some(_)) => (store, None),
+            (Some((None, _)), None) | (None, _) => {
+                let (spool, options) = (pusher.settings.spool.clone(), pusher.cache.store().options());
+                let made = blocking::<_, TransferError>(move || Temporary::make(&spool, options));
+                let (store, temporary) = made.await.map_err(not_pushed)?;
                 (store, Some(temporary))
             }
         };
         // By its id: the name may be another's by now.
-        let saved = transfer::save_as(&*pusher.engine, &store, found.id.as_str(), found.name.as_ref()).await.map_err(failure)?;
+        let saved = transfer::save_as(&*pusher.engine, &store, found.id.as_str(), found.name.as_ref()).await.map_err(not_pushed)?;
         match <[StoredImage; 1]>::try_from(saved) {
             Ok([image]) => Self::read(store, image, temporary).await,
             Err(saved) => Err(Failure::new(Kind::PushFailed, &format!("the engine gave {} images for {}", saved.len(), found.id))),
@@ -126,18 +121,13 @@ impl Stored {
     }
 
     async fn read(store: Store, image: StoredImage, temporary: Option<Temporary>) -> Result<Self, Failure> {
-        blocking(move || {
+        let read = blocking::<_, TransferError>(move || {
             let bytes = store.manifest_bytes(&image.manifest)?;
             let manifest = store.manifest(&image.manifest)?;
             Ok(Self { store, image, manifest, bytes, _temporary: temporary })
-        })
-        .await
+        });
+        read.await.map_err(not_pushed)
     }
-}
-
-/// The host's own, if there is one: looking is not to begin one.
-fn open(root: &Path) -> Result<Option<Store>, StoreError> {
-    if root.join(INDEX).exists() { Store::open(root, Options::default()).map(Some) } else { Ok(None) }
 }
 
 /// A store's folder that goes when this is dropped.
@@ -148,13 +138,13 @@ struct Temporary {
 }
 
 impl Temporary {
-    fn make(spool: &Path) -> Result<(Store, Self), StoreError> {
+    fn make(spool: &Path, options: Options) -> Result<(Store, Self), StoreError> {
         let failed = |source| StoreError::Io { operation: "make a store in", path: spool.to_owned(), source };
         sweep(spool);
         let folder = tempfile::Builder::new().prefix(PREFIX).tempdir_in(spool).map_err(failed)?;
         let lock = File::open(folder.path()).map_err(failed)?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|errno| failed(errno.into()))?;
-        let store = Store::open(folder.path(), Options::default())?;
+        let store = Store::open(folder.path(), options)?;
         Ok((store, Self { _folder: folder, _lock: lock }))
     }
 }
@@ -183,24 +173,10 @@ fn remove_dead(folder: &Path) -> io::Result<()> {
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, StoreError> + Send + 'static) -> Result<T, Failure> {
-    let done = tokio::task::spawn_blocking(work).await.map_err(TransferError::CutOff).map_err(failure)?;
-    done.map_err(|error| failure(error.into()))
-}
-
-fn failure(error: TransferError) -> Failure {
-    let why = crate::causes::with_causes(&error);
-    let kind = match error {
-        TransferError::Engine(error) => return error.into(),
-        TransferError::Store(StoreError::Full { .. }) => Kind::DiskFull,
-        TransferError::NotStored(_) | TransferError::Store(_) | TransferError::NotThere(_) | TransferError::CutOff(_) => Kind::PushFailed,
-    };
-    Failure::new(kind, &why)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::store::INDEX;
 
     #[test]
     fn a_source_is_a_reference_or_an_id() {
@@ -221,9 +197,9 @@ mod tests {
         std::fs::create_dir_all(dead.join("blobs")).unwrap();
         let others = spool.path().join("nspool-other");
         std::fs::create_dir(&others).unwrap();
-        let (living, _kept) = Temporary::make(spool.path()).unwrap();
+        let (living, _kept) = Temporary::make(spool.path(), Options::default()).unwrap();
         assert!(!dead.exists() && others.exists());
-        let (_store, next) = Temporary::make(spool.path()).unwrap();
+        let (_store, next) = Temporary::make(spool.path(), Options::default()).unwrap();
         assert!(living.root().join(INDEX).exists());
         drop(next);
         assert_eq!(std::fs::read_dir(spool.path()).unwrap().count(), 2);

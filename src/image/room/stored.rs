@@ -3,7 +3,6 @@
 //! Blobs are counted once. All images in it are nspool's; the one that was asked for the longest ago goes first, and of one that nobody asked for yet
 //! counts when it came. It blocks.
 
-use std::path::Path;
 use std::time::SystemTime;
 
 use super::low_of;
@@ -14,17 +13,15 @@ use crate::image::reference::Reference;
 use crate::image::store::{Store, StoreError, StoredImage};
 use crate::telemetry::metric;
 
-/// Comes back at once where there is no store.
-pub(super) fn sweep(root: &Path, room: u64, known: &Known) -> Result<(), StoreError> {
-    let Some(store) = Store::open_existing(root)? else { return Ok(()) };
+pub(super) fn sweep(store: &Store, room: u64, known: &Known) -> Result<(), StoreError> {
     let images = store.images()?;
-    let candidates = images.iter().map(|image| candidate(&store, image, known)).collect::<Result<Vec<_>, _>>()?;
+    let candidates = images.iter().map(|image| candidate(store, image, known)).collect::<Result<Vec<_>, _>>()?;
     let before = bytes_of(candidates.iter().map(|candidate| &*candidate.pieces));
     let mut after = before;
     if before > room {
         let plan = plan(&candidates, low_of(room));
         for goes in &plan.goes {
-            remove(&store, &images[goes.index])?;
+            remove(store, &images[goes.index])?;
         }
         let swept = store.sweep()?;
         after = plan.after;

@@ -2,7 +2,8 @@
 //!
 //! Each writer has a folder of its own under `staging/`, and a lock on that folder for as long as it lives. A folder whose lock can be taken is what a
 //! dead writer left, however young it is and whatever process has its pid now ([`sweep_dead`]). Between its making and its locking a folder looks dead:
-//! so whoever locked one looks whether it is still there, and makes another if not.
+//! so whoever locked one looks whether it is still there, and makes another if not. One that has a name of its own is a turn, too: nobody else has it
+//! meanwhile ([`Store::stage_for`]).
 //!
 //! A finished blob has its digest for a name, which *pins* it: a sweep of the store leaves alone whatever has its name in a staging folder. A blob that
 //! the store has already is pinned by one more name for the same file ([`Staging::adopt`]), so nothing can take it away from whoever counts on it.
@@ -53,6 +54,22 @@ impl Folder {
             }
         }
         Err(StoreError::io("make a folder in", staging, io::ErrorKind::ResourceBusy.into()))
+    }
+
+    /// That of this name; a dead writer's is removed. `None`: somebody lives who has it, or had it until now.
+    fn make_named(staging: &Path, name: &str, disk: &Disk) -> Result<Option<Self>, StoreError> {
+        let path = staging.join(name);
+        let lock = |path: &Path| try_lock(path).map_err(|source| StoreError::io("lock", path, source));
+        match disk.make_folder(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                if let Some(_dead) = lock(&path)? {
+                    disk.remove_folder(&path)?;
+                }
+                return Ok(None);
+            }
+            made => made.map_err(|source| StoreError::io("make", &path, source))?,
+        }
+        Ok(lock(&path)?.map(|lock| Self { path, disk: disk.clone(), _lock: lock }))
     }
 
     pub(super) fn at(&self, digest: &Digest) -> PathBuf {
@@ -129,8 +146,16 @@ pub struct Staging {
 
 impl Staging {
     pub(super) fn new(store: &Store) -> Result<Self, StoreError> {
-        let folder = Folder::make(&store.staging(), &store.0.disk)?;
-        Ok(Self { store: store.clone(), folder: Arc::new(folder), next: AtomicU32::new(0) })
+        Ok(Self::within(store, Folder::make(&store.staging(), &store.0.disk)?))
+    }
+
+    pub(super) fn named(store: &Store, name: &str) -> Result<Option<Self>, StoreError> {
+        let folder = Folder::make_named(&store.staging(), name, &store.0.disk)?;
+        Ok(folder.map(|folder| Self::within(store, folder)))
+    }
+
+    fn within(store: &Store, folder: Folder) -> Self {
+        Self { store: store.clone(), folder: Arc::new(folder), next: AtomicU32::new(0) }
     }
 
     /// To write a blob; several may be written at once. `what` names it in errors.
