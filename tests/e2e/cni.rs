@@ -168,7 +168,7 @@ async fn what_is_not_as_the_plugins_left_it_is_not_adopted() {
     run(&["nsenter", &format!("--net={}", namespace.display()), "ip", "addr", "flush", "dev", "eth0"]);
     daemon.launch().await;
     daemon.slot(0, "another buddy", |now| now.state == "ready" && now.generation != slot.generation).await;
-    assert!(daemon.log().contains("CNI plugin bridge, CHECK: Failed to match addr"), "{}", daemon.log());
+    daemon.says("CNI plugin bridge, CHECK: Failed to match addr").await;
     assert_eq!(plugs.given("net").len(), 1, "the old one was given back");
 }
 

@@ -101,7 +101,7 @@ fn pings(engine: &TestEngine, from: &str, to: &str) -> bool {
 async fn refused(daemon: &TestDaemon<'_>, words: &str) {
     let told = |slot: &proto::Slot| slot.last_error.contains(words) && slot.state != "ready";
     daemon.slot(0, words, told).await;
-    assert!(daemon.log().contains(words));
+    daemon.says(words).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -240,7 +240,8 @@ async fn a_stop_takes_the_network_away_unless_a_container_is_on_it() {
     let (name, label) = (format!("{}-web", daemon.pool), format!("{TEST_LABEL}={}", daemon.pool));
     engine.run(&["create", "--name", &name, "--label", &label, "--network", &made.name, BUSYBOX, "true"]);
     assert_eq!(daemon.stop().await, 1, "{}", daemon.log());
-    assert!(daemon.log().contains(&format!("container {name}")) && made.has_bridge());
+    daemon.says(&format!("container {name}")).await;
+    assert!(made.has_bridge());
     assert_eq!(daemon.containers(), [] as [&str; 0]);
     engine.run(&["rm", &name]);
     daemon.launch().await;

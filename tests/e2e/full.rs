@@ -128,7 +128,7 @@ async fn a_full_mount_table_keeps_a_slot_waiting_and_nothing_half_made() {
         links(&daemon, &bridge, 1).await;
     };
     waits("net").await;
-    assert!(daemon.log().contains("fs.mount-max"), "{}", daemon.log());
+    daemon.says("fs.mount-max").await;
 
     let client = daemon.client();
     for number in 1..=2 {
@@ -187,7 +187,7 @@ async fn without_more_network_namespaces_a_slot_waits_and_the_others_serve() {
         eventually("nothing half-made", LIMIT, nothing).await;
     };
     waits().await;
-    assert!(daemon.log().contains("user.max_net_namespaces"), "{}", daemon.log());
+    daemon.says("user.max_net_namespaces").await;
     for _ in 0..3 {
         let seen = asked(&["exec", "--wait", "20s", "--", "ip", "-o", "addr"]);
         assert!(seen.contains("127.0.0.1/8"), "{seen}");

@@ -133,7 +133,7 @@ async fn goes_on_after(what: &str, deed: impl Fn(u32)) {
     daemon.function(&["run", "--rm"], &lease.network_mode, &["sh", "-c", &ping]).unwrap();
     client.release(&lease.token, false).await.unwrap();
     daemon.settled(3).await;
-    assert!(daemon.log().contains("the helper process is ended"), "{what}: {}", daemon.log());
+    daemon.says("the helper process is ended").await;
     assert!(sum(&metrics(&listen), "nspool_helper_restarts_total", "") >= 1.0, "{what}");
     is_well(&daemon).await;
     assert_eq!(daemon.stop().await, 0, "{what}: {}", daemon.log());
@@ -167,7 +167,7 @@ async fn without_a_keeper_the_daemon_ends_and_the_next_one_goes_on() {
     assert!(is_there(helper), "it is the same one");
     kill("KILL", helper);
     assert_eq!(daemon.exit_code(LIMIT).await, 70, "{}", daemon.log());
-    assert!(daemon.log().contains("without a helper process"), "{}", daemon.log());
+    daemon.says("without a helper process").await;
     daemon.launch().await;
     let leases = daemon.client().leases().await.unwrap();
     assert_eq!(leases.iter().map(|lease| lease.slot).collect::<Vec<_>>(), [lease.slot]);

@@ -163,7 +163,7 @@ async fn a_stop_with_somebody_inside_names_them_and_a_purge_takes_the_rest() {
     let lease = daemon.allocate(&daemon.client()).await;
     let stays = Stays::inside(&lease);
     assert_eq!(daemon.stop().await, 1, "{}", daemon.log());
-    assert!(daemon.log().contains(&format!("process {} ", stays.0.id())), "{}", daemon.log());
+    daemon.says(&format!("process {} ", stays.0.id())).await;
     let namespaces = daemon.dir.path().join("ns").display().to_string();
     let purge = |expected: i32| {
         let output = daemon.cli(&["purge", "--pool", &daemon.pool, "--engine", "native", "--namespaces", &namespaces, "-o", "json"]);
@@ -218,7 +218,7 @@ async fn a_folder_is_ours_until_all_of_it_is_gone() {
     let buddy = std::fs::read_dir(&folder).unwrap().next().unwrap().unwrap().path();
     std::fs::create_dir(buddy.join("somebodys")).unwrap();
     assert_eq!(daemon.stop().await, 1, "{}", daemon.log());
-    assert!(daemon.log().contains("/somebodys"), "{}", daemon.log());
+    daemon.says("/somebodys").await;
     let left = std::fs::read_dir(&folder).unwrap().next().unwrap().unwrap().path();
     assert!(left.join("buddy.json").exists() && left.join("somebodys").exists(), "{left:?}");
     std::fs::remove_dir(left.join("somebodys")).unwrap();
@@ -389,7 +389,7 @@ async fn auto_needs_no_engine_where_nothing_speaks_of_one() {
     command.env("HOME", daemon.dir.path());
     daemon.launch_as(command).await;
     daemon.settled(1).await;
-    assert!(daemon.log().contains("nothing on this host speaks of Docker or podman"), "{}", daemon.log());
+    daemon.says("nothing on this host speaks of Docker or podman").await;
     assert!(text(&daemon.cli(&["usage"]).stdout).contains("(native "));
     assert_eq!(daemon.stop().await, 0, "{}", daemon.log());
 
@@ -408,7 +408,7 @@ async fn auto_needs_no_engine_where_nothing_speaks_of_one() {
     command.env("HOME", daemon.dir.path());
     daemon.launch_as(command).await;
     let usage = daemon.client().usage().await.unwrap();
-    assert!(daemon.log().contains("a container engine is wanted: there is"), "{}", daemon.log());
+    daemon.says("a container engine is wanted: there is").await;
     assert_ne!(usage.engine_state, "up", "{usage:?}");
 }
 
@@ -424,5 +424,5 @@ async fn auto_stays_with_what_the_slots_that_are_kept_are_on() {
     daemon.settled(1).await;
     let after = daemon.slots().await.remove(0);
     assert_eq!((after.namespace_id, after.container_id), (before.namespace_id, before.container_id), "{}", daemon.log());
-    assert!(daemon.log().contains("slots are kept that a daemon before this one had there"), "{}", daemon.log());
+    daemon.says("slots are kept that a daemon before this one had there").await;
 }

@@ -75,5 +75,5 @@ async fn without_a_network_namespace_of_its_own_it_says_so_at_the_start() {
     let mut daemon = prepared(&[]);
     daemon.spawn(command(&daemon, &["unshare", "-Urmpf", "--kill-child", "--mount-proc"]));
     assert_eq!(daemon.exit_code(LIMIT).await, 77, "{}", daemon.log());
-    assert!(daemon.log().contains("going into this process's own network namespace"), "{}", daemon.log());
+    daemon.says("going into this process's own network namespace").await;
 }

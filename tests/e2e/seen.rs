@@ -39,7 +39,8 @@ async fn metrics_agree_with_usage(engine: &TestEngine) {
     let lease = daemon.allocate(&client).await;
     let done = daemon.allocate(&client).await;
     client.release(&done.token, false).await.unwrap();
-    let usage = daemon.usage("two ready beside the lease", |usage| usage.ready == 2 && usage.leased == 1 && usage.retiring == 0).await;
+    let over = |u: &nspool::proto::Usage| u.ready == 2 && u.leased == 1 && u.vacating + u.renewing + u.quarantined + u.retiring == 0;
+    let usage = daemon.usage("two ready beside the lease, and nothing left of the other", over).await;
     let text = metrics(&address);
     let states = [("vacant", usage.vacant), ("ready", 2), ("leased", 1), ("vacating", 0), ("quarantined", 0), ("retiring", 0)];
     for (state, count) in states {

@@ -41,7 +41,7 @@ async fn an_engine_that_is_wiped_is_full_again_from_the_store(engine: &TestEngin
     let loads = || sum(&metrics(&address), "nspool_image_stage_seconds_count", "stage=\"load\"");
     let before = loads();
     let wiped = || async {
-        let containers = daemon.buddies();
+        let containers = daemon.containers();
         let containers: Vec<&str> = containers.iter().map(String::as_str).collect();
         engine.client(&[&["rm", "-f"], &*containers].concat());
         engine.client(&["rmi", &idle, &function]);

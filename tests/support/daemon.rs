@@ -128,6 +128,11 @@ impl<'e> TestDaemon<'e> {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
+    /// Waits until it has said so: what it does is seen before its log is written.
+    pub async fn says(&self, words: &str) {
+        eventually(&format!("the log to say {words:?}"), LIMIT, || async { self.log().contains(words).then_some(()) }).await;
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.as_ref().unwrap().id()
     }
