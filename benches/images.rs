@@ -4,7 +4,8 @@
 //!
 //! The daemon is the real one, the engine a Docker of the bench's own. Two contexts: one with a small file, and one with 64 MiB more that do not change. Each
 //! round asks all sides once, in turns: BuildImage by folder over one connection; the engine's API with a tar that is ready in memory; and the two command lines,
-//! `nspool image build` and `docker build`. Medians over all rounds.
+//! `nspool image build` and `docker build`. Medians over all rounds. Then BuildImage in a row, in turns with the two questions that it asks of the engine: an agent
+//! that starts functions, on a host that does nothing else.
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a bench prints, and fails by panicking")]
 
@@ -28,6 +29,8 @@ use support::image::{BUSYBOX, busybox_image};
 
 const ROUNDS: usize = 40;
 const LARGE: usize = 64 << 20;
+/// Calls in a row.
+const CALLS: usize = 300;
 
 /// Of one context, in milliseconds.
 #[derive(Default)]
@@ -72,7 +75,23 @@ async fn main() {
             figures.by_docker.push(millis(began));
         }
         report(name, rounds, figures);
+        in_a_row(&client, &docker, dir.path(), &first.reference).await;
     }
+}
+
+async fn in_a_row(client: &Client, docker: &Docker, folder: &Path, image: &str) {
+    let (mut calls, mut questions) = (Vec::new(), Vec::new());
+    for _ in 0..CALLS {
+        let began = Instant::now();
+        assert!(build(client, folder).await.reused);
+        calls.push(millis(began));
+        let began = Instant::now();
+        let (base, known) = tokio::join!(docker.inspect_image(BUSYBOX), docker.inspect_image(image));
+        questions.push(millis(began));
+        assert!(base.is_ok() && known.is_ok());
+    }
+    let (calls, questions) = (median(&mut calls), median(&mut questions));
+    println!("  {CALLS} calls in a row: {calls:.2} ms; its two questions to the engine, asked at once: {questions:.2} ms");
 }
 
 /// What the engine has to look through to find that nothing has changed.

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! What it promises:
-//! - The same [`Key`] gives the same image, as long as the engine has it: one question to the engine, no build. It says so by the image's tag, [`REPOSITORY`]`:<key>`, and the label
+//! - The same [`Key`] gives the same image, as long as the engine has it: one question to the engine, asked early (`guess`), no build. It says so by the image's tag, [`REPOSITORY`]`:<key>`, and the label
 //!   [`KEY_LABEL`], which together outlive the daemon, and which no image built upon it by others has. What is known from before is only a place to look
 //!   first: an image that is gone is built anew, and is never an error.
 //! - One build for a key, whoever asks. It belongs to [`Builds`]: who goes away ends its own wait. Its output is told to all who follow, from its beginning; a slow
@@ -26,6 +26,7 @@
 mod context;
 mod dockerfile;
 mod flight;
+mod guess;
 mod ignore;
 mod index;
 mod key;
@@ -49,6 +50,7 @@ use tokio_util::task::TaskTracker;
 use self::context::{Entries, Folder, Selection, Source, Tarball};
 use self::dockerfile::Dockerfile;
 use self::flight::{Ended, Flight, Told};
+use self::guess::{Early, Guesses};
 use self::index::Index;
 pub use self::index::Row;
 use self::key::Inputs;
@@ -74,8 +76,6 @@ pub const DATE_LABEL: &str = "nspool.build.at";
 
 /// A context or base that changes under each of so many attempts is given up.
 const ATTEMPTS: u32 = 3;
-/// More definitions than that are not told apart for long: they are looked for one question later.
-const MOST_GUESSES: usize = 1024;
 
 /// What is to be built.
 #[derive(Debug)]
@@ -158,8 +158,7 @@ struct Inner {
     builder: OnceCell<String>,
     memo: Memo,
     table: Mutex<Table>,
-    /// Which key a definition had last, without regard to its context and bases: worth a look while those are looked at.
-    guesses: Mutex<HashMap<Key, Key>>,
+    guesses: Mutex<Guesses>,
     turns: Arc<Semaphore>,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -186,7 +185,7 @@ impl Builds {
             builder: OnceCell::new(),
             memo: Memo::default(),
             table: Mutex::new(lock, Table::default()),
-            guesses: Mutex::new(lock, HashMap::default()),
+            guesses: Mutex::new(lock, Guesses::default()),
             turns,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -315,23 +314,16 @@ impl Inner {
         }
     }
 
-    fn guess_next(&self, draft: Key, key: Key) {
-        let mut guesses = self.guesses.lock();
-        if guesses.len() >= MOST_GUESSES && !guesses.contains_key(&draft) {
-            guesses.clear();
-        }
-        guesses.insert(draft, key);
-    }
-
     async fn builder(&self) -> Result<&str, Failure> {
         let builder = self.builder.get_or_try_init(|| async { self.engine.info().await.map(|info| info.kind.to_string()) }).await;
         Ok(builder?)
     }
 
     /// The images that a Dockerfile begins from, present and usable by the daemon's own credentials.
-    async fn bases(&self, file: &Dockerfile) -> Result<Vec<(Reference, ImageId)>, Failure> {
-        let ensured = file.bases.iter().map(|reference| async move {
-            let mut following = self.cache.ensure(reference, None);
+    async fn bases(&self, file: &Dockerfile, early: &mut Early) -> Result<Vec<(Reference, ImageId)>, Failure> {
+        let seen: Vec<_> = file.bases.iter().map(|reference| (reference, early.base(reference))).collect();
+        let ensured = seen.into_iter().map(|(reference, look)| async move {
+            let mut following = self.cache.ensure_seen(reference, None, look);
             let ended = || Failure::new(Kind::Failed, "the fetch ended without a word: a bug in nspool");
             let outcome = following.wait_for(|told| told.outcome.is_some()).await.map_err(|_| ended())?.outcome.clone();
             let ensured =
@@ -478,18 +470,14 @@ impl Building {
         Ok(None)
     }
 
-    /// Asks the engine beside its bases, and not after them. Most definitions are asked for again as they were.
-    async fn guess(&self, draft: Key) -> Result<Option<Look>, Failure> {
-        let key = self.builds.guesses.lock().get(&draft).copied();
-        match key {
-            Some(key) if !self.definition.anew => self.builds.look(key).await.map(Some),
-            Some(_) | None => Ok(None),
-        }
-    }
-
     async fn survey(&self) -> Result<Surveyed, Failure> {
         let (builds, definition) = (Arc::clone(&self.builds), Arc::clone(&self.definition));
-        let read = self.builds.blocking(move || Read::new(&builds, &definition)).await?;
+        let builder = self.builds.builder().await?;
+        let place = self.definition.hint_of_place(builder);
+        let look = async |hint: Option<Key>| Early::of(&self.builds, &self.definition, hint?).await;
+        let read = self.builds.blocking(move || Read::new(&builds, &definition));
+        // The engine is asked beside the reading, and not after it: most definitions are as they were.
+        let (read, early) = tokio::try_join!(read, async { Ok(look(place).await) })?;
         let Read { parcel, entries, dockerfile, text } = read;
         let invalid = |why: &dyn std::fmt::Display| Failure::new(Kind::Invalid, &format!("{}: {why}", self.definition.dockerfile));
         let file = Dockerfile::parse(&text, &self.definition.args).map_err(|bad| invalid(&bad))?;
@@ -498,15 +486,15 @@ impl Building {
             return Err(invalid(&format!("there is no stage {target:?}")));
         }
         let Definition { platform, args, .. } = &*self.definition;
-        let builder = self.builds.builder().await?;
-        let (nothing, mut inputs) =
-            (Entries::default(), Inputs { builder, platform, dockerfile: &text, target, args, bases: &[], context: &entries });
-        let draft = Inputs { context: &nothing, ..inputs.clone() }.key();
-        let (bases, guessed) = tokio::try_join!(self.builds.bases(&file), self.guess(draft))?;
-        inputs.bases = &bases;
-        let key = inputs.key();
-        self.builds.guess_next(draft, key);
-        Ok(Surveyed { key, looked: guessed.filter(|look| look.key == key), bases, parcel, dockerfile, text })
+        let words = self.definition.hint_of_text(builder, &text);
+        let mut early = match early {
+            Some(early) => early,
+            None => look(Some(words)).await.unwrap_or_default(),
+        };
+        let bases = self.builds.bases(&file, &mut early).await?;
+        let key = Inputs { builder, platform, dockerfile: &text, target, args, bases: &bases, context: &entries }.key();
+        self.builds.guesses.lock().note(place.into_iter().chain([words]), key, file.bases.iter().cloned());
+        Ok(Surveyed { key, looked: early.image.filter(|look| look.key == key), bases, parcel, dockerfile, text })
     }
 }
 

@@ -55,6 +55,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::fetch::Fetch;
+pub(super) use self::fetch::Look;
 use self::memory::Memory;
 pub use self::memory::{Failed, ImageState, Row};
 pub use self::progress::Progress;
@@ -423,6 +424,24 @@ impl Cache {
     /// goes on whether or not anybody does. The outcome comes in any case; should the fetch's task fall, it is a [`Failure`], too.
     #[must_use]
     pub fn ensure(&self, reference: &Reference, credentials: Option<Credentials>) -> level::Receiver<Told> {
+        self.ensure_seen(reference, credentials, None)
+    }
+
+    /// Asks the engine alone, for an [`Cache::ensure_seen`] that may follow soon.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub(super) async fn look(&self, reference: &Reference) -> Result<Look, EngineError> {
+        Look::at(&self.0, reference).await
+    }
+
+    /// As [`Cache::ensure`], by what was seen since somebody wanted it.
+    pub(super) fn ensure_seen(
+        &self,
+        reference: &Reference,
+        credentials: Option<Credentials>,
+        early: Option<Look>,
+    ) -> level::Receiver<Told> {
         let whose = self.whose(credentials.as_ref());
         let key = Key { reference: reference.clone(), whose };
         let mut table = self.0.table.lock();
@@ -436,7 +455,7 @@ impl Cache {
         let (told, following) = level::channel(Told::default());
         table.under_way.insert(key.clone(), following.clone());
         drop(table);
-        self.0.tasks.spawn(Fetch::new(Arc::clone(&self.0), key, told).run(credentials));
+        self.0.tasks.spawn(Fetch::new(Arc::clone(&self.0), key, told).run(credentials, early));
         following
     }
 

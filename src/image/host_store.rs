@@ -38,12 +38,16 @@ impl HostStore {
         &self.0.settings.store
     }
 
+    fn is_there(&self) -> bool {
+        self.root().join(INDEX).exists()
+    }
+
     /// The store, if there is one. Blocks.
     ///
     /// # Errors
     /// As [`Store::open`].
     pub fn existing(&self) -> Result<Option<Store>, StoreError> {
-        let is_there = self.root().join(INDEX).exists();
+        let is_there = self.is_there();
         let mut opened = self.0.opened.lock();
         *opened = match opened.take().filter(|_| is_there) {
             None if is_there => Some(Store::open(self.root(), self.options())?),
@@ -61,6 +65,10 @@ impl HostStore {
         T: Send + 'static,
         E: From<StoreError> + From<JoinError>,
     {
+        // Where there is none, that is not worth another thread's turn.
+        if !self.is_there() {
+            return Ok(None);
+        }
         let own = self.clone();
         blocking(move || own.existing()?.map(look).transpose()).await
     }

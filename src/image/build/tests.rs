@@ -106,6 +106,41 @@ async fn the_same_is_built_once_and_found_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_as_it_was_takes_the_time_of_one_question() {
+    let host = host();
+    let first = host.build().await.unwrap();
+    host.world.set_latency(Operation::Image, Duration::from_secs(1));
+    let tar = || Definition { context: Context::Tar(tar_of(host.dir.path(), None, 1 << 20).unwrap()), ..host.definition() };
+    for definition in [host.definition(), tar()] {
+        let (began, asked) = (Instant::now(), host.world.count(Operation::Image));
+        assert_eq!(host.over(definition).await.unwrap(), Built { reused: true, ..first.clone() });
+        assert_eq!((began.elapsed().as_secs(), host.world.count(Operation::Image) - asked), (1, 2), "its image and its base, at once");
+    }
+    // Known by another definition.
+    host.write("a", "2");
+    let (began, second) = (Instant::now(), host.build().await.unwrap());
+    assert!(!second.reused && began.elapsed() > BUILD);
+    host.write("a", "1");
+    let began = Instant::now();
+    assert_eq!(host.build().await.unwrap(), Built { reused: true, ..first });
+    assert_eq!(began.elapsed().as_secs(), 2, "it was looked for in the wrong place, and its base in the right one");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guess_brings_nothing() {
+    let host = host();
+    host.build().await.unwrap();
+    assert_eq!(host.world.count(Operation::PullImage), 1);
+    host.world.image_removed(BASE);
+    host.write("Dockerfile", "FROM scratch\nCOPY a /a\n");
+    host.build().await.unwrap();
+    assert_eq!(host.world.count(Operation::PullImage), 1, "what nobody builds from any more");
+    host.write("Dockerfile", &format!("FROM {BASE}\nCOPY a /a\n"));
+    host.build().await.unwrap();
+    assert_eq!(host.world.count(Operation::PullImage), 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_differs_is_another_image() {
     let host = host();
     let first = host.build().await.unwrap();

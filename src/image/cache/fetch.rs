@@ -14,6 +14,7 @@ use crate::config::{self, FetchedBy};
 use crate::engine::{Credentials, EngineError, ErrorClass, Image, ImageId, PullStep};
 use crate::image::freshness::{Verdict, ask, can_change, take_over};
 use crate::image::reference::{Reference, repository_of};
+use crate::image::room::uses::Seen;
 use crate::image::stages::Stage;
 use crate::image::transfer::{self, TransferError};
 use crate::image::{download, jittered, pull};
@@ -38,6 +39,25 @@ pub(super) struct Fetch {
 
 /// An image that was removed each time between the look and the answer is no answer.
 const LOOKS: u32 = 3;
+
+/// At what the engine has under a reference, and what was known beside it in that moment.
+pub(in crate::image) struct Look {
+    image: Option<Image>,
+    /// Nobody's own credentials were at work on that repository.
+    quiet: bool,
+    seen: Seen,
+}
+
+impl Look {
+    pub(super) async fn at(cache: &Inner, reference: &Reference) -> Result<Self, EngineError> {
+        let seen = cache.uses.seen();
+        let unnamed = || cache.table.lock().unnamed.seen(reference.repository());
+        let (others, before) = unnamed();
+        let image = cache.engine.image(reference.as_str()).await?;
+        let quiet = !others && unnamed() == (false, before);
+        Ok(Self { image, quiet, seen })
+    }
+}
 
 /// What is left to say when it is dropped.
 enum End {
@@ -75,23 +95,31 @@ impl Fetch {
         Self { cache, key, told, end: End::Fallen, doubtful: AtomicBool::new(false), had: Mutex::default() }
     }
 
-    pub(super) async fn run(mut self, credentials: Option<Credentials>) {
+    /// `early`: what was seen already, since it was asked for.
+    pub(super) async fn run(mut self, credentials: Option<Credentials>, early: Option<Look>) {
         let stop = self.cache.stop.clone();
         let end = tokio::select! {
             biased;
             () = stop.cancelled() => End::Outcome(Err(Failure::new(Kind::Stopping, "nspool is stopping"))),
-            end = self.carry_out_and_hold(credentials) => end,
+            end = self.carry_out_and_hold(credentials, early) => end,
         };
         self.end = end;
     }
 
     /// Who is told of an image is about to create from it.
-    async fn carry_out_and_hold(&self, credentials: Option<Credentials>) -> End {
+    async fn carry_out_and_hold(&self, credentials: Option<Credentials>, mut early: Option<Look>) -> End {
         // A removal that ends after its image was fetched anew has the new one looked at once more.
         let mut brought: Option<Ensured> = None;
         for _ in 0..LOOKS {
-            let seen = self.cache.uses.seen();
-            let ensured = match self.carry_out(credentials.clone()).await {
+            let look = match early.take() {
+                Some(look) => look,
+                None => match Look::at(&self.cache, &self.key.reference).await {
+                    Ok(look) => look,
+                    Err(error) => return End::Outcome(Err(error.into())),
+                },
+            };
+            let seen = look.seen;
+            let ensured = match self.carry_out(look, credentials.clone()).await {
                 End::Outcome(Ok(ensured)) => ensured,
                 end @ (End::Outcome(Err(_)) | End::Again(_) | End::Fallen) => return end,
             };
@@ -106,11 +134,10 @@ impl Fetch {
         End::Outcome(Err(Failure::new(Kind::Failed, "it was removed again each time that it was here: is there room for it?")))
     }
 
-    async fn carry_out(&self, credentials: Option<Credentials>) -> End {
-        let before = match self.answer_from_here().await {
-            Ok(Here::Usable(image)) => return End::Outcome(Ok(self.freshened(image).await)),
-            Ok(Here::NotUsable(before)) => before,
-            Err(error) => return End::Outcome(Err(error.into())),
+    async fn carry_out(&self, look: Look, credentials: Option<Credentials>) -> End {
+        let before = match self.answer_from_here(look) {
+            Here::Usable(image) => return End::Outcome(Ok(self.freshened(image).await)),
+            Here::NotUsable(before) => before,
         };
         if let Some(image) = self.stored().await {
             return End::Outcome(Ok(self.freshened(image).await));
@@ -217,16 +244,12 @@ impl Fetch {
     }
 
     /// Whether the engine has it, and everybody may use it.
-    async fn answer_from_here(&self) -> Result<Here, EngineError> {
-        let seen = || self.cache.table.lock().unnamed.seen(self.key.reference.repository());
-        let (others, before) = seen();
-        let image = self.cache.engine.image(self.key.reference.as_str()).await?;
-        let quiet = !others && seen() == (false, before);
+    fn answer_from_here(&self, Look { image, quiet, .. }: Look) -> Here {
         *self.had.lock() = image.as_ref().map(|image| image.id.clone());
-        Ok(match image {
+        match image {
             Some(image) if self.key.whose == Whose::Daemons && quiet && !is_named(&image) => Here::Usable(image),
             image => Here::NotUsable(image.map(|image| image.id)),
-        })
+        }
     }
 
     fn ensured(&self, image: Image, fetched: bool) -> Ensured {
