@@ -7,10 +7,11 @@ use std::time::SystemTime;
 
 use tokio::time::Instant;
 
+use super::building::{Parcel, Surveyed};
 use super::context::{self, ContextError};
 use super::key::Inputs;
 use super::log::Log;
-use super::{Built, DATE_LABEL, Definition, Inner, KEY_LABEL, Parcel, Surveyed, is_of, name_of};
+use super::{Built, DATE_LABEL, Definition, Inner, KEY_LABEL, is_of, name_of};
 use crate::engine::{BuildSpec, EngineError, ErrorClass, Labels};
 use crate::image::cache::{Failure, Kind};
 use crate::image::stages::Stage;

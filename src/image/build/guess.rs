@@ -6,8 +6,9 @@
 
 use futures::future::join_all;
 
+use super::context::Entries;
 use super::key::Inputs;
-use super::{Context, Definition, Entries, Inner, Key, Look};
+use super::{Context, Definition, Inner, Key, Look};
 use crate::image::cache;
 use crate::image::reference::Reference;
 use crate::random::HashMap;

@@ -6,6 +6,7 @@ use futures::future::join_all;
 use tempfile::TempDir;
 use tokio::time::Instant;
 
+use super::building::ATTEMPTS;
 use super::*;
 use crate::engine::ErrorClass;
 use crate::engine::fake::{Containers, Events, FakeWorld, Fault, Operation};
