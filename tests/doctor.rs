@@ -119,6 +119,8 @@ const NAMES: &[&str] = &[
     "folders/run",
     "folders/state",
     "folders/state_kind",
+    "folders/images",
+    "folders/spool",
     "clock/boottime",
     "clock/wall_clock",
     "daemon/systemd",

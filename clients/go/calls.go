@@ -23,6 +23,7 @@ type connection struct {
 	endpoint string
 	channel  *grpc.ClientConn
 	stub     nspoolv1.NamespacePoolClient
+	images   nspoolv1.ImageCacheClient
 	// Ends when the client is closed; it ends every pause and every stream.
 	life   context.Context
 	end    context.CancelFunc
@@ -59,7 +60,8 @@ func connect(endpoint string) (*connection, error) {
 	}
 	life, end := context.WithCancel(context.Background())
 	return &connection{
-		endpoint: endpoint, channel: channel, stub: nspoolv1.NewNamespacePoolClient(channel), life: life, end: end,
+		endpoint: endpoint, channel: channel, stub: nspoolv1.NewNamespacePoolClient(channel),
+		images: nspoolv1.NewImageCacheClient(channel), life: life, end: end,
 	}, nil
 }
 

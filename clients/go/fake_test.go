@@ -50,6 +50,7 @@ func broken(code codes.Code) behaviour {
 // ends.
 type fakePool struct {
 	nspoolv1.UnimplementedNamespacePoolServer
+	nspoolv1.UnimplementedImageCacheServer
 
 	mu        sync.Mutex
 	leases    map[string]*nspoolv1.Lease
@@ -57,6 +58,7 @@ type fakePool struct {
 	requests  []*nspoolv1.AllocateRequest
 	releases  []*nspoolv1.ReleaseRequest
 	renewals  map[string]int
+	images    []*nspoolv1.EnsureImageRequest
 	// What the next calls of a method do, in order; then they are healthy again.
 	script          map[string][]behaviour
 	events          []*nspoolv1.WatchResponse
@@ -85,6 +87,7 @@ func (p *fakePool) serve(endpoint string) (*grpc.Server, error) {
 	}
 	server := grpc.NewServer()
 	nspoolv1.RegisterNamespacePoolServer(server, p)
+	nspoolv1.RegisterImageCacheServer(server, p)
 	go server.Serve(listener)
 	return server, nil
 }
@@ -180,6 +183,21 @@ func (p *fakePool) Renew(_ context.Context, request *nspoolv1.RenewRequest) (*ns
 	defer p.mu.Unlock()
 	p.renewals[request.Token]++
 	return &nspoolv1.RenewResponse{Remaining: request.Ttl}, nil
+}
+
+func (p *fakePool) EnsureImage(request *nspoolv1.EnsureImageRequest, stream nspoolv1.ImageCache_EnsureImageServer) error {
+	p.mu.Lock()
+	p.images = append(p.images, request)
+	p.mu.Unlock()
+	progress := &nspoolv1.FetchProgress{Attempt: 1, Layers: 2, LayersDone: 1}
+	told := &nspoolv1.EnsureImageResponse{Event: &nspoolv1.EnsureImageResponse_Progress{Progress: progress}}
+	if err := stream.Send(told); err != nil {
+		return err
+	}
+	return p.scripted("EnsureImage", func() error {
+		image := &nspoolv1.EnsuredImage{Id: "sha256:1", Reference: request.Reference, Fetched: true}
+		return stream.Send(&nspoolv1.EnsureImageResponse{Event: &nspoolv1.EnsureImageResponse_Image{Image: image}})
+	})
 }
 
 func (p *fakePool) KeepAlive(stream nspoolv1.NamespacePool_KeepAliveServer) error {

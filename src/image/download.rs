@@ -92,7 +92,7 @@ async fn turn(store: &Store, reference: &Reference) -> Result<(Staging, Option<S
             return Ok((staging, stored(store, reference).await?));
         }
         if !std::mem::replace(&mut waits, true) {
-            tracing::debug!(%reference, "somebody else fetches it into the store");
+            tracing::info!(%reference, "another daemon fetches it into the store, and is waited for");
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }

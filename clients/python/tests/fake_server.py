@@ -21,7 +21,7 @@ import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
-from nspool.v1 import pool_pb2, pool_pb2_grpc
+from nspool.v1 import image_pb2, image_pb2_grpc, pool_pb2, pool_pb2_grpc
 
 
 def refuse(context: grpc.ServicerContext, code: grpc.StatusCode, reason: str, retry_after: float = 0.0) -> None:
@@ -71,7 +71,7 @@ def hanging(seconds: float) -> Behaviour:
     return behave
 
 
-class FakePool(pool_pb2_grpc.NamespacePoolServicer):
+class FakePool(pool_pb2_grpc.NamespacePoolServicer, image_pb2_grpc.ImageCacheServicer):
     """Everything a test may look at or change is an attribute; `lock` guards them."""
 
     def __init__(self) -> None:
@@ -83,6 +83,7 @@ class FakePool(pool_pb2_grpc.NamespacePoolServicer):
         self.renewals: List[str] = []
         # What the next calls of a method do, in order; then they are healthy again.
         self.script: Dict[str, Deque[Behaviour]] = collections.defaultdict(collections.deque)
+        self.image_requests: List[image_pb2.EnsureImageRequest] = []
         self.incarnation = uuid.uuid4().hex
         self.events: List[pool_pb2.WatchResponse] = []
         self.forgotten_before = 0
@@ -92,6 +93,7 @@ class FakePool(pool_pb2_grpc.NamespacePoolServicer):
     def serve(self, endpoint: str) -> grpc.Server:
         server = grpc.server(futures.ThreadPoolExecutor(max_workers=32))
         pool_pb2_grpc.add_NamespacePoolServicer_to_server(self, server)
+        image_pb2_grpc.add_ImageCacheServicer_to_server(self, server)
         server.add_insecure_port(endpoint)
         server.start()
         return server
@@ -184,6 +186,15 @@ class FakePool(pool_pb2_grpc.NamespacePoolServicer):
 
         for lease in self._scripted("Resume", context, healthy):
             yield pool_pb2.ResumeResponse(lease=lease)
+
+    def EnsureImage(self, request: Any, context: grpc.ServicerContext) -> Any:
+        with self.lock:
+            self.image_requests.append(request)
+        yield image_pb2.EnsureImageResponse(progress=image_pb2.FetchProgress(attempt=1, layers=2, layers_done=1))
+        image = image_pb2.EnsuredImage(id="sha256:1", reference=request.reference, fetched=True)
+        last = self._scripted("EnsureImage", context, lambda: image_pb2.EnsureImageResponse(image=image))
+        if last is not None:
+            yield last
 
     def GetUsage(self, request: Any, context: grpc.ServicerContext) -> Any:
         return pool_pb2.GetUsageResponse(pool="fake", engine_state="up")

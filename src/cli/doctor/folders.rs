@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use super::finding::{Check, Finding};
 use super::host::Host;
-use crate::config::Config;
+use crate::config::{Config, EngineChoice};
 
 /// Sockets, locks, and the links that leases are known by.
 const RUN: &str = "/run/nspool";
@@ -49,6 +49,12 @@ pub(super) fn check(host: &Host, config: &Config) -> Vec<Finding> {
     let mut findings = vec![of_folder(host, Check::of("run", "sockets and locks are there"), Path::new(RUN))];
     findings.push(of_folder(host, state, &config.state.dir));
     findings.push(of_kind(host, &config.state.dir));
+    if config.engine.kind != EngineChoice::Native {
+        let images = Check::of("images", "the host's own images, and beside them when images were asked for, are there");
+        findings.push(of_folder(host, images, &config.images.store));
+        let spool = Check::of("spool", "what is built and pushed is there on its way");
+        findings.push(of_folder(host, spool, &config.images.spool));
+    }
     findings
 }
 
@@ -133,19 +139,33 @@ mod tests {
 
     #[test]
     fn folders_that_are_there_or_can_be_made_are_well() {
-        let made_up = MadeUp::new().with_folder("/run").with("/proc/self/mountinfo", IN_MEMORY);
-        let findings = check(&made_up.host, &Config::default());
-        assert_eq!(statuses(&findings), [("run", Status::Ok), ("state", Status::Ok), ("state_kind", Status::Ok)], "{findings:?}");
+        let made_up = MadeUp::new().with_folder("/run").with_folder("/var/tmp").with("/proc/self/mountinfo", IN_MEMORY);
+        let mut config = Config::default();
+        let findings = check(&made_up.host, &config);
+        let names = ["run", "state", "state_kind", "images", "spool"];
+        assert_eq!(statuses(&findings), names.map(|name| (name, Status::Ok)), "{findings:?}");
         assert!(findings[1].seen.contains("to be made in /run"), "{findings:?}");
+        assert!(findings[3].seen.starts_with("/var/lib/nspool/images, to be made in /var: "), "{findings:?}");
+        config.engine.kind = EngineChoice::Native;
+        assert_eq!(check(&made_up.host, &config).len(), 3, "without an engine there are no images");
     }
 
     #[test]
     fn a_file_in_the_way_is_missing_and_a_disk_is_a_note() {
-        let made_up = MadeUp::new().with("/run/nspool", "").with("/proc/self/mountinfo", "21 1 8:1 / / rw - ext4 /dev/vda rw");
+        let made_up = MadeUp::new()
+            .with("/run/nspool", "")
+            .with_folder("/var/lib/nspool")
+            .with("/proc/self/mountinfo", "21 1 8:1 / / rw - ext4 /dev/vda rw");
         let findings = check(&made_up.host, &Config::default());
         assert_eq!(
             statuses(&findings),
-            [("run", Status::Missing), ("state", Status::Missing), ("state_kind", Status::Note)],
+            [
+                ("run", Status::Missing),
+                ("state", Status::Missing),
+                ("state_kind", Status::Note),
+                ("images", Status::Ok),
+                ("spool", Status::Ok)
+            ],
             "{findings:?}"
         );
     }

@@ -2,9 +2,9 @@
 //!
 //! The words are the registry's own, cut short and without control characters.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use http::header::{HeaderMap, RETRY_AFTER};
+use http::header::{DATE, HeaderMap, RETRY_AFTER};
 use http::{Response, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
@@ -16,6 +16,8 @@ use crate::causes::with_causes;
 
 /// What of an answer's body is read: a token and an error are shorter.
 pub(super) const MOST_BODY: usize = 64 << 10;
+/// To come back later than that is as good as never.
+const LATEST: Duration = Duration::from_secs(24 * 3600);
 /// What of a registry's words is told.
 const MOST_WORDS: usize = 200;
 
@@ -181,7 +183,34 @@ impl No {
     }
 }
 
+/// Seconds, or a date: by the registry's own clock, if it tells what that shows.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
-    seconds.map(Duration::from_secs)
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
+    let date = |text: &str| httpdate::parse_http_date(text).ok();
+    let after = text(RETRY_AFTER)?;
+    let wait = match after.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => date(after)?.duration_since(text(DATE).and_then(date).unwrap_or_else(SystemTime::now)).unwrap_or_default(),
+    };
+    Some(wait.min(LATEST))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn when_to_come_back_is_told_in_seconds_or_by_a_date() {
+        let told = |after: &str, date: &str| {
+            let header = |(name, value): (_, &str)| (name, value.parse().unwrap());
+            let headers = [(RETRY_AFTER, after), (DATE, date)].into_iter().filter(|(_, value)| !value.is_empty()).map(header);
+            retry_after(&headers.collect()).map(|after| after.as_secs())
+        };
+        let (noon, later) = ("Sun, 22 Nov 2026 12:00:00 GMT", "Sun, 22 Nov 2026 12:01:30 GMT");
+        assert_eq!([told("7", ""), told(" 7 ", noon), told(later, noon), told(noon, later)], [Some(7), Some(7), Some(90), Some(0)]);
+        // What is so long ago is over by our clock, too.
+        assert_eq!(told("Sun, 06 Nov 1994 08:49:37 GMT", ""), Some(0));
+        assert_eq!([told("18446744073709551615", ""), told("Fri, 31 Dec 9999 23:59:59 GMT", "")], [Some(86_400); 2], "as good as never");
+        assert_eq!([told("", noon), told("soon", noon), told("-1", noon)], [None; 3]);
+    }
 }

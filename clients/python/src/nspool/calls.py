@@ -12,12 +12,14 @@ from __future__ import annotations
 import random
 import threading
 import time
-from typing import Any, Callable, Iterator, Optional
+from typing import Any, Callable, Iterator, Optional, TypeVar
 
 import grpc
 
-from .errors import NspoolError, Unreachable, from_rpc
-from .v1 import pool_pb2_grpc
+from .errors import NspoolError, Refused, Unreachable, from_rpc
+from .v1 import image_pb2_grpc, pool_pb2_grpc
+
+T = TypeVar("T")
 
 _CHANNEL_OPTIONS = [
     # On a Unix socket C-core would send the percent-encoded path as :authority. Servers built on h2 (the daemon is one)
@@ -59,6 +61,7 @@ class Connection:
         self.closed = threading.Event()
         self._channel = grpc.insecure_channel(endpoint, options=_CHANNEL_OPTIONS)
         self.stub = pool_pb2_grpc.NamespacePoolStub(self._channel)  # type: ignore[no-untyped-call]
+        self.images = image_pb2_grpc.ImageCacheStub(self._channel)  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
         self.closed.set()
@@ -72,6 +75,24 @@ class Connection:
     def collect(self, method: Callable[..., Any], request: Any, what: str, timeout: float) -> Any:
         """Reads a stream that ends by itself to its end, as a list; a broken one is read anew from its start."""
         return self._repeat(lambda left: list(method(request, timeout=left)), what, timeout, None)
+
+    def follow(
+        self, method: Callable[..., Any], request: Any, what: str, timeout: float, hear: Callable[[Any], Optional[T]]
+    ) -> T:
+        """Reads a stream that says how far something is, until `hear` makes an outcome of a message; a broken one is read
+        anew, since what it tells of goes on without it."""
+
+        def attempt(left: float) -> T:
+            answers = method(request, timeout=left)
+            for message in answers:
+                outcome = hear(message)
+                if outcome is not None:
+                    answers.cancel()
+                    return outcome
+            raise Refused(what, self.endpoint, grpc.StatusCode.INTERNAL, "the answer ended without an outcome")
+
+        outcome: T = self._repeat(attempt, what, timeout, None)
+        return outcome
 
     def exchange(self, method: Callable[..., Any], requests: Iterator[Any], what: str, timeout: float) -> Any:
         """Sends all `requests` on a two-way stream, and returns all answers. Is not repeated."""

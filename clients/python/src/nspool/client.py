@@ -26,7 +26,7 @@ from .errors import CallerMistake, NspoolError, Refused
 from .keepalive import KeepAlive
 from .lease import Lease, LeaseState, Placement, PlainNetwork, duration
 from .start import Started
-from .v1 import pool_pb2
+from .v1 import image_pb2, pool_pb2
 from .watch import LostCallback, LostLease, LostWatch
 
 log = logging.getLogger("nspool")
@@ -139,6 +139,37 @@ class Client:
         """
         placement = self.allocate_or_fallback(plain_network, **allocate)
         return start_module.run_with(start, placement, plain_network, explains)
+
+    def ensure_image(
+        self,
+        reference: str,
+        *,
+        username: str = "",
+        password: str = "",
+        identity_token: str = "",
+        progress: Optional[Callable[[image_pb2.FetchProgress], None]] = None,
+        timeout: float = 600.0,
+    ) -> image_pb2.EnsuredImage:
+        """Sees to it that an image is on the host, fetched if need be; a container is created from the `id` of the answer.
+        Raises NspoolError.
+
+        With `username` and `password`, or an `identity_token`, the registry is asked by these; else by the daemon's own
+        credentials, and only if it has to be. `progress` is called on this thread, ten times a second at most. The fetch is
+        the daemon's: `timeout` ends the wait for it, and who asks again follows the same one.
+        """
+        auth = None
+        if username or password or identity_token:
+            auth = image_pb2.RegistryAuth(username=username, password=password, identity_token=identity_token)
+        request = image_pb2.EnsureImageRequest(reference=reference, auth=auth)
+
+        def hear(answer: image_pb2.EnsureImageResponse) -> Optional[image_pb2.EnsuredImage]:
+            if answer.HasField("image"):
+                return answer.image
+            if progress is not None and answer.HasField("progress"):
+                progress(answer.progress)
+            return None
+
+        return self.connection.follow(self.connection.images.EnsureImage, request, "ensure image", timeout, hear)
 
     def resume(self, timeout: float = 10.0) -> List[Lease]:
         """All leases of this owner, with their tokens: what an agent asks for after its own restart. Raises NspoolError."""
