@@ -127,6 +127,11 @@ impl<'e> Story<'e> {
         let config = ["pool.max = 8", "pool.join_by = \"10m\"", "stop.policy = \"keep\""];
         let mut daemon = TestDaemon::prepare(engine, &config);
         daemon.program = program;
+        // Before the host had a store of its own.
+        let sample = daemon.cli_of(&daemon.program, &["config", "sample"]).output().unwrap();
+        if !text(&sample.stdout).contains("/images\"") {
+            daemon.leave_out("images.store");
+        }
         daemon.launch().await;
         let client = daemon.client();
         client.resize(Some(SIZES.0), Some(SIZES.1)).await.unwrap();

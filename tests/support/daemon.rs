@@ -83,6 +83,12 @@ impl<'e> TestDaemon<'e> {
         std::fs::write(self.config(), text).unwrap();
     }
 
+    /// Takes a line out of the configuration file: for a program that does not know the key.
+    pub fn leave_out(&mut self, key: &str) {
+        self.settings.remove(key);
+        self.configure(&[]);
+    }
+
     pub fn config(&self) -> PathBuf {
         self.dir.path().join("nspool.toml")
     }
