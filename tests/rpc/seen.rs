@@ -29,6 +29,30 @@ impl Log {
     }
 }
 
+/// Takes nothing, and never says so for good. Whether anybody wants an event is remembered for all threads, so one that another test meets before there is
+/// anybody, in the moment in which this one comes, would be lost to it.
+struct Nobody;
+
+impl tracing::Subscriber for Nobody {
+    fn register_callsite(&self, _: &'static tracing::Metadata<'static>) -> tracing::subscriber::Interest {
+        tracing::subscriber::Interest::sometimes()
+    }
+
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        false
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::Id {
+        tracing::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::Id, _: &tracing::Id) {}
+    fn event(&self, _: &tracing::Event<'_>) {}
+    fn enter(&self, _: &tracing::Id) {}
+    fn exit(&self, _: &tracing::Id) {}
+}
+
 /// Everything runs on this test's thread, so that its own recorder sees all and nothing else.
 #[tokio::test]
 async fn outcomes_are_counted() {
@@ -66,6 +90,7 @@ async fn logs_name_the_lease_and_the_peer_and_never_the_token() {
     let writer = log.clone();
     let subscriber =
         tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_ansi(false).with_writer(move || writer.clone()).finish();
+    tracing::subscriber::set_global_default(Nobody).unwrap();
     let _guard = tracing::subscriber::set_default(subscriber);
     // The client is in the same process, and the protocol's own traces hold the frames: only ours count.
     let ours = |log: &Log| log.text().lines().filter(|line| line.contains("nspool::")).collect::<Vec<_>>().join("\n");
