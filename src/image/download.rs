@@ -69,7 +69,7 @@ pub async fn download(
     reference: &Reference,
     told: &(dyn Fn(PullStep) + Send + Sync),
 ) -> Result<StoredImage, DownloadError> {
-    let before = stored(store, reference).await?;
+    let before = stored(store, reference).await;
     let (staging, now) = turn(store, reference).await?;
     match now {
         Some(now) if before.as_ref() != Some(&now) => Ok(now),
@@ -77,10 +77,14 @@ pub async fn download(
     }
 }
 
-/// What the store has under that name.
-async fn stored(store: &Store, reference: &Reference) -> Result<Option<StoredImage>, DownloadError> {
-    let (store, reference) = (store.clone(), reference.clone());
-    blocking(move || store.image(reference.as_str())).await
+/// What the store has under that name. One that is broken is none: what comes mends it.
+async fn stored(store: &Store, reference: &Reference) -> Option<StoredImage> {
+    let (open, wanted) = (store.clone(), reference.clone());
+    let found = blocking::<_, DownloadError>(move || open.image(wanted.as_str())).await;
+    found.unwrap_or_else(|error| {
+        tracing::warn!(%reference, %error, "an image of the store cannot be read, and is fetched anew");
+        None
+    })
 }
 
 /// The only one at this reference's, and what the store has then.
@@ -89,7 +93,7 @@ async fn turn(store: &Store, reference: &Reference) -> Result<(Staging, Option<S
     loop {
         let (open, wanted) = (store.clone(), reference.clone());
         if let Some(staging) = blocking::<_, DownloadError>(move || open.stage_for(&wanted)).await? {
-            return Ok((staging, stored(store, reference).await?));
+            return Ok((staging, stored(store, reference).await));
         }
         if !std::mem::replace(&mut waits, true) {
             tracing::info!(%reference, "another daemon fetches it into the store, and is waited for");

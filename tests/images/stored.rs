@@ -21,6 +21,7 @@ use crate::{Bench, LIMIT, paced};
 crate::on_both_engines!(
     ten_callers_cost_the_registry_what_one_costs_and_a_wiped_engine_nothing,
     two_daemons_at_once_cost_the_registry_what_one_costs,
+    what_has_rotted_in_the_store_is_fetched_anew,
     a_daemon_that_stops_leaves_its_fetch_to_the_other,
     a_blob_that_is_not_what_it_should_be_is_fetched_once_more,
     a_registry_that_always_sends_another_digest_leaves_a_store_that_verifies,
@@ -100,6 +101,21 @@ async fn two_daemons_at_once_cost_the_registry_what_one_costs(host: &TestEngine)
     assert_eq!(asked.len(), 3, "a manifest, a config, a layer: {asked:?}");
     bench.is_in_both(&one, folder.path()).await;
     other.run(&["rmi", &bench.name]);
+    bench.forget();
+}
+
+async fn what_has_rotted_in_the_store_is_fetched_anew(host: &TestEngine) {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = Bench::with(host, false, settings(folder.path())).await;
+    let first = bench.ensure().await.unwrap();
+    let store = Store::open(&folder.path().join("images"), Options::default()).unwrap();
+    let manifest = store.image(&bench.name).unwrap().unwrap().manifest;
+    std::fs::write(store.root().join("blobs/sha256").join(manifest.hex()), "rot").unwrap();
+    assert!(store.image(&bench.name).is_err());
+    bench.forget();
+    let again = bench.ensure().await.unwrap();
+    assert_eq!((&again.id, &again.digest, again.fetched), (&first.id, &first.digest, true));
+    bench.is_in_both(&again, folder.path()).await;
     bench.forget();
 }
 

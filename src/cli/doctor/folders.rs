@@ -53,7 +53,7 @@ pub(super) fn check(host: &Host, config: &Config) -> Vec<Finding> {
         let images = Check::of("images", "the host's own images, and beside them when images were asked for, are there");
         findings.push(of_folder(host, images, &config.images.store));
         let spool = Check::of("spool", "what is built and pushed is there on its way");
-        findings.push(of_folder(host, spool, &config.images.spool));
+        findings.push(of_spool(host, spool, &config.images.spool));
     }
     findings
 }
@@ -62,6 +62,14 @@ pub(super) fn check(host: &Host, config: &Config) -> Vec<Finding> {
 fn there(host: &Host, folder: &Path) -> PathBuf {
     let is_there = |folder: &&Path| host.path(folder).symlink_metadata().is_ok();
     folder.ancestors().find(is_there).unwrap_or(Path::new("/")).to_owned()
+}
+
+/// Nobody makes this one: it is there on every host, or somebody has named another.
+fn of_spool(host: &Host, check: Check, folder: &Path) -> Finding {
+    if there(host, folder) != folder {
+        return check.missing(format!("{} is not there", folder.display())).remedy(format!("mkdir -p {}", folder.display()));
+    }
+    of_folder(host, check, folder)
 }
 
 fn of_folder(host: &Host, check: Check, folder: &Path) -> Finding {
@@ -164,7 +172,7 @@ mod tests {
                 ("state", Status::Missing),
                 ("state_kind", Status::Note),
                 ("images", Status::Ok),
-                ("spool", Status::Ok)
+                ("spool", Status::Missing)
             ],
             "{findings:?}"
         );

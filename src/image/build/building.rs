@@ -72,7 +72,7 @@ impl Building {
                 Ok(event) => return Ok(event),
                 Err(Ended::Failed(failure)) => return Err(failure),
                 Err(Ended::Changed(what)) if self.attempts < ATTEMPTS => {
-                    tracing::info!(what, "what an image is built from has changed meanwhile; beginning anew");
+                    tracing::info!(%what, "what an image is built from has changed meanwhile; beginning anew");
                     self.following = None;
                 }
                 Err(Ended::Changed(what)) => {

@@ -30,7 +30,7 @@ pub(super) struct Told {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Ended {
     /// What it was built from is not what its key says: to be begun anew.
-    Changed(&'static str),
+    Changed(Arc<str>),
     /// For good.
     Failed(Failure),
 }
@@ -130,7 +130,7 @@ impl Flight {
                 let builder = self.builds.builder().await?;
                 let sent = Inputs { builder, platform, dockerfile: &text, target, args, bases: &bases, context: &entries };
                 if sent.key() != self.key {
-                    return Err(Ended::Changed("the context"));
+                    return Err(Ended::Changed("the context".into()));
                 }
                 packed
             }
@@ -139,14 +139,14 @@ impl Flight {
         let uses = self.builds.cache.uses();
         for (reference, id) in &bases {
             if self.builds.engine.image_id(reference.as_str()).await?.as_ref() != Some(id) {
-                return Err(Ended::Changed("an image that it begins from"));
+                return Err(Ended::Changed("an image that it begins from".into()));
             }
         }
         let seen = uses.seen();
         let image = self.builds.engine.image(&name_of(&self.key)).await?.filter(|image| is_of(image, self.key));
         let image = image.ok_or_else(|| Failure::new(Kind::Failed, "the engine says that it was built, and then has no image of it"))?;
         if !uses.hold(&image.id, &name_of(&self.key), true, seen).await {
-            return Err(Ended::Changed("the image itself"));
+            return Err(Ended::Changed("the image itself".into()));
         }
         self.builds.table.lock().index.used(self.key, &image, SystemTime::now());
         Ok(Built { id: image.id, key: self.key, reused: false })
@@ -171,7 +171,7 @@ impl Flight {
             // What the builder says before it begins.
             (ErrorClass::Refused, Some(400)) => Failure::new(Kind::Invalid, &error.message).into(),
             (ErrorClass::Refused, _) => Failure::new(Kind::BuildFailed, &error.message).into(),
-            (ErrorClass::ImageMissing, _) => Ended::Changed("what the engine has"),
+            (ErrorClass::ImageMissing, _) => Ended::Changed(format!("what the engine has ({})", error.message).into()),
             _ => error.into(),
         })
     }

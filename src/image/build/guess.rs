@@ -66,16 +66,12 @@ impl Definition {
     /// Known before anything is read; `None`: where its context was says nothing of it.
     pub(super) fn hint_of_place(&self, builder: &str) -> Option<Key> {
         let Context::Folder { path, .. } = &self.context else { return None };
-        Some(self.hint(builder, &format!("{} in {}", self.dockerfile, path.display())))
+        Some(self.hint_of_text(builder, &format!("{} in {}", self.dockerfile, path.display())))
     }
 
     /// The same by its Dockerfile, wherever that is.
     pub(super) fn hint_of_text(&self, builder: &str, text: &str) -> Key {
-        self.hint(builder, text)
-    }
-
-    fn hint(&self, builder: &str, words: &str) -> Key {
         let Self { target, args, platform, .. } = self;
-        Inputs { builder, platform, dockerfile: words, target, args, bases: &[], context: &Entries::default() }.key()
+        Inputs { builder, platform, dockerfile: text, target, args, bases: &[], context: &Entries::default() }.key()
     }
 }
