@@ -4,10 +4,8 @@ use std::process::{Child, Command};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use nspool::proto::ReleaseOutcome;
-
 use super::fresh::{one_slot, own};
-use crate::support::daemon::{LIMIT, TEST_LABEL, TestDaemon, joined, load_busybox, text};
+use crate::support::daemon::{LIMIT, TEST_LABEL, TestDaemon, joined, load_busybox, returned, text};
 use crate::support::engines::{TestEngine, docker};
 use crate::support::eventually;
 use crate::support::image::BUSYBOX;
@@ -122,8 +120,7 @@ async fn a_function_that_stays_keeps_its_namespace(engine: &TestEngine) {
     let mut events = client.watch(None).await.unwrap();
     let function = daemon.stay(&lease.network_mode);
     joined(&mut events, &lease).await;
-    let released = client.release(&lease.token, false).await.unwrap();
-    assert_eq!(released.outcome(), ReleaseOutcome::JoinerStillThere);
+    returned(&client.release(&lease.token, false).await.unwrap());
     let slot = daemon.slot(lease.slot, "the quarantine", |slot| slot.state == "quarantined" && !slot.joiners.is_empty()).await;
     assert!(slot.joiners.iter().any(|joiner| joiner.contains(&function[..12])), "{:?}", slot.joiners);
     let usage = daemon.usage("another one ready", |usage| usage.ready == 1).await;

@@ -3,7 +3,7 @@
 use nspool::client::{Client, Request};
 use nspool::proto::ReleaseOutcome;
 
-use crate::support::daemon::{TestDaemon, load_busybox, text};
+use crate::support::daemon::{TestDaemon, load_busybox, returned, text};
 use crate::support::engines::{TestEngine, unique_subnet};
 use crate::support::image::BUSYBOX;
 
@@ -31,7 +31,7 @@ async fn a_function_sees_the_buddys_address(engine: &TestEngine) {
     let mut lease = lease;
     lease.finished();
     let (token, generation) = (lease.token.clone(), lease.generation);
-    assert_eq!(lease.release().await.unwrap().outcome(), ReleaseOutcome::Returned);
+    returned(&lease.release().await.unwrap());
     assert_eq!(client.release(&token, false).await.unwrap().outcome(), ReleaseOutcome::AlreadyReleased);
     daemon.settled(2).await;
     assert!(daemon.slots().await.iter().all(|slot| slot.state != "ready" || slot.generation != generation));

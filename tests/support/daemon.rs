@@ -11,8 +11,8 @@ use std::time::Duration;
 use nspool::client::{Answers, Client, Request};
 use nspool::engine::EngineKind;
 use nspool::nanny::buddy::PIN_SLOT;
-use nspool::proto;
 use nspool::proto::watch_response::Event;
+use nspool::proto::{self, ReleaseOutcome};
 
 use super::engines::{TestEngine, unique};
 use super::eventually;
@@ -322,7 +322,13 @@ pub async fn next_event<T>(events: &mut Answers<proto::WatchResponse>, what: &st
     tokio::time::timeout(LIMIT, found).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
 }
 
-/// Waits until the daemon has seen a joiner of that lease.
+/// The lease was given back. Engines tell of a function's start and end after they answered, podman by a tenth of a second and more: whether one is
+/// still there is what the daemon has heard so far.
+pub fn returned(answer: &proto::ReleaseResponse) {
+    assert!([ReleaseOutcome::Returned, ReleaseOutcome::JoinerStillThere].contains(&answer.outcome()), "{answer:?}");
+}
+
+/// Waits until the daemon has seen a joiner of that lease, which may not have started yet.
 pub async fn joined(events: &mut Answers<proto::WatchResponse>, lease: &proto::Lease) -> proto::LeaseEvent {
     let of_lease = |event| {
         if let Event::Joined(joined) = event
