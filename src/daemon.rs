@@ -26,7 +26,7 @@ use crate::api::{self, About, Api, DaemonStatus, Limits};
 use crate::audit::Auditor;
 use crate::config::{self, AcrossTenants, Config, EngineChoice, Pacer, PlaceholderImage, Reuse};
 use crate::engine::paced::{Deadlines, Paced};
-use crate::engine::{Engine, NamespaceKind};
+use crate::engine::{Engine, EngineError, NamespaceKind};
 use crate::engine_networks::EngineNetworks;
 use crate::headcount::{self, Present};
 use crate::image::Images;
@@ -352,7 +352,8 @@ async fn end(mut background: JoinSet<()>, mutations: TaskTracker) {
 /// Nothing stays, but for what somebody is in, and then what that needs.
 async fn removed(tools: &Tools, engines: &EngineNetworks, detached: &DetachedList) -> Stopped {
     let mut left = left(tools, detached);
-    match pin::remove(tools).await {
+    let pins = tokio::time::timeout(END_OF_API, pin::remove(tools)).await;
+    match pins.unwrap_or_else(|_| Err(EngineError::deadline("list", "", END_OF_API))) {
         Ok(pins) => left.extend(pins.into_iter().map(|(id, error)| Left { container: id.to_string(), why: error.to_string() })),
         Err(error) => left.push(Left { container: "what keeps the placeholder image".to_owned(), why: error.to_string() }),
     }

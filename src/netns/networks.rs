@@ -29,7 +29,7 @@ use super::managed::addresses::Moment;
 use super::managed::host::Finding;
 use super::managed::names::{HostEnd, Names};
 use crate::level;
-use crate::random::HashMap;
+use crate::random::{HashMap, HashSet};
 use link::{Kept, Managed, ManagedLink, Of};
 pub use link::{Link, Reserved, Wire};
 pub use links::{Found, Links, NetworkError};
@@ -62,6 +62,8 @@ pub struct Networks {
     trouble: level::Sender<String>,
     /// Links that slots use, with their addresses.
     used: Mutex<HashMap<HostEnd, IpAddr>>,
+    /// Links that let nothing pass any more, and are about to be left.
+    going: Mutex<HashSet<HostEnd>>,
     /// Links that are made at once.
     furnishing: Semaphore,
     /// Whoever takes links away has it.
@@ -92,6 +94,7 @@ impl Networks {
             begun: level::Sender::new(!any),
             trouble: level::Sender::new(trouble.to_owned()),
             used: Mutex::default(),
+            going: Mutex::default(),
             furnishing: Semaphore::new(TOGETHER),
             taking_away: tokio::sync::Mutex::default(),
             left: Mutex::default(),
@@ -311,8 +314,10 @@ impl Networks {
 
     /// From here on its name and address are nobody's until it is gone.
     fn no_longer_used(&self, link: ManagedLink) {
-        self.used.lock().remove(&link.plan.host_end);
+        let end = link.plan.host_end.clone();
+        self.used.lock().remove(&end);
         self.left.lock().push_back(link);
+        self.going.lock().remove(&end);
         self.more_left.notify_one();
     }
 
@@ -355,6 +360,7 @@ impl Networks {
             Of::Managed(link) => link,
             Of::Cni(_) => return held.detach().await.map_err(|error| NetworkError::Cni(Box::new(error))),
         };
+        self.going.lock().insert(link.plan.host_end.clone());
         self.used.lock().remove(&link.plan.host_end);
         self.links()?.cut(&link.plan.host_end).await
     }
@@ -444,7 +450,10 @@ impl Networks {
     /// It is a slot's whose address is not given back yet, and nothing is wrong with that.
     #[must_use]
     pub fn is_left(&self, end: &HostEnd) -> bool {
-        self.left.lock().iter().any(|link| link.plan.host_end == *end) || self.found.lock().iter().any(|(found, _)| found == end)
+        // In the order in which a link goes: it is never seen in between.
+        self.going.lock().contains(end)
+            || self.left.lock().iter().any(|link| link.plan.host_end == *end)
+            || self.found.lock().iter().any(|(found, _)| found == end)
     }
 
     fn links(&self) -> Result<&Arc<dyn Links>, NetworkError> {

@@ -141,6 +141,8 @@ async fn a_killed_daemons_namespaces_are_adopted_and_given_back_later() {
     daemon.settled(2).await;
     let lease = daemon.allocate(&daemon.client()).await;
     let before = plugs.given("net");
+    // What a killed daemon said last may never be written.
+    daemon.level("both in the log", |_| async { (daemon.log().matches("buddy ready").count() == 2).then_some(()) }).await;
     daemon.kill();
     daemon.launch().await;
     daemon.usage("what was there", |usage| usage.ready == 1 && usage.leased == 1).await;
@@ -222,8 +224,8 @@ async fn a_plugin_that_fails_holds_up_its_own_network_only_until_it_is_mended() 
 async fn a_plugin_that_hangs_holds_up_its_own_network_only() {
     let plugs = Plugs::new(&["hangs"]);
     plugs.network("good", &[]);
-    let daemon = plugs.started(&[&OTHER[..], &["cni.timeout = \"1s\""]].concat()).await;
-    only_the_other_goes_on(&daemon, "CNI plugin hangs, ADD: it did not end within 1s").await;
+    let daemon = plugs.started(&[&OTHER[..], &["cni.timeout = \"5s\""]].concat()).await;
+    only_the_other_goes_on(&daemon, "CNI plugin hangs, ADD: it did not end within 5s").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -258,5 +260,5 @@ async fn a_helper_that_is_killed_in_the_middle_leaves_the_next_one_the_means_to_
     let group = run(&["ps", "-o", "pgid=", "-p", &hanging.to_string()]);
     run(&["sh", "-c", &format!("kill -9 -{}", group.trim())]);
     daemon.settled(1).await;
-    assert_eq!(plugs.given("net").len(), 1, "{}", daemon.log());
+    daemon.level("one address, the next one's", |_| async { (plugs.given("net").len() == 1).then_some(()) }).await;
 }

@@ -147,15 +147,14 @@ fn is_quiet(usage: &proto::Usage) -> bool {
     usage.filling + usage.vacating + usage.quarantined + usage.retiring == 0
 }
 
-/// A client calls a daemon that is gone again and again for as long as it is willing to wait.
-fn request(id: &str) -> Request {
-    Request::new().owner("agent").request_id(id).wait(Duration::from_secs(5))
-}
+/// A client calls a daemon that is gone again and again for as long as it is willing to wait: here for so long.
+const WILLING: Duration = Duration::from_secs(5);
 
 /// One use of a slot; an error when the daemon has ended in the middle.
-async fn whole_use(daemon: &TestDaemon<'_>, id: &str) -> Result<(), String> {
+async fn whole_use(daemon: &TestDaemon<'_>, id: &str, wait: Duration) -> Result<(), String> {
     let client = daemon.client();
-    let lease = client.allocate(request(id)).await.map_err(|error| error.to_string())?.keep();
+    let request = Request::new().owner("agent").request_id(id).wait(wait);
+    let lease = client.allocate(request).await.map_err(|error| error.to_string())?.keep();
     let seen = daemon.function(&["run", "--rm"], &lease.network_mode, &["ip", "-o", "-4", "addr", "show", "dev", "eth0"])?;
     assert!(seen.contains(&lease.ip_addresses[0]), "{seen}");
     client.release(&lease.token, false).await.map_err(|error| error.to_string())?;
@@ -166,9 +165,9 @@ async fn whole_use(daemon: &TestDaemon<'_>, id: &str) -> Result<(), String> {
 async fn succeeded(daemon: &mut TestDaemon<'_>, survivor: &Survivor, what: &str) {
     daemon.reap().await;
     daemon.launch().await;
-    match whole_use(daemon, what).await {
+    match whole_use(daemon, what, LIMIT).await {
         // The end came after the release.
-        Err(error) if error.contains("released by its holder") => whole_use(daemon, &format!("{what}, another")).await,
+        Err(error) if error.contains("released by its holder") => whole_use(daemon, &format!("{what}, another"), LIMIT).await,
         outcome => outcome,
     }
     .unwrap_or_else(|error| panic!("{what}: {error}"));
@@ -187,7 +186,7 @@ async fn the_daemon_may_end_in_any_call_of_the_engine(engine: &TestEngine) {
         for n in 1.. {
             let what = format!("call {n}, answered: {answered}");
             proxy.point.arm(n, answered, daemon.pid());
-            let used = whole_use(&daemon, &what).await;
+            let used = whole_use(&daemon, &what, WILLING).await;
             let reached = || async { proxy.point.reached.load(Ordering::SeqCst).then_some(true) };
             let calm = || async {
                 let usage = daemon.client().usage().await.ok()?.total?;
@@ -254,6 +253,6 @@ async fn ends_in_use(daemon: &TestDaemon<'_>, what: &str) -> bool {
         return true;
     }
     // Its error is the daemon's end, which is looked for.
-    let _cut_off = whole_use(daemon, what).await;
+    let _cut_off = whole_use(daemon, what, WILLING).await;
     eventually(what, LIMIT, over).await
 }

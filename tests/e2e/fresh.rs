@@ -159,7 +159,11 @@ async fn a_killed_daemon_loses_no_lease_and_no_link(engine: &TestEngine) {
     let lease = daemon.allocate(&client).await;
     let function = daemon.stay(&lease.network_mode);
     daemon.settled_but_leased(1).await;
-    let links = || run(&["ip", "-o", "link", "show", "master", &bridge]);
+    // By their names: the kernel takes its time with the rest.
+    let links = || -> Vec<String> {
+        let shown = run(&["ip", "-o", "link", "show", "master", &bridge]);
+        shown.lines().map(|link| link.split_whitespace().nth(1).unwrap().to_owned()).collect()
+    };
     let (before, slots) = (links(), daemon.slots().await);
     daemon.kill();
     daemon.launch().await;

@@ -11,10 +11,10 @@ use super::seen::{listener, metrics, sum};
 use crate::small_registry::{SmallRegistry, Trouble as Answers};
 use crate::support::daemon::{LIMIT, NSPOOL, TestDaemon, text};
 use crate::support::engines::{TestEngine, native, unique};
-use crate::support::eventually;
 use crate::support::image::{busybox_archive, labelled_archive, random_archive};
 use crate::support::proxy::{Proxy, Trouble};
 use crate::support::registry::{PASSWORD, TestRegistry, USER};
+use crate::support::{eventually, wait_for};
 
 on_both_engines!(
     ten_programs_are_one_fetch,
@@ -81,7 +81,7 @@ async fn a_fetch_outlives_who_asked(engine: &TestEngine) {
     pushed(engine, &registry, |name| random_archive(name, 3 << 20)).await;
     let proxy = Proxy::before(&registry.host).await;
     let reference = format!("{}/team/fn:1", proxy.host);
-    proxy.next(Trouble::Slow(Duration::from_secs(3)));
+    proxy.next(Trouble::Slow(Duration::from_secs(8)));
     let daemon = TestDaemon::start(engine, &[]).await;
     let gone = daemon.cli(&["image", "ensure", &reference, "--timeout", "1s"]);
     assert_eq!(gone.status.code(), Some(75), "{gone:?}");
@@ -209,8 +209,10 @@ fn prune(engine: &TestEngine, mark: &str) {
         return drop(engine.run(&words));
     }
     // Docker's client says more than podman's API takes.
-    let pruned = Command::new("podman").args(["--url", &engine.endpoint()]).args(words).output().unwrap();
-    assert!(pruned.status.success(), "{pruned:?}");
+    let mut podman = Command::new("podman");
+    podman.args(["--url", &engine.endpoint()]).args(words);
+    // It reads all images for that, and another test's may just be going.
+    wait_for("podman to prune", LIMIT, || podman.output().unwrap().status.success().then_some(()));
 }
 
 async fn the_placeholder_follows_its_tag_and_stays_whoever_prunes(engine: &TestEngine) {

@@ -60,6 +60,8 @@ async fn the_command_line_does_the_whole_job(engine: &TestEngine) {
             "whois {asked}"
         );
     }
+    let heard = |client: Client| async move { client.leases().await.ok()?.iter().all(|l| l.remaining.is_none()).then_some(()) };
+    daemon.level("the function to be heard of", heard).await;
     engine.run(&["rm", "-f", &function]);
     // The daemon hears of it from the engine's events, which podman sends late: then the lease has an end in sight again.
     let lingers = |client: Client| async move { client.leases().await.ok()?.iter().any(|l| l.remaining.is_some()).then_some(()) };

@@ -25,6 +25,7 @@ async fn a_reload_resizes_and_a_mistake_changes_nothing(engine: &TestEngine) {
     daemon.configure(&["pool.ready = 1", "pool.max = 4", "api.mode = \"0600\""]);
     daemon.signal("HUP");
     daemon.settled(1).await;
+    daemon.says("changes with the next start only").await;
     let log = daemon.log();
     assert!(log.lines().any(|line| line.contains("changes with the next start only") && line.contains("api.mode")), "{log}");
     assert_eq!(daemon.buddies().len(), 1);

@@ -158,7 +158,7 @@ async fn a_killed_helper_takes_no_namespace_along() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stop_with_somebody_inside_names_them_and_a_purge_takes_the_rest() {
-    let (mut daemon, bridge) = started(&["pool.ready = 2", "pool.max = 2", "stop.timeout = \"2s\""]).await;
+    let (mut daemon, bridge) = started(&["pool.ready = 2", "pool.max = 2", "stop.timeout = \"5s\""]).await;
     daemon.settled(2).await;
     let lease = daemon.allocate(&daemon.client()).await;
     let stays = Stays::inside(&lease);
@@ -222,6 +222,7 @@ async fn a_folder_is_ours_until_all_of_it_is_gone() {
     let left = std::fs::read_dir(&folder).unwrap().next().unwrap().unwrap().path();
     assert!(left.join("buddy.json").exists() && left.join("somebodys").exists(), "{left:?}");
     std::fs::remove_dir(left.join("somebodys")).unwrap();
+    daemon.configure(&["stop.timeout = \"20s\""]);
     daemon.launch().await;
     daemon.level("the folder to be gone", |_| async { (!left.exists()).then_some(()) }).await;
     assert_eq!(daemon.stop().await, 0, "{}", daemon.log());
@@ -296,6 +297,7 @@ async fn what_the_pool_left_on_a_container_engine_goes_when_nobody_is_in_it() {
     assert_eq!(daemon.client().lease(&lease.token).await.unwrap().netns_path, lease.netns_path);
     inside(&lease, "true").unwrap();
     daemon.usage("the lease", |usage| usage.leased == 1 && usage.vacating + usage.filling == 0).await;
+    daemon.taken_over().await;
     let rows = audited(&daemon, &["--fix"]);
     assert_eq!(rows.len(), 3, "{rows:?}");
     for (folder, why) in
@@ -352,7 +354,7 @@ async fn a_process_that_joined_by_path_is_a_joiner_of_its_lease() {
     let (daemon, _) = started(&["pool.ready = 1", "pool.max = 1", "pool.linger = \"1s\"", "pool.count_every = \"100ms\""]).await;
     let client = daemon.client();
     let mut events = client.watch(None).await.unwrap();
-    let lease = client.allocate(Request::new().wait(LIMIT).joiners(Some(Duration::from_secs(2)))).await.unwrap().keep();
+    let lease = client.allocate(Request::new().wait(LIMIT).joiners(Some(LIMIT))).await.unwrap().keep();
     let stays = Stays::inside(&lease);
     let told = joined(&mut events, &lease).await;
     let whois = daemon.json(&["whois", &stays.0.id().to_string()]);

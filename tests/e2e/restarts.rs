@@ -1,12 +1,11 @@
 //! A daemon that is killed, its successor, its neighbours and its double. Containers of others are never touched.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use nspool::client::Request;
 use nspool::proto::{self, LeaseState, ReleaseOutcome};
 
-use crate::support::daemon::{LIMIT, TEST_LABEL, TestDaemon, load_busybox, text};
+use crate::support::daemon::{LIMIT, TEST_LABEL, TestDaemon, joined, load_busybox, text};
 use crate::support::engines::TestEngine;
 use crate::support::image::BUSYBOX;
 
@@ -130,7 +129,7 @@ async fn what_happens_to_buddies_while_no_daemon_is_there_is_noticed(engine: &Te
 
 async fn a_successor_without_the_ledger_clears_up(engine: &TestEngine) {
     load_busybox(engine);
-    let mut daemon = TestDaemon::start(engine, &["pool.join_by = \"8s\""]).await;
+    let mut daemon = TestDaemon::start(engine, &[]).await;
     daemon.settled(2).await;
     let client = daemon.client();
     let (occupied, empty) = (daemon.allocate(&client).await, daemon.allocate(&client).await);
@@ -139,9 +138,11 @@ async fn a_successor_without_the_ledger_clears_up(engine: &TestEngine) {
     let before = daemon.slots().await;
     daemon.kill();
     std::fs::remove_dir_all(daemon.dir.path().join("state")).unwrap();
+    // So long each of them is kept for somebody who may be about to join.
+    daemon.configure(&["pool.join_by = \"20s\""]);
     daemon.launch().await;
     // A lease that nobody knows of any more may be on any of them.
-    daemon.usage("the new pool beside the old one", |usage| usage.ready == 2 && usage.detached == 4).await;
+    daemon.usage("the old ones are kept", |usage| usage.detached == 4).await;
     let late = daemon.stay(&empty.network_mode);
     daemon.usage("the new pool, and the occupied buddies", |usage| usage.ready == 2 && usage.detached == 2).await;
     engine.run(&["rm", "-f", &late]);
@@ -223,7 +224,8 @@ async fn a_second_daemon_of_the_same_pool_gives_up(engine: &TestEngine) {
     // On the same socket it does not even begin.
     let mut third = TestDaemon::prepare(engine, &[&format!("api.listen = [\"unix:{}\"]", first.socket.display())]);
     third.spawn(third.command(&[]));
-    assert_eq!(third.exit_code(Duration::from_secs(5)).await, 75, "{}", third.log());
+    assert_eq!(third.exit_code(LIMIT).await, 75, "{}", third.log());
+    third.says("somebody answers on ").await;
     assert_eq!(first.settled(1).await.ready, 1);
 }
 
@@ -280,9 +282,11 @@ async fn an_audit_finds_and_mends_what_was_done_by_hand(engine: &TestEngine) {
     let daemon = TestDaemon::start(engine, &["pool.join_by = \"5s\""]).await;
     daemon.settled(2).await;
     let client = daemon.client();
-    let lease = daemon.allocate(&client).await;
+    let lease = client.allocate(Request::new().wait(LIMIT).joiners(Some(LIMIT))).await.unwrap().keep();
+    let mut events = client.watch(None).await.unwrap();
     daemon.usage("two more ready", |usage| usage.ready == 2 && usage.filling == 0).await;
     let function = daemon.stay(&lease.network_mode);
+    joined(&mut events, &lease).await;
     let agrees = |what: &str| {
         let output = daemon.cli(&["audit"]);
         assert_eq!(output.status.code(), Some(0), "{what}: {}{}", text(&output.stdout), text(&output.stderr));

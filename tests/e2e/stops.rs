@@ -1,8 +1,6 @@
 //! Every way to stop: bounded, and nothing of ours is left but what somebody is in, which is named.
 
-use std::time::{Duration, Instant};
-
-use crate::support::daemon::{TestDaemon, joined, load_busybox};
+use crate::support::daemon::{LIMIT, TestDaemon, joined, load_busybox};
 use crate::support::engines::TestEngine;
 
 on_both_engines!(
@@ -16,9 +14,7 @@ async fn a_stop_removes_what_is_ready_or_leased(engine: &TestEngine) {
     let mut daemon = TestDaemon::start(engine, &[]).await;
     daemon.settled(2).await;
     let lease = daemon.allocate(&daemon.client()).await;
-    let began = Instant::now();
     assert_eq!(daemon.stop().await, 0, "{}", daemon.log());
-    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
     assert_eq!(daemon.containers(), [""; 0]);
     assert!(!daemon.socket.exists());
     assert!(!daemon.log().contains(&lease.token));
@@ -31,9 +27,7 @@ async fn a_stop_during_the_fill_leaves_nothing(engine: &TestEngine) {
     // From the very first moment to the middle of it.
     for ready in [0, 1, 3] {
         daemon.usage("the fill to be under way", |usage| usage.ready >= ready).await;
-        let began = Instant::now();
         assert_eq!(daemon.stop().await, 0, "{}", daemon.log());
-        assert!(began.elapsed() < Duration::from_secs(10), "what nobody wants any more was still made: {:?}", began.elapsed());
         assert_eq!(daemon.containers(), [""; 0], "stopped with {ready} ready");
         daemon.launch().await;
     }
@@ -42,14 +36,18 @@ async fn a_stop_during_the_fill_leaves_nothing(engine: &TestEngine) {
 
 async fn a_stop_leaves_what_somebody_is_in_and_the_next_start_minds_it(engine: &TestEngine) {
     load_busybox(engine);
-    let mut daemon = TestDaemon::start(engine, &["stop.timeout = \"10s\""]).await;
+    let mut daemon = TestDaemon::start(engine, &["stop.timeout = \"5m\""]).await;
     let client = daemon.client();
     let lease = daemon.allocate(&client).await;
     let mut events = client.watch(None).await.unwrap();
     let function = daemon.stay(&lease.network_mode);
     joined(&mut events, &lease).await;
+    daemon.usage("nothing is being made", |usage| usage.ready == 2 && usage.filling == 0).await;
     drop((events, client));
-    assert_eq!(daemon.stop().await, 1, "{}", daemon.log());
+    daemon.signal("TERM");
+    daemon.usage("only that one left", |usage| usage.quarantined == 1 && usage.vacant + 1 == usage.max).await;
+    daemon.signal("TERM");
+    assert_eq!(daemon.exit_code(LIMIT).await, 1, "{}", daemon.log());
     assert_eq!(daemon.buddies(), [lease.container_id.as_str()], "only the one that somebody is in");
     let log = daemon.log();
     let named = log.lines().find(|line| line.contains("left in the engine")).unwrap();
@@ -78,7 +76,7 @@ async fn a_second_signal_stops_at_once(engine: &TestEngine) {
     daemon.signal("TERM");
     daemon.slot(lease.slot, "the quarantine", |slot| slot.state == "quarantined").await;
     daemon.signal("INT");
-    assert_eq!(daemon.exit_code(Duration::from_secs(10)).await, 1);
+    assert_eq!(daemon.exit_code(LIMIT).await, 1);
     assert!(daemon.log().lines().any(|line| line.contains("left in the engine") && line.contains(&lease.container_id)));
     assert!(!daemon.socket.exists());
 }

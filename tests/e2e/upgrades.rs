@@ -239,6 +239,7 @@ impl<'e> Story<'e> {
             assert_eq!(client.release(token, false).await.unwrap().outcome(), ReleaseOutcome::AlreadyReleased);
         }
         assert!(self.human.try_wait().unwrap().is_none(), "nspool run goes on");
+        self.daemon.taken_over().await;
         let audit = self.daemon.cli(&["audit"]);
         assert_eq!(audit.status.code(), Some(0), "{}{}", text(&audit.stdout), text(&audit.stderr));
     }

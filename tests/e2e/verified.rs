@@ -83,16 +83,25 @@ async fn what_is_left_costs_the_buddy_and_is_told(engine: &TestEngine) {
     let daemon = started(engine, &[]).await;
     let (lease, said) = used(&daemon, &[], "echo 6.6.6.6 bank >> /etc/hosts").await;
     said.unwrap();
+    daemon.says("shared_file hosts: was ").await;
     let told = daemon.log();
     assert!(told.contains("left behind") && told.contains("shared_file hosts: was "), "{told}");
     let (next, said) = used(&daemon, &[], "cat /etc/hosts").await;
     assert!(next.generation > lease.generation && !said.unwrap().contains("bank"));
 }
 
+/// Waits until an inspection of the slot says so: one that takes too long says that instead.
+async fn inspected(daemon: &TestDaemon<'_>, code: i32, words: &str) {
+    let look = |_| async {
+        let inspected = daemon.cli(&["inspect", "0"]);
+        (inspected.status.code() == Some(code) && text(&inspected.stdout).contains(words)).then_some(())
+    };
+    daemon.level(words, look).await;
+}
+
 async fn an_inspection_shows_what_a_function_does(engine: &TestEngine) {
     let daemon = started(engine, &[]).await;
-    let clean = daemon.cli(&["inspect", "0"]);
-    assert!(clean.status.success() && text(&clean.stdout).contains("as it was when it was ready"), "{clean:?}");
+    inspected(&daemon, 0, "as it was when it was ready").await;
     let lease = daemon.allocate(&daemon.client()).await;
     let function = daemon.function(
         &["run", "-d", "--cap-add", "NET_ADMIN"],
@@ -109,9 +118,7 @@ async fn an_inspection_shows_what_a_function_does(engine: &TestEngine) {
         })
         .await;
     assert_eq!(shown["is_as_it_was"], false);
-    let diff = daemon.cli(&["inspect", "0"]);
-    assert_eq!(diff.status.code(), Some(1));
-    assert!(text(&diff.stdout).contains("route 198.51.100.0/24"), "{}", text(&diff.stdout));
+    inspected(&daemon, 1, "route 198.51.100.0/24").await;
     engine.run(&["rm", "-f", function.trim()]);
     let (unknown, reuse) = (daemon.cli(&["inspect", "7"]), daemon.cli(&["inspect", "x"]));
     assert_eq!((unknown.status.success(), reuse.status.code()), (false, Some(64)));
@@ -238,9 +245,9 @@ async fn every_deed_is_found_by_its_name_or_was_not_done(engine: &TestEngine) {
             let before = daemon.log().len();
             let (lease, said) = used(&daemon, &options, deed).await;
             said.unwrap_or_else(|error| panic!("{deed}: {error}"));
-            let log = daemon.log();
-            let named = log[before..].lines().any(|line| line.contains("left behind") && line.contains(&format!("difference={kind} ")));
-            assert!(named, "{deed} as {options:?}:\n{}", &log[before..]);
+            let is_named = |line: &str| line.contains("left behind") && line.contains(&format!("difference={kind} "));
+            let named = |_| async { daemon.log()[before..].lines().any(is_named).then_some(()) };
+            daemon.level(&format!("{deed} as {options:?} to be named"), named).await;
             let client = daemon.client();
             let next = daemon.allocate(&client).await;
             let seen = function(&daemon, &next, &options, LOOK).unwrap();

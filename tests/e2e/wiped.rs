@@ -36,8 +36,10 @@ async fn an_engine_that_is_wiped_is_full_again_from_the_store(engine: &TestEngin
     assert_eq!(fetched[0]["fetched"], true);
     drop(registry);
 
-    // Containers and images together, and again while the daemon was faster. Not by force: podman would remove containers that are just being created, and
-    // then knows them for ever, and lists none.
+    // Containers and images together, with nothing being made meanwhile. Not by force: podman would remove containers that are just being created, and then
+    // knows them for ever, and lists none.
+    daemon.json(&["resize", "--ready", "0"]);
+    daemon.settled(0).await;
     let loads = || sum(&metrics(&address), "nspool_image_stage_seconds_count", "stage=\"load\"");
     let before = loads();
     let wiped = || async {
@@ -48,6 +50,7 @@ async fn an_engine_that_is_wiped_is_full_again_from_the_store(engine: &TestEngin
         (loads() > before).then_some(())
     };
     eventually("the placeholder to come from the store again", LIMIT, wiped).await;
+    daemon.json(&["resize", "--ready", "2"]);
     daemon.settled(2).await;
     let again = daemon.json(&["image", "ensure", &function]);
     assert_eq!((again[0]["id"].as_str(), &again[0]["fetched"]), (Some(id), &false.into()), "{again}");

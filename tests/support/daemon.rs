@@ -222,7 +222,7 @@ impl<'e> TestDaemon<'e> {
         };
         match tokio::time::timeout(LIMIT, found).await {
             Ok(found) => found,
-            Err(_) => panic!("waited in vain for {what}: {:#?}\n{:#?}", client.usage().await, client.slots().await),
+            Err(_) => panic!("waited in vain for {what}: {:#?}\n{:#?}\n{}", client.usage().await, client.slots().await, self.log()),
         }
     }
 
@@ -242,6 +242,11 @@ impl<'e> TestDaemon<'e> {
     pub async fn settled_but_leased(&self, leased: u32) -> proto::Usage {
         let quiet = |u: &proto::Usage| u.filling + u.vacating + u.renewing + u.quarantined + u.retiring == 0;
         self.usage(&format!("{leased} leased and quiet"), |usage| usage.leased == leased && quiet(usage)).await
+    }
+
+    /// Waits until what a predecessor left is taken over, before which nothing is compared: the counts of its leases are told earlier.
+    pub async fn taken_over(&self) {
+        self.level("the pool to be taken over", |client| async move { client.audit(false).await.ok() }).await;
     }
 
     pub async fn slots(&self) -> Vec<proto::Slot> {

@@ -101,8 +101,9 @@ pub fn podman() -> &'static TestEngine {
 }
 
 /// What Docker says when it was in its own way, and does not say the next time: a link of another test's went while it listed them all for a new network; a
-/// container's end was written down in the folder that was being removed.
-const PASSING: [&str; 2] = ["no such network interface", "directory not empty"];
+/// container's end was written down in the folder that was being removed. And podman, which reads all images to answer about one, of which another test's may
+/// just be going.
+const PASSING: [&str; 4] = ["no such network interface", "directory not empty", "image not known", "layer not known"];
 const TRIES: u32 = 5;
 
 impl TestEngine {
