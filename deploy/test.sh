@@ -101,8 +101,13 @@ remember
 "$setup" engine run true
 [ "$(value token)" = "$token" ] || wrong "engines that were started by hand are gone after a run"
 
-# Even with the engines and the keeper of their namespaces killed, nothing stays.
+# Even with the engines and the keeper of their namespaces killed, nothing stays; but what another checkout's engines still use does.
+other() { CARGO_TARGET_DIR=$work/other "$setup" engine "$@"; }
+trap '"$setup" engine stop; other stop; rm -rf "$work"' EXIT
+other start >/dev/null
 kill -KILL "$(value docker)" "$(value podman)" "$(value holder)"
 "$setup" engine stop
+other run grep -q ' /run/netns .* tmpfs ' /proc/self/mountinfo || wrong "another checkout's engines lost what they keep in private places"
+other stop
 nothing_left
 printf 'all as promised\n'

@@ -19,6 +19,7 @@ use std::time::{Duration, SystemTime};
 use tokio::net::UnixListener;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -26,7 +27,7 @@ use crate::api::{self, About, Api, DaemonStatus, Limits};
 use crate::audit::Auditor;
 use crate::config::{self, AcrossTenants, Config, EngineChoice, Pacer, PlaceholderImage, Reuse};
 use crate::engine::paced::{Deadlines, Paced};
-use crate::engine::{Engine, EngineError, NamespaceKind};
+use crate::engine::{Engine, NamespaceKind};
 use crate::engine_networks::EngineNetworks;
 use crate::headcount::{self, Present};
 use crate::image::Images;
@@ -313,6 +314,7 @@ impl Daemon {
             }
         };
         tracing::info!(timeout = ?config.stop.timeout, "stopping");
+        let mut until = Instant::now() + config.stop.timeout;
         tools.engine.set_stopping();
         // Nobody asked for the end of a daemon that falls, least of all the holders of its leases.
         let keep = keep || outcome.is_err();
@@ -320,23 +322,23 @@ impl Daemon {
         if outcome.is_ok() {
             tokio::select! {
                 biased;
-                _ = tokio::time::timeout(config.stop.timeout, &mut work) => {}
+                _ = tokio::time::timeout_at(until, &mut work) => {}
                 _ = &mut api => {}
-                () = second_stop(&mut signals) => tracing::warn!("stopping at once"),
+                () = second_stop(&mut signals) => until = Instant::now(),
             }
         }
-        ending.cancel();
-        cut_off(images).await;
+        cut_off(&ending, images).await;
         api_ending.cancel();
         let _ = tokio::time::timeout(END_OF_API, api).await;
         end(background, mutations).await;
         outcome?;
-        Ok(if keep { kept(&tools, &detached) } else { removed(&tools, &engines, &detached).await })
+        Ok(if keep { kept(&tools, &detached) } else { removed(&tools, &engines, &detached, until).await })
     }
 }
 
 /// Who follows a fetch hears that it is over before the API ends.
-async fn cut_off(images: Option<Images>) {
+async fn cut_off(ending: &CancellationToken, images: Option<Images>) {
+    ending.cancel();
     if let Some(images) = images {
         let _ = tokio::time::timeout(END_OF_API, images.close()).await;
     }
@@ -349,13 +351,14 @@ async fn end(mut background: JoinSet<()>, mutations: TaskTracker) {
     let _ = tokio::time::timeout(END_OF_API, mutations.wait()).await;
 }
 
-/// Nothing stays, but for what somebody is in, and then what that needs.
-async fn removed(tools: &Tools, engines: &EngineNetworks, detached: &DetachedList) -> Stopped {
+/// Nothing stays, but for what somebody is in, and then what that needs. What else has to go has the time that is left of the stop's.
+async fn removed(tools: &Tools, engines: &EngineNetworks, detached: &DetachedList, until: Instant) -> Stopped {
     let mut left = left(tools, detached);
-    let pins = tokio::time::timeout(END_OF_API, pin::remove(tools)).await;
-    match pins.unwrap_or_else(|_| Err(EngineError::deadline("list", "", END_OF_API))) {
-        Ok(pins) => left.extend(pins.into_iter().map(|(id, error)| Left { container: id.to_string(), why: error.to_string() })),
-        Err(error) => left.push(Left { container: "what keeps the placeholder image".to_owned(), why: error.to_string() }),
+    let unknown = |why: String| Left { container: "what keeps the placeholder image".to_owned(), why };
+    match tokio::time::timeout_at(until.max(Instant::now() + END_OF_API), pin::remove(tools)).await {
+        Ok(Ok(pins)) => left.extend(pins.into_iter().map(|(id, error)| Left { container: id.to_string(), why: error.to_string() })),
+        Ok(Err(error)) => left.push(unknown(error.to_string())),
+        Err(_) => left.push(unknown("the engine did not answer in time".to_owned())),
     }
     Stopped { left: if left.is_empty() { links::tear_down(tools, engines).await } else { left } }
 }
@@ -405,7 +408,10 @@ fn kept(tools: &Tools, detached: &DetachedList) -> Stopped {
 async fn second_stop(signals: &mut mpsc::Receiver<Signal>) {
     loop {
         match signals.recv().await {
-            Some(Signal::Stop) => return,
+            Some(Signal::Stop) => {
+                tracing::warn!("stopping at once");
+                return;
+            }
             Some(Signal::Reload(_)) => {}
             None => std::future::pending().await,
         }

@@ -311,8 +311,8 @@ fn images_that_are_here_are_told_whatever_became_of_the_others() {
 #[test]
 fn a_push_that_is_waited_for_in_vain_goes_on() {
     let daemon = Running::start();
-    let text = run(Some(&daemon), &["image", "push", "slow:1", "--timeout", "200ms"]);
-    assert!(text.contains("exit code 75\n") && text.contains("slow:1: not there within 200ms; the push goes on"), "{text}");
+    let text = run(Some(&daemon), &["image", "push", "slow:1", "--timeout", "3s"]);
+    assert!(text.contains("exit code 75\n") && text.contains("slow:1: not there within 3s; the push goes on"), "{text}");
     daemon.script(|script| assert_eq!(script.calls, ["PushImage slow:1 to \"\""]));
 }
 

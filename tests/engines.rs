@@ -18,6 +18,7 @@ use nspool::engine::{
 use support::engines::{PrivateDocker, PrivatePodman, TestEngine, docker, podman, unique, unique_subnet};
 use support::eventually;
 use support::image::{BUSYBOX, busybox_archive, busybox_image};
+use support::registry::reserved_port;
 use tokio::time::timeout;
 
 /// Long enough for a loaded machine; a test that reaches it has failed.
@@ -424,9 +425,8 @@ fn connections_to(socket: &std::path::Path) -> usize {
 async fn a_pull_that_fails_has_the_registrys_words(engine: &TestEngine) {
     let docker = connect(engine);
     // Nobody listens there.
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let reference = format!("{}/nspool/none:1", listener.local_addr().unwrap());
-    drop(listener);
+    let (_port, host) = reserved_port();
+    let reference = format!("{host}/nspool/none:1");
     let error = timeout(LIMIT, docker.pull_image(&reference, None, &|_| {})).await.unwrap().unwrap_err();
     assert_eq!((error.class, error.operation), (ErrorClass::Refused, "pull"), "{error}");
     assert!(error.message.contains("connection refused"), "{error}");

@@ -150,7 +150,7 @@ func TestARefusalLeadsToThePlainNetworkAtOnce(t *testing.T) {
 	} {
 		client, pool, _ := start(t)
 		pool.will("Allocate", refusing(refusal.code, refusal.reason, 1500*time.Millisecond))
-		plain, err := client.AllocateOrFallback(context.Background(), "slow0", nspool.Request{})
+		plain, err := client.AllocateOrFallback(context.Background(), "slow0", patient)
 		if err != nil || plain.Leased || plain.NetworkMode != "slow0" {
 			t.Fatalf("%v: %v, %v", refusal, plain, err)
 		}
@@ -172,7 +172,7 @@ func TestAMistakeOfTheCallerIsReturned(t *testing.T) {
 	for _, code := range []codes.Code{codes.InvalidArgument, codes.PermissionDenied} {
 		client, pool, _ := start(t)
 		pool.will("Allocate", refusing(code, "BAD_FIELD", 0))
-		_, err := client.AllocateOrFallback(context.Background(), "bridge", nspool.Request{})
+		_, err := client.AllocateOrFallback(context.Background(), "bridge", patient)
 		var failure *nspool.Error
 		if !errors.As(err, &failure) || !failure.Mistake() || !strings.Contains(err.Error(), "BAD_FIELD") {
 			t.Errorf("%v: %v", code, err)

@@ -380,6 +380,9 @@ func start(t *testing.T) (*nspool.Client, *fakePool, *grpc.Server) {
 	return newClient(t, endpoint, "agent"), pool, server
 }
 
+// patient is for calls of a daemon that is there, however busy the machine is: without a time of its own a call with a way out has half a second.
+var patient = nspool.Request{Timeout: 10 * time.Second}
+
 func newClient(t *testing.T, endpoint, owner string) *nspool.Client {
 	t.Helper()
 	client, err := nspool.New(nspool.Config{Endpoint: endpoint, Owner: owner, Logf: func(string, ...interface{}) {}})

@@ -25,7 +25,7 @@ func (c coded) StatusCode() int { return c.status }
 
 func TestRunWithRunsInALease(t *testing.T) {
 	client, pool, _ := start(t)
-	lease, err := client.RunWith(context.Background(), "bridge", nspool.Request{}, func(context.Context, *nspool.Lease) error {
+	lease, err := client.RunWith(context.Background(), "bridge", patient, func(context.Context, *nspool.Lease) error {
 		return nil
 	})
 	if err != nil || !lease.Leased || len(pool.doubts()) != 0 {
@@ -36,7 +36,7 @@ func TestRunWithRunsInALease(t *testing.T) {
 func TestRunWithoutALease(t *testing.T) {
 	client, pool, _ := start(t)
 	pool.will("Allocate", refusing(codes.ResourceExhausted, "POOL_EMPTY", 0))
-	lease, err := client.RunWith(context.Background(), "slow0", nspool.Request{}, func(_ context.Context, l *nspool.Lease) error {
+	lease, err := client.RunWith(context.Background(), "slow0", patient, func(_ context.Context, l *nspool.Lease) error {
 		if l.NetworkMode != "slow0" {
 			return errors.New(l.NetworkMode)
 		}
@@ -80,7 +80,7 @@ func TestASecondTryIfTheLeaseExplainsTheFailure(t *testing.T) {
 			client, pool, server := start(t)
 			var modes []string
 			var first error
-			lease, err := client.RunWith(context.Background(), "bridge", nspool.Request{},
+			lease, err := client.RunWith(context.Background(), "bridge", patient,
 				func(_ context.Context, l *nspool.Lease) error {
 					modes = append(modes, l.NetworkMode)
 					if !l.Leased {
@@ -119,7 +119,7 @@ func TestAnErrorThatTheCallerExplains(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	lease, err := client.RunWith(context.Background(), "bridge", nspool.Request{}, func(_ context.Context, l *nspool.Lease) error {
+	lease, err := client.RunWith(context.Background(), "bridge", patient, func(_ context.Context, l *nspool.Lease) error {
 		if l.Leased {
 			return strange
 		}
@@ -134,7 +134,7 @@ func TestACancelledStartIsNotTriedAgain(t *testing.T) {
 	client, pool, _ := start(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	tries := 0
-	_, err := client.RunWith(ctx, "bridge", nspool.Request{}, func(context.Context, *nspool.Lease) error {
+	_, err := client.RunWith(ctx, "bridge", patient, func(context.Context, *nspool.Lease) error {
 		tries++
 		cancel()
 		return coded{404}
@@ -151,14 +151,14 @@ func TestAPanicMakesTheReleaseDoubtful(t *testing.T) {
 			t.Errorf("released %v", pool.doubts())
 		}
 	}()
-	client.RunWith(context.Background(), "bridge", nspool.Request{}, func(context.Context, *nspool.Lease) error { panic("boom") })
+	client.RunWith(context.Background(), "bridge", patient, func(context.Context, *nspool.Lease) error { panic("boom") })
 }
 
 func TestWithReleases(t *testing.T) {
 	client, pool, _ := start(t)
 	boom := errors.New("boom")
 	for _, result := range []error{nil, boom} {
-		err := client.With(context.Background(), "bridge", nspool.Request{}, func(context.Context, *nspool.Lease) error {
+		err := client.With(context.Background(), "bridge", patient, func(context.Context, *nspool.Lease) error {
 			return result
 		})
 		if err != result {

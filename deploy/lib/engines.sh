@@ -121,16 +121,16 @@ ask_to_leave() {
 
 # Ends what runs, and takes away every trace but the logs. Says so if something resists, and then keeps the state for the next try.
 clear_engines() {
-  local run token made
+  local run token
   run=$(field run)
   token=$(field token)
   if [ "$(field boot)" = "$(cat /proc/sys/kernel/random/boot_id)" ]; then
     ask_to_leave podman 5
     ask_to_leave docker 20
     within 20 end_processes || fail "these processes of the private engines cannot be ended: $(processes | tr '\n' ' ')"
-    # Only what is empty can be removed: another engine's control groups and folders are not.
+    # Only what is empty can be removed: another engine's control groups are not.
     find /sys/fs/cgroup -depth -type d \( -path "*/nspool-$token*" -o -path '*/libpod_parent*' \) -exec rmdir {} + 2>/dev/null || true
-    for made in $(field made); do rmdir --ignore-fail-on-non-empty "$made" 2>/dev/null || true; done
+    clear_places
   fi
   rm -rf --one-file-system "$run" "$engines/docker" "$engines/podman" || fail "cannot remove $run and the data below $engines"
   rm -f "$state"
@@ -138,6 +138,29 @@ clear_engines() {
 
 # In the new namespaces: what the engines and their helpers keep in places that no option moves becomes empty and private.
 private_places=(/run/containerd /run/docker /run/netns /run/libpod /run/runc /run/crun /var/lib/cni /var/lib/containers)
+
+# Where nothing was, folders are made to mount upon, and removed by whoever is the last one on this host (other checkouts have engines, too): a folder that is
+# removed takes along what is mounted upon it elsewhere. Which were made is in this file; whoever lives in private places has it locked, shared.
+places=/run/nspool-private-places
+
+# Opens that file as 8 and locks it (flock's options in $1), unless somebody has removed it meanwhile.
+lock_places() {
+  while true; do
+    exec 8>>"$places" || fail "cannot write $places"
+    flock "$1" 8 || return 1
+    if [ "$places" -ef /proc/self/fd/8 ]; then return 0; fi
+  done
+}
+
+clear_places() {
+  local made
+  [ -e "$places" ] || return 0
+  if lock_places -xn; then
+    while read -r made; do rmdir --ignore-fail-on-non-empty "$made" 2>/dev/null || true; done <"$places"
+    rm -f "$places"
+  fi
+  exec 8>&-
+}
 
 hold_namespaces() {
   ip link set lo up
@@ -149,11 +172,13 @@ hold_namespaces() {
 
 make_namespaces() {
   local run=$1 place
-  # The kernel wants folders to mount upon. Those made here are removed at the stop, and are on record before they are made.
-  for place in "${private_places[@]}"; do [ -d "$place" ] || printf 'made=%s\n' "$place" >>"$state"; done
+  lock_places -s
+  for place in "${private_places[@]}"; do [ -d "$place" ] || printf '%s\n' "$place" >&8; done
   mkdir -p "${private_places[@]}"
+  # It has the lock as long as it lives.
   NSPOOL_ENGINES=$(field token) setsid unshare --net --mount --propagation slave \
     "$BASH" "$here/setup.sh" hold "$run/held" </dev/null >"$engines/holder.log" 2>&1 9>&- &
+  exec 8>&-
   keep_pid holder "$!"
   within 10 test -e "$run/held" || explain "the namespaces of their own could not be made" "$engines/holder.log"
 }

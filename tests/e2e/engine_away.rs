@@ -132,6 +132,7 @@ async fn a_stop_is_bounded_when_the_engine_hangs_or_is_gone() {
     engine.signal("CONT");
     assert!(took < Duration::from_secs(20), "with what keeps the image: {took:?}");
     daemon.launch().await;
+    daemon.json(&["resize", "--ready", "2"]);
     daemon.settled(2).await;
     assert_eq!(daemon.stop().await, 0);
     assert_eq!(daemon.containers(), [""; 0]);

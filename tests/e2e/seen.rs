@@ -1,17 +1,20 @@
 //! What is seen from outside: metrics that a strict reader takes, logs that programs can read, and no token in either.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::process::{Command, Stdio};
 
 use crate::support::daemon::{TestDaemon, text};
 use crate::support::engines::TestEngine;
+use crate::support::registry::reserved_port;
 
 on_both_engines!(metrics_agree_with_usage, no_token_is_told);
 
 /// A configuration line, and where the metrics are then.
 pub(super) fn listener() -> (String, String) {
-    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let (port, address) = reserved_port();
+    // As long as the tests run: the daemon may be started again.
+    std::mem::forget(port);
     (format!("metrics.listen = {address:?}"), address)
 }
 

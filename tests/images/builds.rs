@@ -176,12 +176,12 @@ async fn a_build_that_fails_says_why_and_leaves_nothing(host: &TestEngine) {
 }
 
 async fn a_build_that_is_cut_off_leaves_nothing(host: &TestEngine) {
-    let settings = config::Images { build_timeout: Duration::from_secs(10), ..config::Images::default() };
+    let settings = config::Images { build_timeout: Duration::from_secs(15), ..config::Images::default() };
     let yard = Yard::new(host, settings).await;
     yard.dockerfile(&format!("LABEL nspool-test-yard={}\nRUN sleep 600\n", yard.base));
     let (printed, outcome) = yard.over(yard.definition()).await;
     let failure = outcome.unwrap_err();
-    assert_eq!(&*failure.why, "not built within 10s ([images] build_timeout)");
+    assert_eq!(&*failure.why, "not built within 15s ([images] build_timeout)");
     assert!(printed.iter().any(|line| line.contains("sleep 600")), "{printed:?}");
     let gone = async {
         while !yard.containers().await.is_empty() {

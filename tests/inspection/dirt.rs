@@ -31,7 +31,12 @@ async fn links() {
         ("ip link set eth0 txqueuelen 7", Kind::Link, "txqueuelen: was 1000, is 7"),
         ("ip link set eth0 group 7", Kind::Link, "group: was 0, is 7"),
         ("ip link property add dev eth0 altname other", Kind::Link, "other names"),
-        ("ip link set eth0 down; ip link set eth0 name eth7; ip link set eth7 up", Kind::Link, "eth0 name: was eth0, is eth7"),
+        (
+            "ip link set eth0 down; ip link set eth0 name eth7; ip link set eth7 up
+             until ip link show eth7 | grep -q 'LOWER_UP.* state UP'; do sleep 0.01; done",
+            Kind::Link,
+            "eth0 name: was eth0, is eth7",
+        ),
         ("ip link set eth0 addrgenmode eui64", Kind::Link, "IPv6 attribute 8"),
         ("ip link set eth0 gso_max_size 4096", Kind::Link, "gso_max_size"),
         ("ip link add b0 type bridge", Kind::Link, "b0: was not there, is index"),

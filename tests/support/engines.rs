@@ -106,6 +106,19 @@ pub fn podman() -> &'static TestEngine {
 const PASSING: [&str; 4] = ["no such network interface", "directory not empty", "image not known", "layer not known"];
 const TRIES: u32 = 5;
 
+/// Asks again for as long as what is said is passing.
+pub fn insisted(mut ask: impl FnMut() -> Output) -> Output {
+    let mut output = ask();
+    for _ in 0..TRIES {
+        let words = String::from_utf8_lossy(&output.stderr);
+        if output.status.success() || !PASSING.iter().any(|passing| words.contains(passing)) {
+            break;
+        }
+        output = ask();
+    }
+    output
+}
+
 impl TestEngine {
     fn from_env(variable: &str, kind: EngineKind) -> Self {
         let Some(socket) = std::env::var_os(variable).map(PathBuf::from) else { return Self::private(kind, &[]) };
@@ -204,14 +217,7 @@ impl TestEngine {
 
     /// The same; panics unless it succeeds, gives what it printed, trimmed.
     pub fn run(&self, args: &[&str]) -> String {
-        let mut output = self.client(args);
-        for _ in 0..TRIES {
-            let words = String::from_utf8_lossy(&output.stderr);
-            if output.status.success() || !PASSING.iter().any(|passing| words.contains(passing)) {
-                break;
-            }
-            output = self.client(args);
-        }
+        let output = insisted(|| self.client(args));
         assert!(output.status.success(), "docker {args:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }

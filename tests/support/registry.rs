@@ -1,11 +1,14 @@
 //! A private registry on loopback: Debian's `docker-registry`, with or without a password (`htpasswd` of apache2-utils).
 
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use super::engines::TestEngine;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, socket_with, sockopt};
+
+use super::engines::{TestEngine, insisted};
 use super::wait_for;
 
 /// An account of the registry.
@@ -19,6 +22,16 @@ pub struct TestRegistry {
     pub host: String,
     dir: tempfile::TempDir,
     child: Option<Child>,
+    _port: OwnedFd,
+}
+
+/// A port of loopback that nobody listens on, and that nobody is given who asks for any: as long as the socket is there, only who asks for this one has it.
+pub fn reserved_port() -> (OwnedFd, String) {
+    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+    sockopt::set_socket_reuseaddr(&socket, true).unwrap();
+    bind(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let host = SocketAddrV4::try_from(getsockname(&socket).unwrap()).unwrap().to_string();
+    (socket, host)
 }
 
 impl TestRegistry {
@@ -32,7 +45,7 @@ impl TestRegistry {
     /// Only chooses the port: nobody listens there until [`TestRegistry::launch`].
     pub fn prepare(with_password: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let host = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let (port, host) = reserved_port();
         let root = dir.path().display();
         let mut config = format!(
             "version: 0.1\nlog: {{level: warn}}\nstorage: {{filesystem: {{rootdirectory: {root}/data}}}}\nhttp: {{addr: '{host}'}}\n"
@@ -45,7 +58,7 @@ impl TestRegistry {
             config += &format!("auth: {{htpasswd: {{realm: nspool-tests, path: {root}/htpasswd}}}}\n");
         }
         std::fs::write(dir.path().join("config.yml"), config).unwrap();
-        Self { host, dir, child: None }
+        Self { host, dir, child: None, _port: port }
     }
 
     /// The same behind TLS, on all addresses. An engine takes any certificate on loopback.
@@ -98,7 +111,9 @@ impl TestRegistry {
         let config = self.docker_config();
         engine.run(&["tag", image, &reference]);
         let config = config.parent().unwrap().display().to_string();
-        let pushed = Command::new("docker").args(["--config", &config, "-H", &engine.endpoint(), "push", &reference]).output().unwrap();
+        let mut push = Command::new("docker");
+        push.args(["--config", &config, "-H", &engine.endpoint(), "push", &reference]);
+        let pushed = insisted(|| push.output().unwrap());
         assert!(pushed.status.success(), "{}", String::from_utf8_lossy(&pushed.stderr));
         engine.run(&["rmi", &reference]);
         reference

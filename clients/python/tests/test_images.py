@@ -42,10 +42,13 @@ def test_a_refusal_is_told(client: nspool.Client, pool: FakePool) -> None:
     assert len(pool.image_requests) == 1
 
 
-def test_a_wait_ends_at_its_time_and_not_without_an_outcome(client: nspool.Client, pool: FakePool) -> None:
+def test_a_wait_ends_at_its_time(client: nspool.Client, pool: FakePool) -> None:
     pool.script["EnsureImage"].append(hanging(0.5))
     with pytest.raises(nspool.NspoolError, match="DEADLINE_EXCEEDED"):
         client.ensure_image("a", timeout=0.1)
+
+
+def test_an_end_without_an_outcome_is_told(client: nspool.Client, pool: FakePool) -> None:
     pool.script["EnsureImage"].append(lambda context, healthy: None)
     with pytest.raises(nspool.Refused, match="without an outcome"):
         client.ensure_image("a")

@@ -184,4 +184,4 @@ def test_a_daemon_that_comes_back_is_reached_soon(daemon: Daemon) -> None:
         wait_for(daemon.listens, "the daemon listens")
         begin = time.monotonic()
         wait_for(lambda: answers(client), "an answer")
-        assert time.monotonic() - begin < 3, "grpcio before 1.80 needs five seconds"
+        assert time.monotonic() - begin < 4.5, "grpcio before 1.80 needs five seconds"

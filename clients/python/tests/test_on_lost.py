@@ -52,8 +52,9 @@ def test_a_reconnect_goes_on_from_the_position(
     first, second = client.allocate(), client.allocate()
     pool.lose(first.token)
     wait_for(lambda: len(lost) == 1, "the first loss")
-    pool.hang_up()
-    pool.lose(second.token, tell=False)
+    with pool.lock:
+        pool.hang_up()
+        pool.lose(second.token, tell=False)
     wait_for(lambda: len(lost) == 2, "the loss while nobody listened")
     assert pool.watch_requests[1] in (1, 2) and [entry.lease for entry in lost] == [first, second]
 

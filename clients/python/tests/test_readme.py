@@ -46,6 +46,7 @@ def test_an_example_runs(
     docker.APIClient = FakeDocker  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "docker", docker)
     monkeypatch.setenv("NSPOOL_ENDPOINT", endpoint)
+    monkeypatch.setattr("nspool.client._FALLBACK_TIMEOUT", 10.0)
     FakeDocker.created.clear()
     example = EXAMPLES[number].replace(nspool.DEFAULT_ENDPOINT, endpoint)
     exec(compile(example, f"README.md example {number}", "exec"), {"__name__": "example"})
