@@ -199,7 +199,9 @@ async fn without_a_container_engine_there_are_no_images() {
 
 /// The image's id as the engine writes it for that container, or for that name.
 fn image_of(engine: &TestEngine, what: &[&str]) -> String {
-    engine.run(what).trim().trim_start_matches("sha256:").to_owned()
+    // Not there for a moment, if the pool pulls it while its other name is being taken away.
+    let said = wait_for("the image's id", LIMIT, || Some(engine.client(what)).filter(|said| said.status.success()));
+    text(&said.stdout).trim_start_matches("sha256:").to_owned()
 }
 
 /// All images that have the mark and that no container was made from.
