@@ -31,8 +31,8 @@ add() {
     fails) error 100 "no way" ;;
     grumbles) echo "out of luck" >&2 && exit 3 ;;
     hangs)
-      # A child that does not hear of it, with the plugin's pipes.
-      sh -c 'trap "" TERM HUP; echo $$ >"$1/child"; while :; do sleep 1000; done' - "$CNI_PATH" &
+      # A child that does not hear of it, with the plugin's pipes, until the test's folder goes.
+      sh -c 'trap "" TERM HUP; echo $$ >"$1/child"; while [ -e "$1/child" ]; do sleep 1; done' - "$CNI_PATH" &
       wait
       ;;
     leaves) link 10.9.8.7/24 && result 10.9.8.7/24 && { sleep 1000 & echo $! >"$CNI_PATH/child"; } ;;
